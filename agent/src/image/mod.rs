@@ -1,0 +1,1 @@
+//! Images: a content store, OCI archive import, and overlayfs snapshots.

@@ -1,0 +1,12 @@
+//! The Kelp node agent: kubelet and kube-proxy in one daemon.
+//!
+//! FETCH → COMPUTE → EXECUTE: watches feed [`pod`] and [`dataplane`], the decisions are pure functions in
+//! `kelp-model`, and only [`runtime`], [`network`] and [`dataplane`] touch the kernel.
+
+pub mod dataplane;
+pub mod image;
+pub mod network;
+pub mod node;
+pub mod pod;
+pub mod probe;
+pub mod runtime;

@@ -1,0 +1,1 @@
+//! Pod network: namespaces, veth pairs, addresses from the podCIDR, routes.

@@ -1,0 +1,1 @@
+//! Node registration, Lease heartbeat and conditions.

@@ -1,0 +1,1 @@
+//! Pod lifecycle: one worker a pod UID.

@@ -1,0 +1,72 @@
+//! Containers and sandboxes: the [`Runtime`] seam and its libcontainer implementation.
+//!
+//! The agent never links libcontainer: each pod has a shim process (`kelp-shim`) that outlives the agent, and the
+//! shim starts a short-lived helper (`kelp-runtime-helper`) for each libcontainer call.
+
+mod types;
+
+pub use types::*;
+
+use std::future::Future;
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// Runs sandboxes (pods) and their containers. Every call is idempotent: repeating one that was cut off by a crash
+/// finishes it, and calling one whose work is done returns the present state.
+///
+/// The kernel and the shim hold the truth; an implementation keeps no state that it cannot rebuild from them.
+pub trait Runtime: Send + Sync + 'static {
+    /// Starts the shim of a pod and with it the pod's cgroup and its network, IPC and UTS namespaces.
+    fn create_sandbox(
+        &self,
+        spec: &SandboxSpec,
+    ) -> impl Future<Output = Result<SandboxStatus, RuntimeError>> + Send;
+
+    /// Prepares the root filesystem of a container and starts its process. Returns once `execve` of the user's
+    /// command has succeeded, or with [`RuntimeError::Start`] that says exactly why it did not.
+    fn start_container(
+        &self,
+        sandbox: &str,
+        spec: &ContainerSpec,
+    ) -> impl Future<Output = Result<ContainerStatus, RuntimeError>> + Send;
+
+    /// Sends `signal` to the container's first process.
+    fn signal_container(
+        &self,
+        sandbox: &str,
+        container: &str,
+        signal: i32,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Kills whatever is left of a container, and removes its cgroup, root filesystem and state.
+    fn remove_container(
+        &self,
+        sandbox: &str,
+        container: &str,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes a sandbox with all its containers; afterwards no process, cgroup, mount or file of it is left.
+    fn remove_sandbox(&self, sandbox: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Everything on this node, read from the shims.
+    fn list(&self) -> impl Future<Output = Result<Vec<SandboxStatus>, RuntimeError>> + Send;
+
+    /// One sandbox, `None` if it is not on this node.
+    fn status(
+        &self,
+        sandbox: &str,
+    ) -> impl Future<Output = Result<Option<SandboxStatus>, RuntimeError>> + Send;
+
+    /// Runs a command inside a running container to its end and returns its output (at most 16 KiB of each stream)
+    /// and exit code; used by exec probes and hooks.
+    fn exec(
+        &self,
+        sandbox: &str,
+        container: &str,
+        argv: &[String],
+        timeout: Duration,
+    ) -> impl Future<Output = Result<ExecResult, RuntimeError>> + Send;
+
+    /// State changes (a container exited, a shim vanished). A lagging receiver must [`Runtime::list`] again.
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
+}

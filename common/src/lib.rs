@@ -1,0 +1,3 @@
+//! Layout of every eBPF map key and value.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,56 @@
+//! MVCC store with etcd v3 semantics.
+//!
+//! One revision per transaction; reads at any revision that is not compacted; watches from a revision that never
+//! skip or repeat an event. A write is acknowledged only after fsync; concurrent writers share one.
+
+mod types;
+
+pub use types::*;
+
+use bytes::Bytes;
+use std::future::Future;
+
+/// The store as the API server and the etcd API use it.
+pub trait Store: Send + Sync + 'static {
+    /// Reads keys; see [`RangeRequest`].
+    fn range(&self, req: RangeRequest) -> impl Future<Output = Result<RangeResponse, StoreError>> + Send;
+
+    /// Runs `then` if every compare holds, else `or_else`, as one revision; durable when it returns.
+    fn txn(&self, req: TxnRequest) -> impl Future<Output = Result<TxnResponse, StoreError>> + Send;
+
+    /// Streams the changes of a key range from a revision on (0: from now). Dropping the receiver ends the watch.
+    /// A watcher that falls behind its bounded queue is ended with [`StoreError::WatchLagged`].
+    fn watch(&self, req: WatchRequest) -> impl Future<Output = Result<Watcher, StoreError>> + Send;
+
+    /// Forgets revisions below `revision`; later reads and watches below it fail with [`StoreError::Compacted`].
+    fn compact(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// The newest revision; 1 in an empty store, as in etcd.
+    fn revision(&self) -> i64;
+}
+
+/// Where a range of keys ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RangeEnd {
+    /// Only the key itself.
+    Single,
+    /// Keys before this one.
+    Before(Bytes),
+    /// All keys from the first on.
+    Unbounded,
+}
+
+impl RangeEnd {
+    /// The end of the range of all keys that start with `prefix`.
+    pub fn prefix(prefix: &[u8]) -> Self {
+        let mut end = prefix.to_vec();
+        while let Some(last) = end.last_mut() {
+            if *last < 0xff {
+                *last += 1;
+                return RangeEnd::Before(end.into());
+            }
+            end.pop();
+        }
+        RangeEnd::Unbounded
+    }
+}

@@ -1,0 +1,3 @@
+//! One binary: node agent, dataplane and control plane.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! Pure logic of Kelp: no IO, no async.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Short-lived helper that calls libcontainer.
+
+fn main() {}

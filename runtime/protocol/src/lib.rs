@@ -1,0 +1,1 @@
+//! Messages between the agent, the shim and the runtime helper.

@@ -1,0 +1,3 @@
+//! Per-pod shim: owns namespaces and log pipes, reaps containers.
+
+fn main() {}

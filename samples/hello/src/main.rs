@@ -1,0 +1,3 @@
+//! A small static web server that names its pod.
+
+fn main() {}

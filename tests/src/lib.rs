@@ -1,0 +1,1 @@
+//! Scenarios across crates: network-namespace hosts, real clients, restarts.
