@@ -25,6 +25,22 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets revisions below `revision`; later reads and watches below it fail with [`StoreError::Compacted`].
     fn compact(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// Grants a lease of `ttl` seconds (at least 1); `id` 0 chooses an identity. Durable when it returns. After a restart
+    /// of the store every lease lives its full time again.
+    fn lease_grant(&self, id: i64, ttl: i64) -> impl Future<Output = Result<Lease, StoreError>> + Send;
+
+    /// Ends a lease and deletes its keys, as one revision.
+    fn lease_revoke(&self, id: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Lets a lease live its full time again; fails with [`StoreError::LeaseNotFound`] when it has ended.
+    fn lease_keepalive(&self, id: i64) -> impl Future<Output = Result<Lease, StoreError>> + Send;
+
+    /// State of a lease.
+    fn lease_status(&self, id: i64) -> impl Future<Output = Result<LeaseStatus, StoreError>> + Send;
+
+    /// All leases, by identity.
+    fn leases(&self) -> impl Future<Output = Result<Vec<Lease>, StoreError>> + Send;
+
     /// The newest revision; 1 in an empty store, as in etcd.
     fn revision(&self) -> i64;
 }

@@ -2,7 +2,9 @@
 
 use crate::RangeEnd;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{Notify, mpsc};
 
 /// A key with its value and history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +40,36 @@ pub struct RangeRequest {
     pub count_only: bool,
 }
 
+impl RangeRequest {
+    /// Reads one key, newest.
+    pub fn key(key: impl Into<Bytes>) -> Self {
+        RangeRequest {
+            key: key.into(),
+            end: RangeEnd::Single,
+            revision: 0,
+            limit: 0,
+            keys_only: false,
+            count_only: false,
+        }
+    }
+
+    /// Reads all keys that start with `prefix`, newest.
+    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
+        let key = prefix.into();
+        RangeRequest { end: RangeEnd::prefix(&key), ..Self::key(key) }
+    }
+}
+
 /// Answer to a [`RangeRequest`].
 #[derive(Debug, Clone)]
 pub struct RangeResponse {
     /// The newest revision of the store when the range was read.
     pub revision: i64,
-    /// The keys, at most `limit`.
+    /// The keys, at most `limit`; none when only counting.
     pub kvs: Vec<KeyValue>,
     /// There are more keys than `limit`.
     pub more: bool,
-    /// Number of keys in the range.
+    /// Number of keys in the range, whatever the limit.
     pub count: usize,
 }
 
@@ -84,10 +106,24 @@ pub enum CompareOp {
 pub struct Compare {
     /// The key.
     pub key: Bytes,
+    /// End of the range: every key in it must hold; a range without keys compares as an absent key.
+    pub end: RangeEnd,
     /// The comparison.
     pub op: CompareOp,
     /// The fact and what it is compared with.
     pub target: CompareTarget,
+}
+
+impl Compare {
+    /// A comparison of one key.
+    pub fn key(key: impl Into<Bytes>, op: CompareOp, target: CompareTarget) -> Self {
+        Compare { key: key.into(), end: RangeEnd::Single, op, target }
+    }
+
+    /// The key's last put was at `revision`; 0: the key does not exist.
+    pub fn mod_revision(key: impl Into<Bytes>, revision: i64) -> Self {
+        Self::key(key, CompareOp::Equal, CompareTarget::ModRevision(revision))
+    }
 }
 
 /// One operation of a transaction.
@@ -111,6 +147,25 @@ pub enum Op {
     },
     /// Reads keys, seeing the transaction's earlier operations.
     Range(RangeRequest),
+    /// A nested transaction; its compares see the store as it was before the outermost transaction.
+    Txn(Box<TxnRequest>),
+}
+
+impl Op {
+    /// Sets a key that is bound to no lease.
+    pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        Op::Put { key: key.into(), value: value.into(), lease: 0 }
+    }
+
+    /// Deletes one key.
+    pub fn delete(key: impl Into<Bytes>) -> Self {
+        Op::Delete { key: key.into(), end: RangeEnd::Single }
+    }
+
+    /// Reads one key.
+    pub fn get(key: impl Into<Bytes>) -> Self {
+        Op::Range(RangeRequest::key(key))
+    }
 }
 
 /// If all compares hold, `then`, else `or_else`.
@@ -139,6 +194,8 @@ pub enum OpResult {
     },
     /// Result of a range.
     Range(RangeResponse),
+    /// Result of a nested transaction.
+    Txn(TxnResponse),
 }
 
 /// Answer to a [`TxnRequest`].
@@ -193,6 +250,26 @@ pub enum WatchMessage {
     },
 }
 
+/// A lease: keys bound to it are deleted when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Its identity, never 0.
+    pub id: i64,
+    /// Seconds it lives after it was granted or kept alive last.
+    pub ttl: i64,
+}
+
+/// State of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// The lease.
+    pub lease: Lease,
+    /// Seconds until it ends, rounded down.
+    pub remaining: i64,
+    /// Keys bound to it, in order.
+    pub keys: Vec<Bytes>,
+}
+
 /// The receiving end of a watch.
 #[derive(Debug)]
 pub struct Watcher {
@@ -201,14 +278,37 @@ pub struct Watcher {
     /// Messages; closed after an error.
     pub messages: mpsc::Receiver<Result<WatchMessage, StoreError>>,
     /// Asks for a progress message.
-    pub(crate) progress: mpsc::UnboundedSender<()>,
+    pub(crate) progress: ProgressHandle,
 }
 
 impl Watcher {
-    /// Asks for a [`WatchMessage::Progress`], which comes after every event up to the present revision.
+    /// Asks for a [`WatchMessage::Progress`], which comes after every event up to the present revision; requests
+    /// that were not answered yet are answered together.
     pub fn request_progress(&self) {
-        // The watch has ended when nobody listens; its last message says so.
-        let _ = self.progress.send(());
+        self.progress.request();
+    }
+
+    /// A handle that asks for progress while the receiver is in use elsewhere.
+    pub fn progress_handle(&self) -> ProgressHandle {
+        self.progress.clone()
+    }
+}
+
+/// Asks a watch for progress; see [`Watcher::request_progress`].
+#[derive(Debug, Clone, Default)]
+pub struct ProgressHandle(pub(crate) Arc<ProgressState>);
+
+#[derive(Debug, Default)]
+pub(crate) struct ProgressState {
+    pub(crate) wanted: AtomicBool,
+    pub(crate) wake: Notify,
+}
+
+impl ProgressHandle {
+    /// Asks for a progress message.
+    pub fn request(&self) {
+        self.0.wanted.store(true, Ordering::SeqCst);
+        self.0.wake.notify_one();
     }
 }
 
@@ -235,6 +335,34 @@ pub enum StoreError {
     NoSpace {
         /// Directory of the store.
         path: String,
+    },
+    /// A request that etcd refuses too: an empty key, a negative revision.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// One transaction changes a key twice.
+    #[error("duplicate key given in txn request")]
+    DuplicateKey,
+    /// There is no such lease, or it has ended.
+    #[error("requested lease not found")]
+    LeaseNotFound,
+    /// A lease with this identity exists.
+    #[error("lease already exists")]
+    LeaseExists,
+    /// Another process has the store open.
+    #[error("the store in {path} is in use by process {pid}; stop it, or choose another data directory")]
+    Locked {
+        /// Directory of the store.
+        path: String,
+        /// The holder's process id as it wrote it, or `unknown`.
+        pid: String,
+    },
+    /// The data on disk or in a snapshot is not what was written.
+    #[error("{path} is damaged: {detail}; restore a snapshot")]
+    Corrupt {
+        /// The damaged file.
+        path: String,
+        /// What is wrong with it.
+        detail: String,
     },
     /// The engine failed.
     #[error("store engine: {0}")]
