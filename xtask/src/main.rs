@@ -1,16 +1,13 @@
-//! Build, run, test and measure Kelp.
+//! `cargo xtask`: build, run, test and measure Kelp.
 
-use std::path::Path;
+use std::process::ExitCode;
 
-mod build_ebpf;
-
-fn main() -> anyhow::Result<()> {
-    match std::env::args().nth(1).as_deref() {
-        Some("build-ebpf") => {
-            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-            println!("{}", build_ebpf::run(&root)?.display());
-            Ok(())
+fn main() -> ExitCode {
+    match xtask::cli::run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
         }
-        _ => anyhow::bail!("usage: cargo xtask build-ebpf"),
     }
 }

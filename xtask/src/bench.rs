@@ -1,0 +1,40 @@
+//! Measurements; each prints a table with ratios to its peer or baseline.
+
+use crate::build::cargo;
+use crate::command;
+use crate::{build, build_ebpf, setup};
+use anyhow::Result;
+use clap::Subcommand;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Request rate, connect rate and throughput pod → ClusterIP beside pod → pod address
+    PacketPath {
+        /// Passed on to the driver
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Durable writes a second at 1 and at 256 clients
+    Store {
+        /// Passed on to the driver
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Builds what the measurement needs in release mode and runs it.
+///
+/// # Errors
+/// A build or the measurement failed.
+pub fn run(what: &Bench) -> Result<()> {
+    setup::ensure_all()?;
+    let (target, arguments) = match what {
+        Bench::PacketPath { arguments } => {
+            build_ebpf::run(build::workspace_root())?;
+            (["--package", "kelp-tests", "--bin", "packet_path"], arguments)
+        }
+        Bench::Store { arguments } => (["--package", "kelp-store", "--example", "bench"], arguments),
+    };
+    command::run(cargo(&["run", "--quiet", "--release"]).args(target).arg("--").args(arguments))
+}

@@ -1,0 +1,116 @@
+//! The command line of `cargo xtask`.
+
+use crate::sandbox::{self, Layout, UpOptions};
+use crate::{bench, build, build_ebpf, ci};
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, run, test and measure Kelp")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the kernel programs into target/ebpf/; installs the toolchain for them if there is none
+    BuildEbpf,
+    /// Bring up a cluster whose hosts are network namespaces on this machine, with a sample workload
+    Up {
+        #[command(flatten)]
+        name: Name,
+        /// Number of hosts
+        #[arg(long, default_value_t = 1)]
+        nodes: u32,
+        /// Leave it running and return
+        #[arg(long)]
+        detach: bool,
+        /// Do not apply the sample workload
+        #[arg(long)]
+        no_sample: bool,
+        /// Use this kelp binary instead of building one
+        #[arg(long)]
+        kelp: Option<PathBuf>,
+    },
+    /// Remove every trace of a sandbox
+    Down {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Run a command on a sandbox host
+    Exec {
+        #[command(flatten)]
+        name: Name,
+        /// Number of the host
+        #[arg(long, default_value_t = 1)]
+        node: u32,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Run all tests: unit, packet, and end to end; installs what they need
+    Test {
+        /// Only the tests without a cluster
+        #[arg(long)]
+        unit: bool,
+    },
+    /// Measure, beside a peer where one is there
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
+    /// Check formatting, lints, documentation and the directions of dependency
+    Ci,
+    /// Keep one sandbox host's kelp running
+    #[command(hide = true)]
+    Supervise {
+        #[command(flatten)]
+        name: Name,
+        #[arg(long)]
+        node: u32,
+        #[arg(long)]
+        port: Option<u16>,
+        #[arg(long)]
+        kelp: PathBuf,
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct Name {
+    /// Name of the sandbox; its files are in target/<name>
+    #[arg(long, default_value = "sandbox")]
+    name: String,
+}
+
+impl Name {
+    fn layout(&self) -> Result<Layout> {
+        Layout::new(&self.name)
+    }
+}
+
+/// Parses the command line and runs the task.
+///
+/// # Errors
+/// The task failed.
+pub fn run() -> Result<ExitCode> {
+    match Cli::parse().task {
+        Task::BuildEbpf => println!("{}", build_ebpf::run(build::workspace_root())?.display()),
+        Task::Up { name, nodes, detach, no_sample, kelp } => {
+            sandbox::up(&name.layout()?, &UpOptions { nodes, detach, sample: !no_sample, kelp })?;
+        }
+        Task::Down { name } => sandbox::down(&name.layout()?)?,
+        Task::Exec { name, node, command } => return sandbox::exec(&name.layout()?.node(node), &command),
+        Task::Test { unit } => ci::test(unit)?,
+        Task::Bench { what } => bench::run(&what)?,
+        Task::Ci => ci::check()?,
+        Task::Supervise { name, node, port, kelp, arguments } => {
+            sandbox::supervise(&name.layout()?.node(node), port, &kelp, &arguments)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
