@@ -171,8 +171,7 @@ fn install_debian_packages() -> Result<()> {
                           rust-src`, or on Debian `apt-get install rustc-web libstd-rust-web-dev-bpf`";
     ensure!(Path::new("/usr/bin/apt-get").exists(), ADVICE);
     eprintln!("installing the Debian packages {} (528 MB on disk)", DEBIAN_PACKAGES.join(" and "));
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
+    let root = nix::unistd::geteuid().is_root();
     let apt = || {
         let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
         if !root {

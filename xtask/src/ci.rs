@@ -50,7 +50,17 @@ pub fn check() -> Result<()> {
 pub fn test(unit_only: bool) -> Result<()> {
     let kubectl = setup::ensure_all()?;
     build_ebpf::run(build::workspace_root())?;
-    timed("unit, property and packet tests", || run(&mut cargo(&["test", "--quiet", "--workspace", "--exclude", "kelp-ebpf", "--exclude", "kelp-tests"])))?;
+    timed("unit, property and packet tests", || {
+        run(&mut cargo(&[
+            "test",
+            "--quiet",
+            "--workspace",
+            "--exclude",
+            "kelp-ebpf",
+            "--exclude",
+            "kelp-tests",
+        ]))
+    })?;
     if unit_only {
         return Ok(());
     }
@@ -94,7 +104,11 @@ fn dependencies() -> Result<()> {
         }
     }
     if !errors.is_empty() {
-        bail!("{}\nsee the invariants in {}", errors.join("\n"), workspace_root().join("ARCHITECTURE.md").display());
+        bail!(
+            "{}\nsee the invariants in {}",
+            errors.join("\n"),
+            workspace_root().join("ARCHITECTURE.md").display()
+        );
     }
     Ok(())
 }

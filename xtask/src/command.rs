@@ -38,7 +38,8 @@ pub fn output(command: &mut Command) -> Result<String> {
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{} printed something that is not UTF-8", show(command)))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{} printed something that is not UTF-8", show(command)))
 }
 
 /// Whether a command exits with 0; its output is thrown away.

@@ -48,7 +48,8 @@ pub fn write_archive(path: &Path, name: &str, config: &Value, files: &[File<'_>]
         "layers": [descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer)],
     }))?;
     let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["annotations"] = json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name});
+    entry["annotations"] =
+        json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name});
     let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?;
 
     if let Some(dir) = path.parent() {

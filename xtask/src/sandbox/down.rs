@@ -75,7 +75,9 @@ fn processes(cgroup: &Path) -> Result<Vec<Pid>> {
         match std::fs::read_to_string(dir.join("cgroup.procs")) {
             Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("read the processes of {}", dir.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("read the processes of {}", dir.display()));
+            }
         }
     }
     Ok(pids)
@@ -91,7 +93,8 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>> {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error).with_context(|| format!("read {}", dir.display())),
         };
-        pending.extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+        pending
+            .extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
         found.push(dir);
     }
     Ok(found)
@@ -127,7 +130,8 @@ fn unmount_below(dir: &Path) -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
         // mountinfo writes space, tab, newline and backslash as octal escapes (proc(5)).
-        let point = point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+        let point =
+            point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
         if Path::new(&point).starts_with(dir) {
             umount2(point.as_str(), MntFlags::MNT_DETACH).with_context(|| format!("unmount {point}"))?;
         }

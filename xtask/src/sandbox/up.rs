@@ -49,7 +49,9 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
         bail!("--nodes {}: choose 1 to {MAX_NODES}", options.nodes);
     }
     if !nix::unistd::geteuid().is_root() || !hosts::may_make_namespaces() {
-        bail!("a sandbox needs root, to make network namespaces, cgroups and eBPF programs; run it with sudo");
+        bail!(
+            "a sandbox needs root, to make network namespaces, cgroups and eBPF programs; run it with sudo"
+        );
     }
     let mut interrupt = SigSet::empty();
     interrupt.add(Signal::SIGINT);
@@ -81,7 +83,12 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
         let mut arguments = arguments(&node);
         if number == 1 {
             let kubeconfig = layout.kubeconfig();
-            arguments.extend(words(&["--write-kubeconfig", &text(&kubeconfig), "--kubeconfig-server", &server]));
+            arguments.extend(words(&[
+                "--write-kubeconfig",
+                &text(&kubeconfig),
+                "--kubeconfig-server",
+                &server,
+            ]));
         } else {
             write_agent_kubeconfig(&kelp, &node)?;
         }
@@ -173,7 +180,8 @@ fn write_agent_kubeconfig(kelp: &Path, node: &NodeLayout) -> Result<()> {
     let first = node.sandbox().node(1);
     let server = format!("https://{}:6443", first.ipv4());
     let mut sign = Command::new(kelp);
-    sign.args(["kubeconfig", "--node", &node.name(), "--server", &server, "--data-dir"]).arg(first.data_dir());
+    sign.args(["kubeconfig", "--node", &node.name(), "--server", &server, "--data-dir"])
+        .arg(first.data_dir());
     let kubeconfig = output(&mut sign).context("sign the node's certificate")?;
     let file = node.agent_kubeconfig();
     std::fs::write(&file, kubeconfig).with_context(|| format!("write {}", file.display()))
@@ -210,11 +218,19 @@ fn start_and_wait(node: &NodeLayout, port: Option<u16>, kelp: &Path, arguments: 
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if let Some(status) = supervisor.try_wait().context("wait for the supervisor")? {
-                    bail!("the supervisor ended ({status}); it said:\n{}", tail(&node.dir().join("supervisor.log")));
+                    bail!(
+                        "the supervisor ended ({status}); it said:\n{}",
+                        tail(&node.dir().join("supervisor.log"))
+                    );
                 }
                 if Instant::now() >= deadline {
                     let log = node.log_file();
-                    bail!("kelp on {} is not ready; {} ends with:\n{}", node.name(), log.display(), tail(&log));
+                    bail!(
+                        "kelp on {} is not ready; {} ends with:\n{}",
+                        node.name(),
+                        log.display(),
+                        tail(&log)
+                    );
                 }
             }
             Err(error) => return Err(error).context("wait for kelp to be ready"),
