@@ -3,6 +3,7 @@
 //! The agent never links libcontainer: each pod has a shim process (`kelp-shim`) that outlives the agent, and the
 //! shim starts a short-lived helper (`kelp-runtime-helper`) for each libcontainer call.
 
+pub mod fake;
 mod types;
 
 pub use types::*;

@@ -59,7 +59,7 @@ pub struct Mount {
 }
 
 /// What a container runs; everything of the Pod spec and the image config is already resolved.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSpec {
     /// Unique in the sandbox: `<name>.<attempt>`.
     pub id: String,
