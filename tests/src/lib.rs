@@ -1,1 +1,31 @@
-//! Scenarios across crates: network-namespace hosts, real clients, restarts.
+//! Scenarios across crates, driven by real clients against a sandbox cluster.
+//!
+//! [`Cluster`] brings a sandbox up and takes it down again, also when the test fails; [`Snapshot`] shows what was left
+//! behind; the `client` program of this crate makes requests from a sandbox host.
+
+mod cluster;
+mod snapshot;
+
+pub use cluster::{Client, Cluster};
+pub use snapshot::Snapshot;
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What the `client` program prints.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Answers by their text.
+    pub answers: BTreeMap<String, usize>,
+    /// Failed requests, as the error of each, at most 20.
+    pub failures: Vec<String>,
+    /// Number of failed requests.
+    pub failed: usize,
+    /// Bytes of a transfer that arrived as they should.
+    pub bytes: u64,
+}
+
+/// Byte number `i` of the stream that `samples/hello` serves at `/bytes`.
+pub fn pattern(i: u64) -> u8 {
+    (i.wrapping_mul(2_654_435_761) >> 13) as u8
+}

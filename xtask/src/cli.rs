@@ -82,7 +82,7 @@ enum Task {
 
 #[derive(Args)]
 struct Name {
-    /// Name of the sandbox; its files are in target/<name>
+    /// Name of the sandbox; its files are in target/NAME
     #[arg(long, default_value = "sandbox")]
     name: String,
 }
@@ -101,7 +101,10 @@ pub fn run() -> Result<ExitCode> {
     match Cli::parse().task {
         Task::BuildEbpf => println!("{}", build_ebpf::run(build::workspace_root())?.display()),
         Task::Up { name, nodes, detach, no_sample, kelp } => {
-            sandbox::up(&name.layout()?, &UpOptions { nodes, detach, sample: !no_sample, kelp })?;
+            sandbox::up(
+                &name.layout()?,
+                &UpOptions { nodes, detach, sample: !no_sample, kelp, hello: None },
+            )?;
         }
         Task::Down { name } => sandbox::down(&name.layout()?)?,
         Task::Exec { name, node, command } => return sandbox::exec(&name.layout()?.node(node), &command),

@@ -30,7 +30,7 @@ const SAMPLE_REQUESTS: usize = 30;
 /// What to bring up.
 #[derive(Debug, Clone)]
 pub struct UpOptions {
-    /// Number of hosts, 1 to [`MAX_NODES`].
+    /// Number of hosts, 1 to 240.
     pub nodes: u32,
     /// Return when it is up instead of waiting for Ctrl-C and taking it down.
     pub detach: bool,
@@ -38,6 +38,8 @@ pub struct UpOptions {
     pub sample: bool,
     /// Use this `kelp` binary instead of building one.
     pub kelp: Option<PathBuf>,
+    /// Use this binary of the sample workload's web server instead of building one.
+    pub hello: Option<PathBuf>,
 }
 
 /// Brings a sandbox up; one that is up gets the newly built `kelp`, and its pods run on.
@@ -68,7 +70,10 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
             build::build_kelp()?
         }
     };
-    let hello = if options.sample { Some(build::build_hello()?) } else { None };
+    let hello = match &options.hello {
+        Some(hello) => hello.clone(),
+        None => build::build_hello()?,
+    };
 
     let started = Instant::now();
     step("hosts");
@@ -103,8 +108,10 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
         kubectl.output(&["wait", "--for=condition=Ready", &node, "--timeout=60s"])?;
     }
     println!("   ready after {:.1} s", started.elapsed().as_secs_f64());
-    if let Some(hello) = hello {
-        sample(layout, options.nodes, &kelp, &hello, &kubectl)?;
+    step("image kelp/hello:dev");
+    import_hello(layout, options.nodes, &kelp, &hello)?;
+    if options.sample {
+        sample(layout, &kubectl)?;
     }
     kubectl.show(&["get", "nodes", "-o", "wide"])?;
 
@@ -284,9 +291,8 @@ impl Kubectl<'_> {
     }
 }
 
-/// Imports the image, applies the sample workload, and sends requests through its addresses.
-fn sample(layout: &Layout, nodes: u32, kelp: &Path, hello: &Path, kubectl: &Kubectl<'_>) -> Result<()> {
-    step("sample workload");
+/// Builds the image of the sample workload and imports it on each host.
+fn import_hello(layout: &Layout, nodes: u32, kelp: &Path, hello: &Path) -> Result<()> {
     let archive = layout.hello_archive();
     image::write_hello(hello, &archive)?;
     for number in 1..=nodes {
@@ -294,6 +300,12 @@ fn sample(layout: &Layout, nodes: u32, kelp: &Path, hello: &Path, kubectl: &Kube
         import.args(["image", "import", "--data-dir"]).arg(layout.node(number).data_dir()).arg(&archive);
         output(&mut import).context("import the image")?;
     }
+    Ok(())
+}
+
+/// Applies the sample workload and sends requests through its addresses.
+fn sample(layout: &Layout, kubectl: &Kubectl<'_>) -> Result<()> {
+    step("sample workload");
     let manifest = build::workspace_root().join("manifests/samples/hello.yaml");
     kubectl.output(&["apply", "-f", &text(&manifest)])?;
     kubectl.output(&["rollout", "status", "deployment/hello", "--timeout=90s"])?;

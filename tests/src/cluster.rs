@@ -1,0 +1,181 @@
+//! A sandbox cluster for one test.
+
+use crate::Report;
+use anyhow::{Context, Result, bail, ensure};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use xtask::command::output;
+use xtask::sandbox::{self, Layout, NodeLayout, UpOptions};
+
+/// A sandbox cluster; dropping it removes every trace of it.
+#[derive(Debug)]
+pub struct Cluster {
+    layout: Layout,
+    kubectl: PathBuf,
+    client: PathBuf,
+}
+
+impl Cluster {
+    /// Brings a cluster up. `client` is the path of this crate's `client` program
+    /// (`env!("CARGO_BIN_EXE_client")` in a test).
+    ///
+    /// # Errors
+    /// What `cargo xtask up` would fail with; nothing is left behind then.
+    pub fn up(name: &str, nodes: u32, client: &str) -> Result<Self> {
+        let kubectl = match std::env::var_os("KUBECTL") {
+            Some(kubectl) => PathBuf::from(kubectl),
+            None => xtask::setup::ensure_kubectl()?,
+        };
+        let layout = Layout::new(name)?;
+        // What an earlier run left when it was killed.
+        sandbox::down(&layout)?;
+        let cluster = Self { layout, kubectl, client: client.into() };
+        let kelp = std::env::var_os("KELP_BIN").map(PathBuf::from);
+        let hello = std::env::var_os("KELP_HELLO").map(PathBuf::from);
+        sandbox::up(&cluster.layout, &UpOptions { nodes, detach: true, sample: false, kelp, hello })?;
+        Ok(cluster)
+    }
+
+    /// Its names and paths.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Host number `number`, from 1.
+    pub fn node(&self, number: u32) -> NodeLayout {
+        self.layout.node(number)
+    }
+
+    fn kubectl_command(&self, args: &[&str]) -> Command {
+        let mut kubectl = Command::new(&self.kubectl);
+        kubectl.args(args).env("KUBECONFIG", self.layout.kubeconfig()).env("HOME", self.layout.dir());
+        kubectl
+    }
+
+    /// Runs kubectl and returns what it printed.
+    ///
+    /// # Errors
+    /// kubectl failed; the error shows what it said.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        output(&mut self.kubectl_command(args))
+    }
+
+    /// Runs kubectl, which must fail; returns what it wrote to standard error.
+    ///
+    /// # Errors
+    /// kubectl succeeded.
+    pub fn kubectl_fails(&self, args: &[&str]) -> Result<String> {
+        let Output { status, stderr, .. } = self.kubectl_command(args).stdin(Stdio::null()).output()?;
+        ensure!(!status.success(), "kubectl {} succeeded and should not", args.join(" "));
+        Ok(String::from_utf8_lossy(&stderr).into_owned())
+    }
+
+    /// `kubectl apply -f -` of a manifest.
+    ///
+    /// # Errors
+    /// kubectl failed.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let mut kubectl = self.kubectl_command(&["apply", "-f", "-"]);
+        let mut child =
+            kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("no stdin")?.write_all(manifest.as_bytes())?;
+        let Output { status, stdout, stderr } = child.wait_with_output()?;
+        if !status.success() {
+            bail!("kubectl apply: {}", String::from_utf8_lossy(&stderr));
+        }
+        Ok(String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    /// One field of an object, by a kubectl JSONPath such as `{.spec.clusterIP}`.
+    ///
+    /// # Errors
+    /// kubectl failed.
+    pub fn field(&self, object: &str, path: &str) -> Result<String> {
+        self.kubectl(&["get", object, "-o", &format!("jsonpath={path}")])
+    }
+
+    /// Waits up to `timeout` seconds for a kubectl wait condition, such as `condition=Ready`.
+    ///
+    /// # Errors
+    /// It did not come true; the error shows the object's state.
+    pub fn wait(&self, object: &str, condition: &str, timeout: u32) -> Result<()> {
+        let timeout = format!("--timeout={timeout}s");
+        match self.kubectl(&["wait", object, &format!("--for={condition}"), &timeout]) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let state = self.kubectl(&["describe", object]).unwrap_or_default();
+                Err(error.context(format!("{object} did not become {condition}:\n{state}")))
+            }
+        }
+    }
+
+    /// Starts the `client` program on a host.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn client(&self, node: u32, args: &[&str]) -> Result<Client> {
+        let words: Vec<&str> =
+            std::iter::once(self.client.to_str().context("path")?).chain(args.iter().copied()).collect();
+        let mut command = sandbox::enter(&self.node(node), &words);
+        let child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start the client")?;
+        Ok(Client { child })
+    }
+
+    /// PID of `kelp` on a host.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn kelp_pid(&self, node: u32) -> Result<i32> {
+        let file = self.node(node).pid_file();
+        let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        Ok(text.trim().parse()?)
+    }
+
+    /// The end of a host's `kelp` log, for the message of a failed test.
+    pub fn log_tail(&self, node: u32) -> String {
+        let text = std::fs::read_to_string(self.node(node).log_file()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}\n(end of the log of kelp on host 1)", self.log_tail(1));
+        }
+        if let Err(error) = sandbox::down(&self.layout) {
+            eprintln!("cleaning up {}: {error:#}", self.layout.name());
+        }
+    }
+}
+
+/// A running `client` program.
+#[derive(Debug)]
+pub struct Client {
+    child: Child,
+}
+
+impl Client {
+    /// Tells it to stop (by closing its standard input) and returns its report.
+    ///
+    /// # Errors
+    /// It failed or printed no report.
+    pub fn stop(mut self) -> Result<Report> {
+        drop(self.child.stdin.take());
+        self.finish()
+    }
+
+    /// Waits until it has done its work and returns its report.
+    ///
+    /// # Errors
+    /// It failed or printed no report.
+    pub fn finish(self) -> Result<Report> {
+        let Output { status, stdout, .. } = self.child.wait_with_output()?;
+        ensure!(status.success(), "the client failed: {status}");
+        serde_json::from_slice(&stdout)
+            .with_context(|| format!("the client printed {:?}", String::from_utf8_lossy(&stdout)))
+    }
+}
