@@ -23,6 +23,19 @@ impl Cluster {
     /// # Errors
     /// What `cargo xtask up` would fail with; nothing is left behind then.
     pub fn up(name: &str, nodes: u32, client: &str) -> Result<Self> {
+        Self::up_after(name, nodes, client, |_| Ok(()))
+    }
+
+    /// Like [`Cluster::up`], after `prepare` has changed something about the hosts' directories.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::up`] and of `prepare`.
+    pub fn up_after(
+        name: &str,
+        nodes: u32,
+        client: &str,
+        prepare: impl FnOnce(&Layout) -> Result<()>,
+    ) -> Result<Self> {
         let kubectl = match std::env::var_os("KUBECTL") {
             Some(kubectl) => PathBuf::from(kubectl),
             None => xtask::setup::ensure_kubectl()?,
@@ -31,6 +44,7 @@ impl Cluster {
         // What an earlier run left when it was killed.
         sandbox::down(&layout)?;
         let cluster = Self { layout, kubectl, client: client.into() };
+        prepare(&cluster.layout)?;
         let kelp = std::env::var_os("KELP_BIN").map(PathBuf::from);
         let hello = std::env::var_os("KELP_HELLO").map(PathBuf::from);
         sandbox::up(&cluster.layout, &UpOptions { nodes, detach: true, sample: false, kelp, hello })?;

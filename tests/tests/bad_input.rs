@@ -1,7 +1,8 @@
 //! Bad input gets one clear message and breaks nothing else.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kelp_tests::Cluster;
+use nix::mount::{MsFlags, mount};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 
@@ -49,4 +50,53 @@ fn messages() -> Result<()> {
     // Nothing else broke.
     cluster.apply(&pod("good", "kelp/hello:dev", ",\"imagePullPolicy\":\"Never\""))?;
     cluster.wait("pod/good", "condition=Ready", 60)
+}
+
+/// A full disk: writes fail with one clear message, reads and pods go on, and writes work again once there is space.
+#[test]
+fn full_disk() -> Result<()> {
+    let cluster = Cluster::up_after("t-full", 1, CLIENT, |layout| {
+        let data = layout.node(1).data_dir();
+        std::fs::create_dir_all(&data)?;
+        let options = Some("size=96m");
+        mount(Some("tmpfs"), &data, Some("tmpfs"), MsFlags::empty(), options).context("mount a small disk")
+    })?;
+    cluster.apply(&pod("good", "kelp/hello:dev", ",\"imagePullPolicy\":\"Never\""))?;
+    cluster.wait("pod/good", "condition=Ready", 60)?;
+    cluster.kubectl(&["create", "configmap", "before", "--from-literal=a=b"])?;
+
+    let filler = cluster.node(1).data_dir().join("filler");
+    fill(&filler)?;
+    // The store may have room left in blocks it already owns.
+    let value = format!("--from-literal=a={}", "x".repeat(100_000));
+    let mut error = None;
+    for number in 0..2000 {
+        match cluster.kubectl(&["create", "configmap", &format!("during-{number}"), &value]) {
+            Ok(_) => {}
+            Err(refused) => {
+                error = Some(format!("{refused:#}"));
+                break;
+            }
+        }
+    }
+    let error = error.context("200 MB were written to a full disk")?;
+    ensure!(error.contains("no space left for the store"), "{error}");
+    ensure!(cluster.kubectl(&["get", "configmap", "before"])?.contains("before"), "a read failed");
+    ensure!(cluster.field("pod/good", "{.status.phase}")? == "Running", "the pod suffered");
+
+    std::fs::remove_file(&filler)?;
+    cluster.kubectl(&["create", "configmap", "after", "--from-literal=a=b"])?;
+    cluster.kubectl(&["delete", "pod", "good", "--timeout=60s"])?;
+    Ok(())
+}
+
+/// Writes a file until the disk is full.
+fn fill(path: &std::path::Path) -> Result<()> {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path)?;
+    for size in [1 << 20, 4096] {
+        let block = vec![1; size];
+        while file.write_all(&block).is_ok() {}
+    }
+    Ok(())
 }

@@ -77,6 +77,7 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
 
     let started = Instant::now();
     step("hosts");
+    std::fs::create_dir_all(layout.dir()).with_context(|| format!("create {}", layout.dir().display()))?;
     hosts::ensure_lan(layout)?;
     let port = choose_port(layout)?;
     let server = format!("https://127.0.0.1:{port}");
