@@ -1,2 +1,6 @@
 //! Pure logic of Kelp: no IO, no async.
 #![forbid(unsafe_code)]
+
+pub mod names;
+pub mod quantity;
+pub mod selector;
