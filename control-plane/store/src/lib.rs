@@ -3,8 +3,30 @@
 //! One revision per transaction; reads at any revision that is not compacted; watches from a revision that never
 //! skip or repeat an event. A write is acknowledged only after fsync; concurrent writers share one.
 
-mod types;
+#![forbid(unsafe_code)]
 
+mod embedded;
+pub mod engine;
+mod hub;
+mod index;
+mod lease;
+mod lock;
+mod queue;
+mod read;
+mod record;
+mod shared;
+mod txn;
+mod types;
+mod values;
+mod view;
+mod watch;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use embedded::{EmbeddedStore, StoreOptions};
+pub use record::RevKey;
 pub use types::*;
 
 use bytes::Bytes;
