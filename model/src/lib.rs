@@ -1,6 +1,7 @@
 //! Pure logic of Kelp: no IO, no async.
 #![forbid(unsafe_code)]
 
+pub mod controllers;
 pub mod names;
 pub mod quantity;
 pub mod selector;
