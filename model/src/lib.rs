@@ -4,4 +4,5 @@
 pub mod controllers;
 pub mod names;
 pub mod quantity;
+pub mod scheduling;
 pub mod selector;
