@@ -1,7 +1,7 @@
 //! The command line of `cargo xtask`.
 
 use crate::sandbox::{self, Layout, UpOptions};
-use crate::{bench, build, build_ebpf, ci};
+use crate::{apiserver, bench, build, build_ebpf, ci};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -50,6 +50,15 @@ enum Task {
         /// The command
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Run store and API server alone on loopback; kubeconfig in target/apiserver/kubeconfig
+    Apiserver {
+        /// Use this kelp binary instead of building one
+        #[arg(long)]
+        kelp: Option<PathBuf>,
+        /// Port on 127.0.0.1
+        #[arg(long, default_value_t = 6443)]
+        port: u16,
     },
     /// Run all tests: unit, packet, and end to end; installs what they need
     Test {
@@ -108,6 +117,7 @@ pub fn run() -> Result<ExitCode> {
         }
         Task::Down { name } => sandbox::down(&name.layout()?)?,
         Task::Exec { name, node, command } => return sandbox::exec(&name.layout()?.node(node), &command),
+        Task::Apiserver { kelp, port } => apiserver::run(kelp, port)?,
         Task::Test { unit } => ci::test(unit)?,
         Task::Bench { what } => bench::run(&what)?,
         Task::Ci => ci::check()?,

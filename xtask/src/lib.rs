@@ -3,6 +3,7 @@
 //! The sandbox ([`sandbox`]) is a cluster whose hosts are network namespaces on one LAN without an uplink; the
 //! end-to-end tests use it as a library.
 
+pub mod apiserver;
 pub mod bench;
 pub mod build;
 pub mod build_ebpf;

@@ -53,7 +53,7 @@ impl Layout {
 
     /// kubeconfig of the administrator for use on the sandbox hosts.
     pub fn kubeconfig_inside(&self) -> PathBuf {
-        self.node(1).data_dir().join("admin.kubeconfig")
+        self.dir().join("kubeconfig.inside")
     }
 
     /// Remembers the port on this machine's loopback where the API server is reached.

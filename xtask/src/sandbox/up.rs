@@ -96,10 +96,13 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
                 &server,
             ]));
         } else {
-            write_agent_kubeconfig(&kelp, &node)?;
+            sign_kubeconfig(layout, &kelp, &["--node", &node.name()], &node.agent_kubeconfig())?;
         }
         start_and_wait(&node, (number == 1).then_some(port), &kelp, &arguments)?;
     }
+
+    let admin = ["--user", "admin", "--group", "system:masters"];
+    sign_kubeconfig(layout, &kelp, &admin, &layout.kubeconfig_inside())?;
 
     step("node Ready");
     let kubectl = Kubectl { program: &kubectl, kubeconfig: layout.kubeconfig() };
@@ -183,16 +186,14 @@ fn choose_port(layout: &Layout) -> Result<u16> {
     Ok(port)
 }
 
-/// Signs a kubeconfig for a joining node with the first node's CA.
-fn write_agent_kubeconfig(kelp: &Path, node: &NodeLayout) -> Result<()> {
-    let first = node.sandbox().node(1);
+/// Signs a kubeconfig with the first node's CA; its server is the first node's address on the LAN.
+fn sign_kubeconfig(layout: &Layout, kelp: &Path, identity: &[&str], file: &Path) -> Result<()> {
+    let first = layout.node(1);
     let server = format!("https://{}:6443", first.ipv4());
     let mut sign = Command::new(kelp);
-    sign.args(["kubeconfig", "--node", &node.name(), "--server", &server, "--data-dir"])
-        .arg(first.data_dir());
-    let kubeconfig = output(&mut sign).context("sign the node's certificate")?;
-    let file = node.agent_kubeconfig();
-    std::fs::write(&file, kubeconfig).with_context(|| format!("write {}", file.display()))
+    sign.arg("kubeconfig").args(identity).args(["--server", &server, "--data-dir"]).arg(first.data_dir());
+    let kubeconfig = output(&mut sign).context("sign a client certificate")?;
+    std::fs::write(file, kubeconfig).with_context(|| format!("write {}", file.display()))
 }
 
 fn start_and_wait(node: &NodeLayout, port: Option<u16>, kelp: &Path, arguments: &[String]) -> Result<()> {
