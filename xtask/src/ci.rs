@@ -24,8 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// External crates that only one crate may use directly.
-const EXCLUSIVE: &[(&str, &[&str])] =
-    &[("aya", &["kelp-agent"]), ("libcontainer", &["kelp-runtime-helper"]), ("redb", &["kelp-store"])];
+const EXCLUSIVE: &[(&str, &[&str])] = &[("aya", &["kelp-agent"]), ("libcontainer", &["kelp-runtime-helper"])];
 
 /// Formatting, lints, documentation, directions of dependency.
 ///

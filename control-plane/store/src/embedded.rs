@@ -1,6 +1,6 @@
 //! The store in this process.
 
-use crate::engine::{Engine, MemoryEngine, RedbEngine};
+use crate::engine::{Engine, LogEngine, MemoryEngine};
 use crate::hub::{Hub, QueueLimits};
 use crate::index::{Entry, Index};
 use crate::lease::Leases;
@@ -16,6 +16,7 @@ use crate::{
     WatchRequest, Watcher, read, watch, writer,
 };
 use parking_lot::{Mutex, RwLock};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -73,10 +74,10 @@ impl EmbeddedStore {
     /// Opens the store in `dir`, or creates it; blocks while the history is read.
     pub fn open(dir: impl Into<PathBuf>, options: StoreOptions) -> Result<Self, StoreError> {
         let dir = dir.into();
-        std::fs::create_dir_all(&dir).map_err(|error| StoreError::from_engine(error.into(), &dir))?;
+        let failed = |error| StoreError::from_engine(error, &dir);
+        create_dir(&dir).map_err(|error| failed(error.into()))?;
         let lock = DirLock::acquire(&dir)?;
-        let engine = RedbEngine::open(&dir, options.cache_bytes)
-            .map_err(|error| StoreError::from_engine(error, &dir))?;
+        let engine = LogEngine::open(&dir).map_err(failed)?;
         Self::start(Arc::new(engine), dir, options, Some(lock))
     }
 
@@ -156,6 +157,19 @@ impl EmbeddedStore {
         let (reply, answer) = oneshot::channel();
         self.shared().queue.push(command(reply)).await?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// Creates the directory so that its name survives a power cut.
+pub(crate) fn create_dir(dir: &Path) -> std::io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir)?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => std::fs::File::open(".")?.sync_all(),
     }
 }
 

@@ -3,11 +3,11 @@
 //! Real: [`LogEngine`]. Fake: [`MemoryEngine`]. Faulty: [`FaultyEngine`], which fails at a chosen step.
 
 mod faulty;
+mod log;
 mod memory;
-mod redb;
 
-pub use self::redb::RedbEngine;
 pub use faulty::{Fault, FaultyEngine};
+pub use log::LogEngine;
 pub use memory::MemoryEngine;
 
 use crate::record::RevKey;

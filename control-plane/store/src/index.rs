@@ -35,8 +35,10 @@ impl Default for Index {
     }
 }
 
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// The bounds of a key range; `None` if it is empty by construction.
-pub(crate) fn bounds<'a>(key: &'a [u8], end: &'a RangeEnd) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+pub(crate) fn bounds<'a>(key: &'a [u8], end: &'a RangeEnd) -> Option<Bounds<'a>> {
     match end {
         RangeEnd::Single => Some((Bound::Included(key), Bound::Included(key))),
         RangeEnd::Before(end) if key < end.as_ref() => {

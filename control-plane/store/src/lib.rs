@@ -15,6 +15,7 @@ mod queue;
 mod read;
 mod record;
 mod shared;
+mod snapshot;
 mod txn;
 mod types;
 mod values;

@@ -1,5 +1,7 @@
 //! Tests of the whole store over each of its engines.
 
+mod crash;
+mod disk;
 mod model;
 mod properties;
 mod semantics;

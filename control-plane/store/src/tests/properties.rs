@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::{events_until_now, next};
-use crate::engine::{Engine, EngineError, Fault, FaultyEngine, MemoryEngine, RedbEngine};
+use crate::engine::{Engine, EngineError, Fault, FaultyEngine, LogEngine, MemoryEngine};
 use crate::{
     Compare, CompareOp, CompareTarget, EmbeddedStore, Event, Op, RangeEnd, RangeRequest, Store, StoreError,
     StoreOptions, TxnRequest, WatchRequest, Watcher,
@@ -280,12 +280,12 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn redb_engine_behaves_as_the_model(steps in prop::collection::vec(step(), 1..40)) {
+    fn log_engine_behaves_as_the_model(steps in prop::collection::vec(step(), 1..40)) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
-        run(|| Harness::new(Box::new(move || Arc::new(RedbEngine::open(&path, 1 << 20).unwrap())), None), steps);
+        run(|| Harness::new(Box::new(move || Arc::new(LogEngine::open_tiny(&path).unwrap())), None), steps);
     }
 }
