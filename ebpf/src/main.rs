@@ -1,9 +1,33 @@
 //! Kernel programs of the Kelp dataplane; built by `cargo xtask build-ebpf`.
+//!
+//! Two paths over the same maps. [`socket`] translates the destination of a connection once, in the system call.
+//! [`classifier`] holds the entry points of the packet path, for everything sockets do not see: they call
+//! [`packet`] (parse), [`lb`] (choose a backend), [`flow`] (remember the translation), [`rewrite`], [`route`] and
+//! [`reject`]. Kernel floor: 5.18 for the socket path (`bpf_set_retval`), 5.10 for the packet path.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::missing_safety_doc,
+    reason = "the whole crate runs under the verifier, which proves every access; helpers are unsafe by signature only"
+)]
+
+mod classifier;
+mod flow;
+mod lb;
+mod maps;
+mod packet;
+mod reject;
+mod rewrite;
+mod route;
+mod socket;
 
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+/// The kernel gives some helpers only to programs under its own licence.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

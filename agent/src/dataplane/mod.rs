@@ -1,5 +1,8 @@
 //! Service load balancing and pod routing in eBPF; the only user of aya.
 
+pub mod kernel;
+pub mod sys;
+
 use std::future::Future;
 use std::net::IpAddr;
 

@@ -1,0 +1,314 @@
+//! The kernel side: loads the programs, keeps maps and links pinned, replaces programs in place after a restart.
+//!
+//! Layout of the pin directory: `maps/<name>` and `links/<cgroup hook>`, `links/uplink-{in,out}`,
+//! `links/pod-<ifindex>-{in,out}`. Links hold their programs, so nothing is detached when the agent dies; the next
+//! one finds the links and swaps the programs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::{Btf, Ebpf, EbpfLoader};
+use kelp_common::maps;
+
+use super::DatapathError;
+use super::sys::{self, AttachType};
+
+/// The kernel programs, as `cargo xtask build-ebpf` made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KELP_EBPF_OBJECT"));
+
+/// Socket hooks: name of the program and of its pin, and where it attaches.
+const SOCKET_HOOKS: [(&str, AttachType); 8] = [
+    ("connect4", AttachType::Connect4),
+    ("connect6", AttachType::Connect6),
+    ("sendmsg4", AttachType::Sendmsg4),
+    ("sendmsg6", AttachType::Sendmsg6),
+    ("recvmsg4", AttachType::Recvmsg4),
+    ("recvmsg6", AttachType::Recvmsg6),
+    ("getpeername4", AttachType::Getpeername4),
+    ("getpeername6", AttachType::Getpeername6),
+];
+
+/// Programs of the packet path.
+const CLASSIFIERS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
+
+/// The loaded programs and maps of a node.
+pub struct Kernel {
+    programs: Ebpf,
+    directory: PathBuf,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+/// Puts an action in front of an error.
+pub(super) fn failed<E>(action: impl Into<String>) -> impl FnOnce(E) -> DatapathError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let action = action.into();
+    move |source| DatapathError::Kernel { action, source: Box::new(source) }
+}
+
+impl Kernel {
+    /// Loads the programs. Maps that are pinned in `directory` are used as they are, others are made and pinned.
+    /// Nothing is attached yet.
+    ///
+    /// # Errors
+    /// When `directory` is not on a bpffs, or the kernel refuses a map or a program.
+    pub fn load(directory: &Path) -> Result<Self, DatapathError> {
+        let map_directory = directory.join("maps");
+        fs::create_dir_all(&map_directory)
+            .map_err(failed(format!("create {} (is a bpffs mounted there?)", map_directory.display())))?;
+        fs::create_dir_all(directory.join("links")).map_err(failed("create the directory of links"))?;
+        let mut loader = EbpfLoader::new();
+        let btf = Btf::from_sys_fs().ok();
+        let mut programs = loader
+            .btf(btf.as_ref())
+            .default_map_pin_directory(&map_directory)
+            .load(OBJECT)
+            .map_err(failed("load the kernel programs' maps"))?;
+        for (name, _) in SOCKET_HOOKS {
+            let program: &mut CgroupSockAddr = program_mut(&mut programs, name)?;
+            program.load().map_err(failed(format!("load the kernel program {name}")))?;
+        }
+        for name in CLASSIFIERS {
+            let program: &mut SchedClassifier = program_mut(&mut programs, name)?;
+            program.load().map_err(failed(format!("load the kernel program {name}")))?;
+        }
+        Ok(Self { programs, directory: directory.to_owned() })
+    }
+
+    /// A map by its name in `kelp_common::maps`.
+    ///
+    /// # Errors
+    /// When the object has no such map.
+    pub fn map(&self, name: &str) -> Result<OwnedFd, DatapathError> {
+        use aya::maps::Map;
+        let data = match self.programs.map(name) {
+            Some(Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) => data,
+            _ => return Err(failed("find a map in the object")(io::Error::other(name.to_owned()))),
+        };
+        data.fd().as_fd().try_clone_to_owned().map_err(failed("duplicate a descriptor"))
+    }
+
+    /// A loaded program.
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>, DatapathError> {
+        let program = self
+            .programs
+            .program(name)
+            .ok_or_else(|| failed("find a program in the object")(io::Error::other(name.to_owned())))?;
+        Ok(program.fd().map_err(failed(format!("use the kernel program {name}")))?.as_fd())
+    }
+
+    /// Attaches the socket hooks to a cgroup2 directory, or swaps their programs when they are attached.
+    ///
+    /// # Errors
+    /// When the directory is not on a cgroup2 or the kernel refuses a link.
+    pub fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
+        let directory =
+            fs::File::open(cgroup).map_err(failed(format!("open the cgroup {}", cgroup.display())))?;
+        let target = directory.as_raw_fd().cast_unsigned();
+        for (name, attach_type) in SOCKET_HOOKS {
+            self.attach(name, name, target, attach_type)
+                .map_err(failed(format!("attach {name} to the cgroup {}", cgroup.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs of the uplink; links of another device than `ifindex` are replaced.
+    ///
+    /// # Errors
+    /// When the device is gone or the kernel refuses a link.
+    pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let action = || format!("attach to the uplink with index {ifindex}");
+        self.attach_device("from_net", "uplink-in", ifindex, AttachType::TcxIngress).map_err(failed(action()))?;
+        self.attach_device("to_net", "uplink-out", ifindex, AttachType::TcxEgress).map_err(failed(action()))
+    }
+
+    /// Attaches the programs of a pod's host-side device.
+    ///
+    /// # Errors
+    /// When the device is gone or the kernel refuses a link.
+    pub fn attach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let action = || format!("attach to the pod device with index {ifindex}");
+        self.attach_device("from_pod", &format!("pod-{ifindex}-in"), ifindex, AttachType::TcxIngress)
+            .map_err(failed(action()))?;
+        self.attach_device("to_pod", &format!("pod-{ifindex}-out"), ifindex, AttachType::TcxEgress)
+            .map_err(failed(action()))
+    }
+
+    /// Removes the links of a pod's device; they may be gone.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
+        for side in ["in", "out"] {
+            remove(&self.directory.join(format!("links/pod-{ifindex}-{side}")))?;
+        }
+        Ok(())
+    }
+
+    /// Takes over the links a former agent left: swaps the programs of those that live, removes those whose device
+    /// is gone or that `keep` does not name (indexes of pod devices; the uplink's are always kept).
+    ///
+    /// # Errors
+    /// When the directory cannot be read or a link cannot be updated.
+    pub fn adopt_links(&self) -> Result<BTreeSet<u32>, DatapathError> {
+        let mut pods = BTreeSet::new();
+        let directory = self.directory.join("links");
+        for entry in fs::read_dir(&directory).map_err(failed("read the directory of links"))? {
+            let path = entry.map_err(failed("read the directory of links"))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some((ifindex, side)) = name.strip_prefix("pod-").and_then(|rest| rest.split_once('-')) else {
+                continue;
+            };
+            let Ok(ifindex) = ifindex.parse::<u32>() else { continue };
+            let program = if side == "in" { "from_pod" } else { "to_pod" };
+            let link = sys::open_pin(&path).map_err(failed(format!("open the link {}", path.display())))?;
+            if sys::tcx_link_ifindex(link.as_fd()).unwrap_or(0) != ifindex {
+                remove(&path)?;
+                continue;
+            }
+            sys::link_update(link.as_fd(), self.program(program)?)
+                .map_err(failed(format!("replace the program of {name}")))?;
+            pods.insert(ifindex);
+        }
+        Ok(pods)
+    }
+
+    /// Attaches to a device, starting over when the pinned link belongs to another device.
+    fn attach_device(
+        &self,
+        program: &'static str,
+        pin: &str,
+        ifindex: u32,
+        attach_type: AttachType,
+    ) -> io::Result<()> {
+        let path = self.directory.join("links").join(pin);
+        if let Ok(link) = sys::open_pin(&path)
+            && sys::tcx_link_ifindex(link.as_fd()).unwrap_or(0) != ifindex
+        {
+            fs::remove_file(&path)?;
+        }
+        self.attach(program, pin, ifindex, attach_type)
+    }
+
+    /// Attaches a program, or swaps it in when its link is pinned already.
+    fn attach(
+        &self,
+        program: &'static str,
+        pin: &str,
+        target: u32,
+        attach_type: AttachType,
+    ) -> io::Result<()> {
+        let program = self.program(program).map_err(io::Error::other)?;
+        let path = self.directory.join("links").join(pin);
+        match sys::open_pin(&path) {
+            Ok(link) => sys::link_update(link.as_fd(), program),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let link = sys::link_create(program, target, attach_type)?;
+                sys::pin(link.as_fd(), &path)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn program_mut<'a, P>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    programs
+        .program_mut(name)
+        .ok_or_else(|| failed("find a program in the object")(io::Error::other(name.to_owned())))?
+        .try_into()
+        .map_err(failed(format!("use the kernel program {name}")))
+}
+
+fn remove(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(format!("remove the pin {}", path.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Detaches everything and removes all pins under `directory`. Traffic to services stops. Succeeds when nothing is
+/// there.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn cleanup(directory: &Path) -> Result<(), DatapathError> {
+    for part in ["links", "maps"] {
+        let directory = directory.join(part);
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(format!("read {}", directory.display()))(error)),
+        };
+        for entry in entries {
+            remove(&entry.map_err(failed("read the pin directory"))?.path())?;
+        }
+        fs::remove_dir(&directory).map_err(failed(format!("remove {}", directory.display())))?;
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(format!("remove {}", directory.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Mounts a bpffs at the nearest directory that should carry `directory` when none is mounted there: `/sys/fs/bpf`
+/// for paths under it, else the parent of `directory`.
+///
+/// # Errors
+/// When the mount fails.
+pub fn ensure_bpffs(directory: &Path) -> Result<(), DatapathError> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    let standard = Path::new("/sys/fs/bpf");
+    let mount_point =
+        if directory.starts_with(standard) { standard } else { directory.parent().unwrap_or(directory) };
+    fs::create_dir_all(mount_point).map_err(failed(format!("create {}", mount_point.display())))?;
+    let found = nix::sys::statfs::statfs(mount_point)
+        .map_err(failed(format!("look at the filesystem of {}", mount_point.display())))?;
+    if found.filesystem_type().0 as i64 == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    nix::mount::mount(
+        Some("bpf"),
+        mount_point,
+        Some("bpf"),
+        nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV | nix::mount::MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .map_err(failed(format!("mount a bpffs at {}", mount_point.display())))
+}
+
+/// Checks that maps and layouts agree, so that no value is read as another.
+pub(super) fn check_shape<K, V>(map: BorrowedFd<'_>, name: &str) -> Result<(), DatapathError> {
+    let (key, value, _) = sys::map_shape(map).map_err(failed(format!("look at the map {name}")))?;
+    if (key as usize, value as usize) == (size_of::<K>(), size_of::<V>()) {
+        return Ok(());
+    }
+    Err(failed(format!("use the map {name}"))(io::Error::other(format!(
+        "its keys and values have {key} and {value} bytes; remove its pin when no other version runs"
+    ))))
+}
+
+/// All names, for the tests of completeness.
+pub const MAP_NAMES: [&str; maps::ALL.len()] = maps::ALL;
+
+#[cfg(test)]
+mod tests;

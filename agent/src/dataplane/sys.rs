@@ -1,0 +1,419 @@
+//! The parts of bpf(2) that aya does not offer: links by interface index, batches, test runs.
+
+use std::ffi::{CString, c_void};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_UPDATE_ELEM: i32 = 2;
+const MAP_DELETE_ELEM: i32 = 3;
+const OBJ_PIN: i32 = 6;
+const OBJ_GET: i32 = 7;
+const PROG_TEST_RUN: i32 = 10;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
+const MAP_LOOKUP_BATCH: i32 = 24;
+const MAP_DELETE_BATCH: i32 = 27;
+const LINK_CREATE: i32 = 28;
+const LINK_UPDATE: i32 = 29;
+
+/// `enum bpf_attach_type` of the hooks in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    /// `connect(2)`, IPv4.
+    Connect4 = 10,
+    /// `connect(2)`, IPv6.
+    Connect6 = 11,
+    /// `sendmsg(2)`, IPv4.
+    Sendmsg4 = 14,
+    /// `sendmsg(2)`, IPv6.
+    Sendmsg6 = 15,
+    /// `recvmsg(2)`, IPv4.
+    Recvmsg4 = 19,
+    /// `recvmsg(2)`, IPv6.
+    Recvmsg6 = 20,
+    /// `getpeername(2)`, IPv4.
+    Getpeername4 = 29,
+    /// `getpeername(2)`, IPv6.
+    Getpeername6 = 30,
+    /// tcx, packets coming in.
+    TcxIngress = 46,
+    /// tcx, packets going out.
+    TcxEgress = 47,
+}
+
+/// A value the kernel reads or writes as bytes.
+///
+/// # Safety
+/// The type has no padding, and every bit pattern is a value of it.
+pub unsafe trait Plain: Copy + Send + Sync + 'static {}
+
+// SAFETY: integers.
+unsafe impl Plain for u32 {}
+// SAFETY: integers.
+unsafe impl Plain for u64 {}
+
+macro_rules! plain {
+    ($($name:ident),*) => {
+        $(
+            // SAFETY: the layout has no padding (its size is asserted where it is defined) and holds integers only.
+            unsafe impl Plain for kelp_common::$name {}
+        )*
+    };
+}
+
+plain!(
+    Address,
+    AffinityKey,
+    AffinityValue,
+    Backend,
+    EndpointValue,
+    FlowKey,
+    FlowValue,
+    FrontendKey,
+    FrontendValue,
+    NodeConfig,
+    SlotKey,
+    SocketKey,
+    SocketValue
+);
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: the attribute is a prefix of `union bpf_attr` of the size that is passed, and the pointers in it are to
+    // buffers that the callers below keep alive during the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn address<T>(value: &T) -> u64 {
+    std::ptr::from_ref(value) as u64
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn path_of(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn owned(fd: i64) -> OwnedFd {
+    // SAFETY: the kernel has just returned this descriptor to us, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+/// Reads one entry.
+pub fn map_lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = std::mem::MaybeUninit::<V>::zeroed();
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: address(key),
+        value: value.as_mut_ptr() as u64,
+        ..ElementAttr::default()
+    };
+    match bpf(MAP_LOOKUP_ELEM, &mut attr) {
+        // SAFETY: the kernel wrote a whole value; the map was checked to have values of this size.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads one entry of a per-CPU map of `u64`: a value a possible CPU.
+pub fn map_lookup_percpu(map: BorrowedFd<'_>, key: u32, cpus: usize) -> io::Result<Vec<u64>> {
+    let mut values = vec![0_u64; cpus];
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: address(&key),
+        value: values.as_mut_ptr() as u64,
+        ..ElementAttr::default()
+    };
+    bpf(MAP_LOOKUP_ELEM, &mut attr)?;
+    Ok(values)
+}
+
+/// Writes one entry.
+pub fn map_update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: address(key),
+        value: address(value),
+        ..ElementAttr::default()
+    };
+    bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Removes one entry; one that is not there is no error.
+pub fn map_delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attr = ElementAttr { map_fd: raw(map), key: address(key), ..ElementAttr::default() };
+    match bpf(MAP_DELETE_ELEM, &mut attr) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// Visits all entries of a hash map in batches. An entry that is added or removed meanwhile may or may not be seen.
+pub fn map_scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    let mut capacity = 1024_usize;
+    // Opaque to us: for hash maps the kernel keeps a bucket number there.
+    let mut position = [0_u64; 8];
+    let mut started = false;
+    loop {
+        let mut keys = Vec::<K>::with_capacity(capacity);
+        let mut values = Vec::<V>::with_capacity(capacity);
+        let mut next = [0_u64; 8];
+        let mut attr = BatchAttr {
+            in_batch: if started { address(&position) } else { 0 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: capacity as u32,
+            map_fd: raw(map),
+            ..BatchAttr::default()
+        };
+        let result = bpf(MAP_LOOKUP_BATCH, &mut attr);
+        let last = match result {
+            Ok(_) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => true,
+                // A bucket has more entries than the buffers.
+                Some(libc::ENOSPC) if capacity < 1 << 20 => {
+                    capacity *= 4;
+                    continue;
+                }
+                Some(libc::EINTR) => continue,
+                _ => return Err(error),
+            },
+        };
+        let count = (attr.count as usize).min(capacity);
+        // SAFETY: the kernel wrote this many keys and values; any bytes are a value of a plain type.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        for (key, value) in keys.iter().zip(&values) {
+            visit(key, value);
+        }
+        if last {
+            return Ok(());
+        }
+        position = next;
+        started = true;
+    }
+}
+
+/// Removes many entries; those that are not there are no error. The slower way is taken where batches do not work.
+pub fn map_delete_batch<K: Plain>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
+    let mut rest = keys;
+    while !rest.is_empty() {
+        let mut attr = BatchAttr {
+            keys: rest.as_ptr() as u64,
+            count: rest.len() as u32,
+            map_fd: raw(map),
+            ..BatchAttr::default()
+        };
+        match bpf(MAP_DELETE_BATCH, &mut attr) {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                // The kernel stops at the first key that is not there.
+                let done = (attr.count as usize).min(rest.len() - 1);
+                if error.raw_os_error() != Some(libc::ENOENT) {
+                    map_delete(map, &rest[done])?;
+                }
+                rest = &rest[done + 1..];
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Pins an object.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = path_of(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: raw(object), flags: 0 };
+    bpf(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens a pinned object.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_of(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, ..ObjectAttr::default() };
+    bpf(OBJ_GET, &mut attr).map(owned)
+}
+
+/// Attaches a program to a cgroup (`target` is a descriptor) or a device (`target` is its index).
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: raw(program),
+        target,
+        attach_type: attach_type as u32,
+        ..LinkCreateAttr::default()
+    };
+    bpf(LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Replaces the program of a link; no packet passes without one of the two.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr =
+        LinkUpdateAttr { link_fd: raw(link), prog_fd: raw(program), ..LinkUpdateAttr::default() };
+    bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// The device index of a tcx link, 0 after the device is gone.
+pub fn tcx_link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_link_info`: type, id, program id, padding, then for tcx the index and the attach type.
+    let mut info = [0_u32; 32];
+    let mut attr =
+        InfoAttr { fd: raw(link), length: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info[4])
+}
+
+/// Sizes of a map's keys and values, and how many entries it can hold.
+pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<(u32, u32, u32)> {
+    // `struct bpf_map_info`: type, id, key size, value size, max entries.
+    let mut info = [0_u32; 32];
+    let mut attr = InfoAttr { fd: raw(map), length: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok((info[2], info[3], info[4]))
+}
+
+/// What a program did with a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestRun {
+    /// The program's return value.
+    pub verdict: i32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// Mean time of a run, ns.
+    pub nanoseconds: u32,
+}
+
+/// Runs a classifier once (`repeat` ≤ 1) or many times over a packet without sending it; `ifindex` is the device it
+/// seems to come from. With more than one run only the first sees the packet as it was given.
+pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], ifindex: u32, repeat: u32) -> io::Result<TestRun> {
+    // `struct __sk_buff` up to 192 bytes; only `ifindex` (word 10) may be set here.
+    let mut context = [0_u32; 48];
+    context[10] = ifindex;
+    let mut out = vec![0_u8; packet.len() + 256];
+    let mut attr = TestRunAttr {
+        prog_fd: raw(program),
+        data_size_in: packet.len() as u32,
+        data_size_out: out.len() as u32,
+        data_in: packet.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat,
+        ctx_size_in: if ifindex == 0 { 0 } else { size_of_val(&context) as u32 },
+        ctx_in: if ifindex == 0 { 0 } else { context.as_ptr() as u64 },
+        ..TestRunAttr::default()
+    };
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    out.truncate(attr.data_size_out as usize);
+    Ok(TestRun { verdict: attr.retval.cast_signed(), packet: out, nanoseconds: attr.duration })
+}
+
+/// The cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, kernel 5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    // SAFETY: plain system calls; the buffer is as long as said.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(socket);
+        let mut cookie = 0_u64;
+        let mut length = size_of::<u64>() as libc::socklen_t;
+        const SO_NETNS_COOKIE: i32 = 71;
+        let result = libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast::<c_void>(),
+            &raw mut length,
+        );
+        if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    }
+}

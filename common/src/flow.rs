@@ -1,0 +1,133 @@
+//! Translated flows of the packet path, and translated destinations of sockets.
+
+use crate::Address;
+
+/// A packet's addresses as it arrives, before translation.
+///
+/// Every translated flow has two entries, one for each direction, as in netfilter's conntrack. The other direction's
+/// key follows from the entry: the rewritten packet with source and destination exchanged.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FlowKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port, network byte order; the identifier of an ICMP echo.
+    pub source_port: u16,
+    /// Destination port, network byte order; 0 for ICMP.
+    pub destination_port: u16,
+    /// Protocol number.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40);
+
+/// How packets of one direction are rewritten, and the state of the flow.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FlowValue {
+    /// New source address.
+    pub source: Address,
+    /// New destination address.
+    pub destination: Address,
+    /// New source port, network byte order.
+    pub source_port: u16,
+    /// New destination port, network byte order.
+    pub destination_port: u16,
+    /// `FLOW_*` bits.
+    pub flags: u32,
+    /// Second of the monotonic clock after which the entry counts for nothing unless its other direction lives.
+    pub expires: u32,
+    /// Id of the backend, 0 for a flow without one (masquerade).
+    pub backend: u32,
+}
+
+const _: () = assert!(size_of::<FlowValue>() == 48);
+
+impl FlowValue {
+    /// The key of the other direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reverse_key(&self, protocol: u32) -> FlowKey {
+        FlowKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol,
+        }
+    }
+}
+
+/// The entry is of replies: the other direction opened the flow.
+pub const FLOW_REPLY: u32 = 1;
+/// A packet was seen in both directions.
+pub const FLOW_ESTABLISHED: u32 = 2;
+/// TCP: a FIN was seen in this direction.
+pub const FLOW_FIN: u32 = 4;
+/// TCP: a reset was seen, or a FIN in both directions; a SYN starts a new flow.
+pub const FLOW_CLOSED: u32 = 8;
+
+/// A destination a socket speaks to in place of a service.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketKey {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// The backend's address.
+    pub address: Address,
+    /// The backend's port, network byte order.
+    pub port: u32,
+    /// Zero; fills the structure.
+    pub unused: u32,
+}
+
+const _: () = assert!(size_of::<SocketKey>() == 32);
+
+/// The service address a program named, which it is shown again.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketValue {
+    /// The service's address.
+    pub address: Address,
+    /// The service's port, network byte order.
+    pub port: u32,
+    /// Id of the backend.
+    pub backend: u32,
+}
+
+const _: () = assert!(size_of::<SocketValue>() == 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reverse_of_the_reverse_is_the_flow() {
+        let key = FlowKey {
+            source: Address::v4(1),
+            destination: Address::v4(2),
+            source_port: 3,
+            destination_port: 4,
+            protocol: 6,
+        };
+        let forward = FlowValue {
+            source: Address::v4(1),
+            destination: Address::v4(5),
+            source_port: 3,
+            destination_port: 6,
+            ..FlowValue::default()
+        };
+        let reply_key = forward.reverse_key(6);
+        assert_eq!((reply_key.source, reply_key.source_port), (Address::v4(5), 6));
+        let reply = FlowValue {
+            source: key.destination,
+            destination: key.source,
+            source_port: key.destination_port,
+            destination_port: key.source_port,
+            ..FlowValue::default()
+        };
+        assert_eq!(reply.reverse_key(6), key);
+    }
+}

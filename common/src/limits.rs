@@ -1,0 +1,18 @@
+//! Sizes of the maps. Tables of services take memory for the entries they hold; the others are allocated whole.
+
+/// Frontends: address, port, protocol and scope.
+pub const FRONTENDS: u32 = 262_144;
+/// Slots of all tables.
+pub const SLOTS: u32 = 2_097_152;
+/// Distinct backends.
+pub const BACKENDS: u32 = 1_048_576;
+/// Clients with session affinity; the least recently used is forgotten.
+pub const AFFINITIES: u32 = 65_536;
+/// Directions of translated flows; the least recently used is forgotten.
+pub const FLOWS: u32 = 131_072;
+/// Translated destinations of sockets; the least recently used is forgotten.
+pub const SOCKETS: u32 = 65_536;
+/// Addresses of pods on a node.
+pub const ENDPOINTS: u32 = 16_384;
+/// Addresses of a node.
+pub const NODE_ADDRESSES: u32 = 1_024;

@@ -1,0 +1,56 @@
+//! Names of the maps, as they are pinned. A layout that is not compatible gets a new name.
+
+/// [`crate::FrontendKey`] → [`crate::FrontendValue`].
+pub const FRONTENDS: &str = "FRONTENDS_V1";
+/// [`crate::SlotKey`] → backend id.
+pub const SLOTS: &str = "SLOTS_V1";
+/// Backend id → [`crate::Backend`].
+pub const BACKENDS: &str = "BACKENDS_V1";
+/// [`crate::AffinityKey`] → [`crate::AffinityValue`].
+pub const AFFINITIES: &str = "AFFINITIES_V1";
+/// [`crate::FlowKey`] → [`crate::FlowValue`].
+pub const FLOWS: &str = "FLOWS_V1";
+/// [`crate::SocketKey`] → [`crate::SocketValue`].
+pub const SOCKETS: &str = "SOCKETS_V1";
+/// [`crate::Address`] → [`crate::EndpointValue`].
+pub const ENDPOINTS: &str = "ENDPOINTS_V1";
+/// [`crate::Address`] → 1.
+pub const NODE_ADDRESSES: &str = "NODE_ADDRS_V1";
+/// 0 → [`crate::NodeConfig`].
+pub const NODE_CONFIG: &str = "NODE_CONFIG_V1";
+/// `counter` → a count per CPU; see [`counter`](mod@counter).
+pub const COUNTERS: &str = "COUNTERS_V1";
+
+/// All of them.
+pub const ALL: [&str; 10] = [
+    FRONTENDS,
+    SLOTS,
+    BACKENDS,
+    AFFINITIES,
+    FLOWS,
+    SOCKETS,
+    ENDPOINTS,
+    NODE_ADDRESSES,
+    NODE_CONFIG,
+    COUNTERS,
+];
+
+/// Indexes of [`COUNTERS`].
+pub mod counter {
+    /// Packets dropped because they could not be parsed.
+    pub const MALFORMED: u32 = 0;
+    /// Packets dropped because their source is not an address of the pod that sent them.
+    pub const SPOOFED: u32 = 1;
+    /// Packets and connections refused: no such service, or no endpoints.
+    pub const REFUSED: u32 = 2;
+    /// Packets dropped because their destination does not exist or cannot be reached.
+    pub const UNREACHABLE: u32 = 3;
+    /// Packets dropped because no port for a translated source was free.
+    pub const NO_NAT_PORT: u32 = 4;
+    /// Packets dropped because a fragment of a translated flow cannot be assigned to it.
+    pub const FRAGMENT: u32 = 5;
+    /// Packets dropped because a helper failed to rewrite them.
+    pub const REWRITE: u32 = 6;
+    /// Number of counters.
+    pub const COUNT: u32 = 7;
+}

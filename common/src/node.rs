@@ -1,0 +1,53 @@
+//! What the programs know of their node.
+
+use crate::{Address, Cidr};
+
+/// The node's settings: the only entry of an array map.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NodeConfig {
+    /// Cookie of the host's network namespace: there, and only there, loopback addresses have node ports.
+    pub host_netns_cookie: u64,
+    /// Index of the device to other nodes and the outside; 0 when there is none.
+    pub uplink: u32,
+    /// `NODE_*` bits.
+    pub flags: u32,
+    /// Service ranges, IPv4 and IPv6: an address in them that has no frontend is refused.
+    pub services: [Cidr; 2],
+    /// Ranges of all pods of the cluster: no address translation to them.
+    pub cluster: [Cidr; 2],
+    /// Ranges of this node's pods: an address in them without an endpoint does not exist.
+    pub pods: [Cidr; 2],
+    /// The source addresses of translated traffic to other nodes and the outside, IPv4 and IPv6; unspecified when
+    /// the node has no address of that family.
+    pub node: [Address; 2],
+    /// The source addresses a pod sees when it reaches itself through a service, IPv4 and IPv6.
+    pub hairpin: [Address; 2],
+    /// First node port, host byte order.
+    pub node_port_min: u16,
+    /// Last node port, host byte order.
+    pub node_port_max: u16,
+    /// First port for translated sources, host byte order. The range lies outside the host's ephemeral ports.
+    pub nat_port_min: u16,
+    /// Last port for translated sources, host byte order.
+    pub nat_port_max: u16,
+}
+
+const _: () = assert!(size_of::<NodeConfig>() == 16 + 6 * 32 + 4 * 16 + 8);
+
+/// Traffic of pods to the outside takes the node's address.
+pub const NODE_MASQUERADE: u32 = 1;
+
+/// A pod on this node; the key is its address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct EndpointValue {
+    /// Index of the host-side device.
+    pub ifindex: u32,
+    /// MAC address of the device in the pod.
+    pub pod_mac: [u8; 6],
+    /// MAC address of the host-side device.
+    pub host_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<EndpointValue>() == 16);

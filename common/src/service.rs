@@ -1,0 +1,102 @@
+//! Services: frontend → slot table → backend.
+
+use crate::Address;
+
+/// Where clients reach a service.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FrontendKey {
+    /// The service address, or [`Address::ANY_V4`]/[`Address::ANY_V6`] for a node port on every address of the node.
+    pub address: Address,
+    /// Port, network byte order.
+    pub port: u16,
+    /// Protocol number.
+    pub protocol: u8,
+    /// [`SCOPE_CLUSTER`] or [`SCOPE_EXTERNAL`].
+    pub scope: u8,
+}
+
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+
+/// Clients in the cluster, and all clients of a frontend without [`FRONTEND_TWO_SCOPES`].
+pub const SCOPE_CLUSTER: u8 = 0;
+/// Clients outside the cluster, where they may use only some backends (`externalTrafficPolicy: Local`).
+pub const SCOPE_EXTERNAL: u8 = 1;
+
+/// What a frontend leads to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct FrontendValue {
+    /// The slot table.
+    pub table: u32,
+    /// Number of slots in use, `0..count`; 0 refuses.
+    pub count: u32,
+    /// Seconds a client stays with its backend; 0 turns session affinity off.
+    pub affinity_seconds: u32,
+    /// `FRONTEND_*` bits.
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<FrontendValue>() == 16);
+
+/// Clients outside the cluster have a frontend of their own under [`SCOPE_EXTERNAL`].
+pub const FRONTEND_TWO_SCOPES: u32 = 1;
+/// Clients outside the cluster keep their source address: their backends are local.
+pub const FRONTEND_LOCAL_ONLY: u32 = 2;
+/// The frontend is a node port.
+pub const FRONTEND_NODE_PORT: u32 = 4;
+
+/// A place in a slot table; the value is a backend's id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SlotKey {
+    /// The slot table.
+    pub table: u32,
+    /// `0..count`.
+    pub slot: u32,
+}
+
+const _: () = assert!(size_of::<SlotKey>() == 8);
+
+/// One endpoint of any number of services; the key is its id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Backend {
+    /// Address.
+    pub address: Address,
+    /// Port, network byte order.
+    pub port: u16,
+    /// Protocol number.
+    pub protocol: u8,
+    /// `BACKEND_*` bits.
+    pub flags: u8,
+}
+
+const _: () = assert!(size_of::<Backend>() == 20);
+
+/// Kept for established connections only: session affinity no longer leads here.
+pub const BACKEND_DRAINING: u8 = 1;
+
+/// A client of a service with session affinity.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct AffinityKey {
+    /// The client's address; for socket translation the cookie of its network namespace in the first two words.
+    pub client: Address,
+    /// The slot table.
+    pub table: u32,
+}
+
+const _: () = assert!(size_of::<AffinityKey>() == 20);
+
+/// The backend a client stays with.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct AffinityValue {
+    /// Backend id.
+    pub backend: u32,
+    /// Seconds of the monotonic clock when it was last used.
+    pub used: u32,
+}
+
+const _: () = assert!(size_of::<AffinityValue>() == 8);

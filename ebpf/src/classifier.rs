@@ -1,0 +1,307 @@
+//! Entry points of the packet path.
+//!
+//! | Program | Where | Sees |
+//! |---|---|---|
+//! | `from_pod` | ingress of a pod's host-side device | what a pod sends |
+//! | `to_pod` | egress of the same | what the host's stack sends to a pod |
+//! | `from_net` | ingress of the uplink | what other nodes and the outside send |
+//! | `to_net` | egress of the uplink | what leaves the node |
+
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use kelp_common::maps::counter;
+use kelp_common::service::FRONTEND_LOCAL_ONLY;
+use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
+
+use crate::maps::{ENDPOINTS, NODE_CONFIG, count, is_node_address};
+use crate::packet::{Kind, NotParsed, Packet, parse};
+use crate::{flow, lb, reject, rewrite, route};
+
+/// The endpoint with an address, if it is a pod on this node.
+#[inline(always)]
+fn endpoint(address: &Address) -> Option<&'static EndpointValue> {
+    // SAFETY: the kernel keeps the memory until the program ends.
+    unsafe { ENDPOINTS.get(address) }
+}
+
+/// Parses, or says what to do with a packet that has nothing to parse.
+#[inline(always)]
+fn parsed(ctx: &TcContext) -> Result<Packet, i32> {
+    parse(ctx).map_err(|reason| match reason {
+        NotParsed::NotIp => TC_ACT_OK,
+        NotParsed::Malformed => {
+            count(counter::MALFORMED);
+            TC_ACT_SHOT
+        }
+    })
+}
+
+/// Translates a packet in place; `Err` is the verdict for one that could not be.
+#[inline(always)]
+fn translate(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), i32> {
+    rewrite::translate(ctx, packet, to).map_err(|()| {
+        count(counter::REWRITE);
+        TC_ACT_SHOT
+    })
+}
+
+/// What a pod sends.
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    match pod_packet(&ctx) {
+        Ok(verdict) | Err(verdict) => verdict,
+    }
+}
+
+#[inline(always)]
+fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
+    let packet = parsed(ctx)?;
+    let config = NODE_CONFIG.get(0).ok_or(TC_ACT_SHOT)?;
+    // Multicast, link-local addresses and neighbour discovery never leave the link: the host's stack answers.
+    if packet.kind == Kind::Neighbour || packet.key.destination.is_link_scoped() {
+        return Ok(TC_ACT_OK);
+    }
+    // SAFETY: the context is valid.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    if endpoint(&packet.key.source).is_none_or(|owner| owner.ifindex != ifindex) {
+        // A link-local source to a wider destination is no attack, but leads nowhere either.
+        count(counter::SPOOFED);
+        return Err(TC_ACT_SHOT);
+    }
+    if packet.kind == Kind::Flow {
+        if let Some(to) = flow::lookup(&packet) {
+            translate(ctx, &packet, &to)?;
+            return Ok(deliver(ctx, config, &packet, &to.destination));
+        }
+    }
+    // Most packets go to a pod on this node, whose address cannot be a service's.
+    let destination = packet.key.destination;
+    if let Some(pod) = endpoint(&destination) {
+        return Ok(route::to_pod(ctx, pod));
+    }
+    if packet.kind == Kind::Flow
+        && let Some(frontend) = service(config, &packet, false)
+    {
+        return connect(ctx, config, &packet, frontend, false);
+    }
+    if lb::is_service_address(config, &destination) {
+        count(counter::REFUSED);
+        return Ok(reject::back(ctx, &packet));
+    }
+    if is_node_address(&destination) {
+        return Ok(TC_ACT_OK);
+    }
+    if config.pods[0].contains(&destination) || config.pods[1].contains(&destination) {
+        count(counter::UNREACHABLE);
+        return Ok(reject::back(ctx, &packet));
+    }
+    if in_cluster(config, &destination) {
+        return Ok(route::to_uplink(ctx, config, &packet));
+    }
+    masquerade(ctx, config, &packet)
+}
+
+/// What the host's stack sends to a pod: replies of a host-network backend have the service's address.
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    match reply_of_host(&ctx) {
+        Ok(_) => TC_ACT_OK,
+        Err(verdict) => verdict,
+    }
+}
+
+/// What leaves the node.
+#[classifier]
+pub fn to_net(ctx: TcContext) -> i32 {
+    let packet = match reply_of_host(&ctx) {
+        Ok(Some(packet)) => packet,
+        Ok(None) => return TC_ACT_OK,
+        Err(verdict) => return verdict,
+    };
+    let Some(config) = NODE_CONFIG.get(0) else { return TC_ACT_OK };
+    // A program that the socket hooks do not cover: it is told at once, and nothing leaves.
+    if lb::is_service_address(config, &packet.key.destination) {
+        count(counter::REFUSED);
+        return reject::to_host(&ctx, &packet);
+    }
+    TC_ACT_OK
+}
+
+/// Translates replies that come from the host's own stack. `Ok(Some)` is a packet that belongs to no flow.
+#[inline(always)]
+fn reply_of_host(ctx: &TcContext) -> Result<Option<Packet>, i32> {
+    // The host's own packets are not malformed; what cannot be parsed is none of ours.
+    let Ok(packet) = parse(ctx) else { return Ok(None) };
+    if packet.kind != Kind::Flow {
+        return Ok(Some(packet));
+    }
+    match flow::lookup(&packet) {
+        Some(to) => {
+            translate(ctx, &packet, &to)?;
+            Ok(None)
+        }
+        None => Ok(Some(packet)),
+    }
+}
+
+/// What other nodes and the outside send.
+#[classifier]
+pub fn from_net(ctx: TcContext) -> i32 {
+    match net_packet(&ctx) {
+        Ok(verdict) | Err(verdict) => verdict,
+    }
+}
+
+#[inline(always)]
+fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
+    let packet = parsed(ctx)?;
+    let config = NODE_CONFIG.get(0).ok_or(TC_ACT_OK)?;
+    if packet.kind == Kind::Neighbour || packet.key.destination.is_link_scoped() {
+        return Ok(TC_ACT_OK);
+    }
+    if packet.kind == Kind::Flow {
+        if let Some(to) = flow::lookup(&packet) {
+            translate(ctx, &packet, &to)?;
+            return Ok(deliver(ctx, config, &packet, &to.destination));
+        }
+        if let Some(frontend) = service(config, &packet, true) {
+            return connect(ctx, config, &packet, frontend, true);
+        }
+    }
+    let destination = packet.key.destination;
+    if let Some(pod) = endpoint(&destination) {
+        return Ok(route::to_pod(ctx, pod));
+    }
+    if lb::is_service_address(config, &destination) {
+        count(counter::REFUSED);
+        return Ok(reject::back(ctx, &packet));
+    }
+    Ok(TC_ACT_OK)
+}
+
+/// The frontend a packet is addressed to.
+#[inline(always)]
+fn service(config: &NodeConfig, packet: &Packet, external: bool) -> Option<&'static FrontendValue> {
+    if packet.icmp_echo {
+        return None;
+    }
+    let key = &packet.key;
+    let protocol = key.protocol as u8;
+    if let Some(frontend) = lb::frontend(&key.destination, key.destination_port, protocol, external) {
+        return Some(frontend);
+    }
+    if lb::in_node_port_range(config, key.destination_port) && is_node_address(&key.destination) {
+        return lb::frontend(&key.destination.any_of_family(), key.destination_port, protocol, external);
+    }
+    None
+}
+
+/// Chooses a backend for a new flow, remembers it, and sends the packet there.
+#[inline(always)]
+fn connect(
+    ctx: &TcContext,
+    config: &NodeConfig,
+    packet: &Packet,
+    frontend: &FrontendValue,
+    external: bool,
+) -> Result<i32, i32> {
+    let key = &packet.key;
+    let Some((id, backend)) = lb::select(frontend, &key.source, None) else {
+        count(counter::REFUSED);
+        return Ok(reject::back(ctx, packet));
+    };
+    let mut forward = FlowValue {
+        source: key.source,
+        destination: backend.address,
+        source_port: key.source_port,
+        destination_port: backend.port,
+        flags: 0,
+        expires: 0,
+        backend: id,
+    };
+    let mut translated = false;
+    if backend.address == key.source {
+        // A pod cannot receive its own address: it sees a link-local one, and keeps its port if it can.
+        forward.source = of_family(&config.hairpin, packet.v4);
+    } else if endpoint(&backend.address).is_none() && !is_node_address(&backend.address) {
+        // The reply must come back through this node, unless the backend's node knows the way to the pod.
+        let direct = !external && in_cluster(config, &backend.address);
+        if !direct && frontend.flags & FRONTEND_LOCAL_ONLY == 0 {
+            let node = of_family(&config.node, packet.v4);
+            if node == Address::ANY_V6 {
+                count(counter::UNREACHABLE);
+                return Ok(reject::back(ctx, packet));
+            }
+            forward.source = node;
+            translated = true;
+        }
+    }
+    if flow::create(config, key, &mut forward, translated).is_none() {
+        count(counter::NO_NAT_PORT);
+        return Err(TC_ACT_SHOT);
+    }
+    translate(ctx, packet, &forward)?;
+    Ok(deliver(ctx, config, packet, &forward.destination))
+}
+
+/// Gives a pod's packet to the outside the node's address.
+#[inline(always)]
+fn masquerade(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> Result<i32, i32> {
+    if config.flags & kelp_common::node::NODE_MASQUERADE == 0 {
+        return Ok(route::to_uplink(ctx, config, packet));
+    }
+    let node = of_family(&config.node, packet.v4);
+    if config.uplink == 0 || node == Address::ANY_V6 {
+        count(counter::UNREACHABLE);
+        return Ok(reject::back(ctx, packet));
+    }
+    if packet.kind != Kind::Flow {
+        count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::UNREACHABLE });
+        return Err(TC_ACT_SHOT);
+    }
+    let key = &packet.key;
+    let mut forward = FlowValue {
+        source: node,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        flags: 0,
+        expires: 0,
+        backend: 0,
+    };
+    if flow::create(config, key, &mut forward, true).is_none() {
+        count(counter::NO_NAT_PORT);
+        return Err(TC_ACT_SHOT);
+    }
+    translate(ctx, packet, &forward)?;
+    Ok(route::to_uplink(ctx, config, packet))
+}
+
+/// Sends a translated packet to its new destination.
+#[inline(always)]
+fn deliver(ctx: &TcContext, config: &NodeConfig, packet: &Packet, destination: &Address) -> i32 {
+    if let Some(pod) = endpoint(destination) {
+        return route::to_pod(ctx, pod);
+    }
+    if is_node_address(destination) {
+        return TC_ACT_OK;
+    }
+    route::to_uplink(ctx, config, packet)
+}
+
+#[inline(always)]
+fn in_cluster(config: &NodeConfig, address: &Address) -> bool {
+    config.cluster[0].contains(address) || config.cluster[1].contains(address)
+}
+
+/// The address of the packet's family. Both are read before one is chosen: an index computed from the packet would
+/// need a proof of its range, which the optimiser removes.
+#[inline(always)]
+fn of_family(addresses: &[Address; 2], v4: bool) -> Address {
+    // SAFETY: the references are valid for reads.
+    let (first, second) = unsafe {
+        (core::ptr::read_volatile(&raw const addresses[0]), core::ptr::read_volatile(&raw const addresses[1]))
+    };
+    if v4 { first } else { second }
+}

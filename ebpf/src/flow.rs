@@ -1,0 +1,158 @@
+//! Remembering translations: two entries a flow, one for each direction.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use kelp_common::flow::{FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN, FLOW_REPLY};
+use kelp_common::{FlowKey, FlowValue, NodeConfig, TCP, UDP};
+
+use crate::lb::now;
+use crate::maps::{BACKENDS, FLOWS};
+use crate::packet::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+
+/// How often a port for a translated source is guessed before the packet is dropped.
+const PORT_TRIES: u32 = 24;
+
+/// Seconds a flow lives without a packet. TCP's established time is netfilter's in kube-proxy's defaults.
+#[inline(always)]
+fn lifetime(protocol: u32, flags: u32) -> u32 {
+    match protocol as u8 {
+        TCP if flags & FLOW_CLOSED != 0 => 10,
+        TCP if flags & FLOW_ESTABLISHED != 0 => 86_400,
+        TCP => 60,
+        _ if flags & FLOW_ESTABLISHED != 0 => 180,
+        _ => 30,
+    }
+}
+
+/// The translation of a packet of a known flow, with the flow's state brought up to date.
+#[inline(always)]
+pub fn lookup(packet: &Packet) -> Option<FlowValue> {
+    let entry = FLOWS.get_ptr_mut(&packet.key)?;
+    // SAFETY: the entry lives until the program ends; CPUs race on state bits and the expiry only.
+    let entry = unsafe { &mut *entry };
+    let value = *entry;
+    let now = now();
+    let reply = value.flags & FLOW_REPLY != 0;
+    let fresh_syn = packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    if !reply {
+        if fresh_syn && value.flags & FLOW_CLOSED != 0 {
+            return None;
+        }
+        if value.backend != 0 && packet.key.protocol == u32::from(UDP) && !backend_is(&value) {
+            return None;
+        }
+    }
+    if now > value.expires && !peer_lives(&value, packet.key.protocol, now) {
+        return None;
+    }
+    let mut flags = value.flags;
+    let mut tell_peer = 0;
+    if reply && flags & FLOW_ESTABLISHED == 0 {
+        flags |= FLOW_ESTABLISHED;
+        tell_peer |= FLOW_ESTABLISHED;
+    }
+    if packet.tcp_flags & TCP_RST != 0 {
+        flags |= FLOW_CLOSED;
+        tell_peer |= FLOW_CLOSED;
+    } else if packet.tcp_flags & TCP_FIN != 0 && flags & FLOW_FIN == 0 {
+        flags |= FLOW_FIN;
+        tell_peer |= FLOW_FIN;
+    }
+    if tell_peer != 0
+        && let Some(peer) = FLOWS.get_ptr_mut(&value.reverse_key(packet.key.protocol))
+    {
+        // SAFETY: as above.
+        let peer = unsafe { &mut *peer };
+        if tell_peer & FLOW_FIN != 0 && peer.flags & FLOW_FIN != 0 {
+            flags |= FLOW_CLOSED;
+            tell_peer |= FLOW_CLOSED;
+        }
+        peer.flags |= tell_peer & (FLOW_ESTABLISHED | FLOW_CLOSED);
+        peer.expires = now + lifetime(packet.key.protocol, peer.flags);
+    }
+    // Written at most once a second, so that the cache line stays shared.
+    let expires = now + lifetime(packet.key.protocol, flags);
+    if entry.expires != expires {
+        entry.expires = expires;
+    }
+    if entry.flags != flags {
+        entry.flags = flags;
+    }
+    Some(value)
+}
+
+/// Whether the backend of a flow still exists: a datagram to a removed one goes to another.
+#[inline(always)]
+fn backend_is(value: &FlowValue) -> bool {
+    // SAFETY: the entry is only read.
+    match unsafe { BACKENDS.get(&value.backend) } {
+        Some(backend) => backend.port == value.destination_port && backend.address.0[3] == value.destination.0[3],
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn peer_lives(value: &FlowValue, protocol: u32, now: u32) -> bool {
+    // SAFETY: the entry is only read.
+    unsafe { FLOWS.get(&value.reverse_key(protocol)) }.is_some_and(|peer| peer.expires >= now)
+}
+
+/// Remembers a new flow. When another flow has the same replies, or `translated` asks for it, the source port of
+/// `forward` is changed to a free one of the node's range; `None` when none was found.
+#[inline(never)]
+pub fn create(config: &NodeConfig, key: &FlowKey, forward: &mut FlowValue, translated: bool) -> Option<()> {
+    let now = now();
+    let protocol = key.protocol;
+    let expires = now + lifetime(protocol, 0);
+    forward.expires = expires;
+    forward.flags = 0;
+    let reply = FlowValue {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        flags: FLOW_REPLY,
+        expires,
+        backend: forward.backend,
+    };
+    let low = u32::from(config.nat_port_min);
+    let range = u32::from(config.nat_port_max).wrapping_sub(low).wrapping_add(1);
+    let mut reply_key = forward.reverse_key(protocol);
+    let mut reserved = !translated && reserve(key, &reply_key, &reply, now);
+    if !reserved {
+        // SAFETY: the helper has no preconditions.
+        let start = unsafe { bpf_get_prandom_u32() };
+        for step in 0..PORT_TRIES {
+            let offset = ((u64::from(start.wrapping_add(step.wrapping_mul(0x9e37_79b9))) * u64::from(range)) >> 32) as u32;
+            forward.source_port = ((low + offset) as u16).to_be();
+            reply_key.destination_port = forward.source_port;
+            if reserve(key, &reply_key, &reply, now) {
+                reserved = true;
+                break;
+            }
+        }
+    }
+    if !reserved {
+        return None;
+    }
+    FLOWS.insert(key, &*forward, u64::from(BPF_ANY)).ok()
+}
+
+/// Takes the reply's key for a flow, unless a living flow of another origin has it.
+#[inline(never)]
+fn reserve(key: &FlowKey, reply_key: &FlowKey, reply: &FlowValue, now: u32) -> bool {
+    if FLOWS.insert(reply_key, reply, u64::from(BPF_NOEXIST)).is_ok() {
+        return true;
+    }
+    // SAFETY: the entry is only read.
+    if let Some(existing) = unsafe { FLOWS.get(reply_key) } {
+        let same_origin = existing.destination_port == key.source_port
+            && existing.source_port == key.destination_port
+            && existing.destination == key.source
+            && existing.source == key.destination;
+        if !same_origin && existing.expires >= now && existing.flags & FLOW_CLOSED == 0 {
+            return false;
+        }
+    }
+    FLOWS.insert(reply_key, reply, u64::from(BPF_ANY)).is_ok()
+}

@@ -1,0 +1,90 @@
+//! Choosing a backend; used by both paths.
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use kelp_common::service::{BACKEND_DRAINING, FRONTEND_TWO_SCOPES, SCOPE_CLUSTER, SCOPE_EXTERNAL};
+use kelp_common::{Address, AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, NodeConfig, SlotKey};
+
+use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, SLOTS};
+
+/// Seconds of the monotonic clock.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+}
+
+/// The frontend at exactly this address and port.
+#[inline(always)]
+pub fn frontend(address: &Address, port: u16, protocol: u8, external: bool) -> Option<&'static FrontendValue> {
+    let mut key = FrontendKey { address: *address, port, protocol, scope: SCOPE_CLUSTER };
+    // SAFETY: the kernel keeps the memory until the program ends.
+    let value = unsafe { FRONTENDS.get(&key) }?;
+    if external && value.flags & FRONTEND_TWO_SCOPES != 0 {
+        key.scope = SCOPE_EXTERNAL;
+        // SAFETY: as above.
+        return unsafe { FRONTENDS.get(&key) };
+    }
+    Some(value)
+}
+
+/// Whether a port, in network byte order, lies in the node-port range.
+#[inline(always)]
+pub fn in_node_port_range(config: &NodeConfig, port: u16) -> bool {
+    let port = u16::from_be(port);
+    port >= config.node_port_min && port <= config.node_port_max
+}
+
+/// Whether an address lies in a service range.
+#[inline(always)]
+pub fn is_service_address(config: &NodeConfig, address: &Address) -> bool {
+    config.services[0].contains(address) || config.services[1].contains(address)
+}
+
+/// Chooses a backend. `hash` picks the slot; without one it is random. `None` means that there is none: refuse.
+#[inline(always)]
+pub fn select(frontend: &FrontendValue, client: &Address, hash: Option<u32>) -> Option<(u32, Backend)> {
+    if frontend.count == 0 {
+        return None;
+    }
+    if frontend.affinity_seconds != 0 {
+        return select_with_affinity(frontend, client, hash);
+    }
+    pick(frontend, hash)
+}
+
+#[inline(always)]
+fn pick(frontend: &FrontendValue, hash: Option<u32>) -> Option<(u32, Backend)> {
+    // SAFETY: the helper has no preconditions.
+    let hash = hash.unwrap_or_else(|| unsafe { bpf_get_prandom_u32() });
+    // A multiplication in place of a division: the count is far below 2³².
+    let slot = ((u64::from(hash) * u64::from(frontend.count)) >> 32) as u32;
+    // SAFETY: the value is copied at once.
+    let id = *unsafe { SLOTS.get(&SlotKey { table: frontend.table, slot }) }?;
+    // SAFETY: the value is copied at once.
+    let backend = *unsafe { BACKENDS.get(&id) }?;
+    Some((id, backend))
+}
+
+#[inline(always)]
+fn select_with_affinity(frontend: &FrontendValue, client: &Address, hash: Option<u32>) -> Option<(u32, Backend)> {
+    let key = AffinityKey { client: *client, table: frontend.table };
+    let now = now();
+    if let Some(last) = AFFINITIES.get_ptr_mut(&key) {
+        // SAFETY: the entry lives until the program ends; two CPUs write the same kind of value.
+        let last = unsafe { &mut *last };
+        if now.wrapping_sub(last.used) < frontend.affinity_seconds {
+            let id = last.backend;
+            // SAFETY: the value is copied at once.
+            if let Some(backend) = unsafe { BACKENDS.get(&id) }.copied()
+                && backend.flags & BACKEND_DRAINING == 0
+            {
+                last.used = now;
+                return Some((id, backend));
+            }
+        }
+    }
+    let chosen = pick(frontend, hash)?;
+    // A full map evicts; a failed write only loses the affinity of this client.
+    let _ = AFFINITIES.insert(&key, &AffinityValue { backend: chosen.0, used: now }, 0);
+    Some(chosen)
+}
