@@ -86,7 +86,9 @@ pub fn lookup(packet: &Packet) -> Option<FlowValue> {
 fn backend_is(value: &FlowValue) -> bool {
     // SAFETY: the entry is only read.
     match unsafe { BACKENDS.get(&value.backend) } {
-        Some(backend) => backend.port == value.destination_port && backend.address.0[3] == value.destination.0[3],
+        Some(backend) => {
+            backend.port == value.destination_port && backend.address.0[3] == value.destination.0[3]
+        }
         None => false,
     }
 }
@@ -123,7 +125,8 @@ pub fn create(config: &NodeConfig, key: &FlowKey, forward: &mut FlowValue, trans
         // SAFETY: the helper has no preconditions.
         let start = unsafe { bpf_get_prandom_u32() };
         for step in 0..PORT_TRIES {
-            let offset = ((u64::from(start.wrapping_add(step.wrapping_mul(0x9e37_79b9))) * u64::from(range)) >> 32) as u32;
+            let offset = ((u64::from(start.wrapping_add(step.wrapping_mul(0x9e37_79b9))) * u64::from(range))
+                >> 32) as u32;
             forward.source_port = ((low + offset) as u16).to_be();
             reply_key.destination_port = forward.source_port;
             if reserve(key, &reply_key, &reply, now) {

@@ -2,7 +2,9 @@
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use kelp_common::service::{BACKEND_DRAINING, FRONTEND_TWO_SCOPES, SCOPE_CLUSTER, SCOPE_EXTERNAL};
-use kelp_common::{Address, AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, NodeConfig, SlotKey};
+use kelp_common::{
+    Address, AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, NodeConfig, SlotKey,
+};
 
 use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, SLOTS};
 
@@ -15,7 +17,12 @@ pub fn now() -> u32 {
 
 /// The frontend at exactly this address and port.
 #[inline(always)]
-pub fn frontend(address: &Address, port: u16, protocol: u8, external: bool) -> Option<&'static FrontendValue> {
+pub fn frontend(
+    address: &Address,
+    port: u16,
+    protocol: u8,
+    external: bool,
+) -> Option<&'static FrontendValue> {
     let mut key = FrontendKey { address: *address, port, protocol, scope: SCOPE_CLUSTER };
     // SAFETY: the kernel keeps the memory until the program ends.
     let value = unsafe { FRONTENDS.get(&key) }?;
@@ -66,7 +73,11 @@ fn pick(frontend: &FrontendValue, hash: Option<u32>) -> Option<(u32, Backend)> {
 }
 
 #[inline(always)]
-fn select_with_affinity(frontend: &FrontendValue, client: &Address, hash: Option<u32>) -> Option<(u32, Backend)> {
+fn select_with_affinity(
+    frontend: &FrontendValue,
+    client: &Address,
+    hash: Option<u32>,
+) -> Option<(u32, Backend)> {
     let key = AffinityKey { client: *client, table: frontend.table };
     let now = now();
     if let Some(last) = AFFINITIES.get_ptr_mut(&key) {

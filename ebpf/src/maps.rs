@@ -5,8 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use kelp_common::maps::counter;
 use kelp_common::{
-    Address, AffinityKey, AffinityValue, Backend, EndpointValue, FlowKey, FlowValue, FrontendKey, FrontendValue,
-    NodeConfig, SlotKey, SocketKey, SocketValue, limits,
+    Address, AffinityKey, AffinityValue, Backend, EndpointValue, FlowKey, FlowValue, FrontendKey,
+    FrontendValue, NodeConfig, SlotKey, SocketKey, SocketValue, limits,
 };
 
 #[map(name = "FRONTENDS_V1")]
@@ -23,8 +23,7 @@ pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::pinned(limits::FL
 #[map(name = "SOCKETS_V1")]
 pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::pinned(limits::SOCKETS, 0);
 #[map(name = "ENDPOINTS_V1")]
-pub static ENDPOINTS: HashMap<Address, EndpointValue> =
-    HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
+pub static ENDPOINTS: HashMap<Address, EndpointValue> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map(name = "NODE_ADDRS_V1")]
 pub static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(limits::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map(name = "NODE_CONFIG_V1")]

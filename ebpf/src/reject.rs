@@ -77,8 +77,9 @@ fn resize(ctx: &TcContext, length: usize) -> Result<(), ()> {
 #[inline(always)]
 fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Result<(), ()> {
     // SAFETY: the helper checks the bounds of the packet; the source is the array.
-    let result =
-        unsafe { bpf_skb_store_bytes(ctx.skb.skb, at as u32, words.as_ptr().cast::<c_void>(), (N * 4) as u32, 0) };
+    let result = unsafe {
+        bpf_skb_store_bytes(ctx.skb.skb, at as u32, words.as_ptr().cast::<c_void>(), (N * 4) as u32, 0)
+    };
     if result == 0 { Ok(()) } else { Err(()) }
 }
 
@@ -121,8 +122,7 @@ fn reset_v4(ctx: &TcContext, packet: &Packet) -> Result<(), ()> {
     let mut tcp = reset_header(ctx, packet, segment)?;
     let source = packet.key.destination.0[3];
     let destination = packet.key.source.0[3];
-    let mut ip =
-        [word([0x45, 0, 0, 40]), word([0, 0, 0x40, 0]), word([64, TCP, 0, 0]), source, destination];
+    let mut ip = [word([0x45, 0, 0, 40]), word([0, 0, 0x40, 0]), word([64, TCP, 0, 0]), source, destination];
     ip[2] |= u32::from(fold(sum(&ip))) << 16;
     let pseudo = u64::from(source) + u64::from(destination) + u64::from(word([0, TCP, 0, 20]));
     tcp[4] = u32::from(fold(pseudo + sum(&tcp)));
@@ -138,7 +138,8 @@ fn reset_v6(ctx: &TcContext, packet: &Packet) -> Result<(), ()> {
         return Err(());
     }
     let first: [u8; 8] = ctx.load(L2).map_err(|_| ())?;
-    let segment = u32::from(u16::from_be_bytes([first[4], first[5]])).wrapping_sub((packet.l4 - L2 - 40) as u32);
+    let segment =
+        u32::from(u16::from_be_bytes([first[4], first[5]])).wrapping_sub((packet.l4 - L2 - 40) as u32);
     let mut tcp = reset_header(ctx, packet, segment)?;
     let source = packet.key.destination.0;
     let destination = packet.key.source.0;

@@ -51,8 +51,7 @@ fn address(
             }
             failed | (bpf_skb_store_bytes(skb, at as u32, (&raw const to.0[3]).cast::<c_void>(), 4, 0) != 0)
         } else {
-            let difference =
-                bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0);
+            let difference = bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0);
             let failed = difference < 0
                 || bpf_l4_csum_replace(skb, checksum_at as u32, 0, difference as u64, pseudo) != 0;
             failed | (bpf_skb_store_bytes(skb, at as u32, to.0.as_ptr().cast::<c_void>(), 16, 0) != 0)

@@ -3,6 +3,8 @@
 
 pub mod controllers;
 pub mod names;
+pub mod plan;
 pub mod quantity;
 pub mod scheduling;
 pub mod selector;
+pub mod service;

@@ -92,7 +92,9 @@ impl Kernel {
     pub fn map(&self, name: &str) -> Result<OwnedFd, DatapathError> {
         use aya::maps::Map;
         let data = match self.programs.map(name) {
-            Some(Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) => data,
+            Some(Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) => {
+                data
+            }
             _ => return Err(failed("find a map in the object")(io::Error::other(name.to_owned()))),
         };
         data.fd().as_fd().try_clone_to_owned().map_err(failed("duplicate a descriptor"))
@@ -131,7 +133,8 @@ impl Kernel {
     /// When the device is gone or the kernel refuses a link.
     pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
         let action = || format!("attach to the uplink with index {ifindex}");
-        self.attach_device("from_net", "uplink-in", ifindex, AttachType::TcxIngress).map_err(failed(action()))?;
+        self.attach_device("from_net", "uplink-in", ifindex, AttachType::TcxIngress)
+            .map_err(failed(action()))?;
         self.attach_device("to_net", "uplink-out", ifindex, AttachType::TcxEgress).map_err(failed(action()))
     }
 
@@ -169,7 +172,8 @@ impl Kernel {
         for entry in fs::read_dir(&directory).map_err(failed("read the directory of links"))? {
             let path = entry.map_err(failed("read the directory of links"))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let Some((ifindex, side)) = name.strip_prefix("pod-").and_then(|rest| rest.split_once('-')) else {
+            let Some((ifindex, side)) = name.strip_prefix("pod-").and_then(|rest| rest.split_once('-'))
+            else {
                 continue;
             };
             let Ok(ifindex) = ifindex.parse::<u32>() else { continue };

@@ -217,12 +217,8 @@ pub fn map_lookup_percpu(map: BorrowedFd<'_>, key: u32, cpus: usize) -> io::Resu
 
 /// Writes one entry.
 pub fn map_update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
-    let mut attr = ElementAttr {
-        map_fd: raw(map),
-        key: address(key),
-        value: address(value),
-        ..ElementAttr::default()
-    };
+    let mut attr =
+        ElementAttr { map_fd: raw(map), key: address(key), value: address(value), ..ElementAttr::default() };
     bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
@@ -337,8 +333,7 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType
 
 /// Replaces the program of a link; no packet passes without one of the two.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr =
-        LinkUpdateAttr { link_fd: raw(link), prog_fd: raw(program), ..LinkUpdateAttr::default() };
+    let mut attr = LinkUpdateAttr { link_fd: raw(link), prog_fd: raw(program), ..LinkUpdateAttr::default() };
     bpf(LINK_UPDATE, &mut attr).map(drop)
 }
 
@@ -356,7 +351,8 @@ pub fn tcx_link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
 pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<(u32, u32, u32)> {
     // `struct bpf_map_info`: type, id, key size, value size, max entries.
     let mut info = [0_u32; 32];
-    let mut attr = InfoAttr { fd: raw(map), length: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
+    let mut attr =
+        InfoAttr { fd: raw(map), length: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
     bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok((info[2], info[3], info[4]))
 }
@@ -416,4 +412,13 @@ pub fn netns_cookie() -> io::Result<u64> {
         );
         if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
     }
+}
+
+/// Seconds of the monotonic clock, as the programs read it.
+#[must_use]
+pub fn monotonic_seconds() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists on every Linux, and the structure is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    u32::try_from(time.tv_sec).unwrap_or(u32::MAX)
 }

@@ -1,0 +1,97 @@
+//! Settings of the dataplane.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use kelp_common::node::NODE_MASQUERADE;
+use kelp_common::{Address, Cidr, NodeConfig};
+
+/// An address range: its first address and the length of its prefix.
+pub type Network = (IpAddr, u8);
+
+/// Settings of the dataplane; the lists hold at most one entry of each family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Name of this node.
+    pub node_name: String,
+    /// The node's addresses: the source of translated traffic.
+    pub node_addresses: Vec<IpAddr>,
+    /// Name of the device to other nodes and the outside, if there is one.
+    pub uplink: Option<String>,
+    /// Service ranges.
+    pub service_cidrs: Vec<Network>,
+    /// Ranges of all pods of the cluster.
+    pub cluster_cidrs: Vec<Network>,
+    /// Ranges of this node's pods, once known; see [`super::Dataplane::set_pod_cidrs`].
+    pub pod_cidrs: Vec<Network>,
+    /// Node ports.
+    pub node_ports: RangeInclusive<u16>,
+    /// Ports of translated sources. They must lie outside `net.ipv4.ip_local_port_range` and the node ports.
+    pub nat_ports: RangeInclusive<u16>,
+    /// Whether pods reach the outside with the node's address.
+    pub masquerade: bool,
+    /// The cgroup2 directory whose sockets are served.
+    pub cgroup: PathBuf,
+    /// The directory on a bpffs for maps and links.
+    pub bpf_directory: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let v4 = |a, b, c, d| IpAddr::from([a, b, c, d]);
+        let v6 = |a, b, c| IpAddr::from([a, b, c, 0, 0, 0, 0, 0_u16]);
+        Self {
+            node_name: String::new(),
+            node_addresses: Vec::new(),
+            uplink: None,
+            service_cidrs: vec![(v4(10, 96, 0, 0), 16), (v6(0xfd00, 0x10, 0x96), 112)],
+            cluster_cidrs: vec![(v4(10, 244, 0, 0), 16), (v6(0xfd00, 0x10, 0x244), 56)],
+            pod_cidrs: Vec::new(),
+            node_ports: 30_000..=32_767,
+            nat_ports: 61_000..=65_535,
+            masquerade: true,
+            cgroup: PathBuf::from("/sys/fs/cgroup"),
+            bpf_directory: PathBuf::from("/sys/fs/bpf/kelp"),
+        }
+    }
+}
+
+impl Config {
+    /// The programs' form of the settings.
+    #[must_use]
+    pub fn for_kernel(&self, uplink: u32, host_netns_cookie: u64) -> NodeConfig {
+        let ranges = |list: &[Network]| {
+            let of = |v4: bool| {
+                list.iter()
+                    .find(|(network, _)| network.is_ipv4() == v4)
+                    .map_or(Cidr::NONE, |(network, prefix)| Cidr::new(*network, *prefix))
+            };
+            [of(true), of(false)]
+        };
+        let address = |v4: bool| {
+            self.node_addresses
+                .iter()
+                .find(|address| address.is_ipv4() == v4)
+                .map_or(Address::ANY_V6, |address| Address::from(*address))
+        };
+        NodeConfig {
+            host_netns_cookie,
+            uplink,
+            flags: if self.masquerade { NODE_MASQUERADE } else { 0 },
+            services: ranges(&self.service_cidrs),
+            cluster: ranges(&self.cluster_cidrs),
+            pods: ranges(&self.pod_cidrs),
+            node: [address(true), address(false)],
+            // The pods' gateways: addresses no pod and no host has.
+            hairpin: [
+                Address::from(IpAddr::from([169, 254, 1, 1])),
+                Address::from(IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 1_u16])),
+            ],
+            node_port_min: *self.node_ports.start(),
+            node_port_max: *self.node_ports.end(),
+            nat_port_min: *self.nat_ports.start(),
+            nat_port_max: *self.nat_ports.end(),
+        }
+    }
+}

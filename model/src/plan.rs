@@ -1,0 +1,212 @@
+//! From the state the maps have to the state they should have, without losing a connection on the way.
+//!
+//! The order: backends, then slots, then frontends, then stale frontends, slots and backends. So at every step a
+//! frontend leads to slots that exist, and a slot to a backend that exists. Ids are stable: a backend and a table
+//! keep the id they have in the maps, also after a restart of the agent. (The reverse of a translation is kept with
+//! the flow, so there is no table of it to keep in step.)
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kelp_common::service::BACKEND_DRAINING;
+use kelp_common::{Backend, FrontendKey, FrontendValue, SlotKey};
+
+use crate::service::{BackendKey, Desired, TableName};
+
+/// The content of the maps.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Actual {
+    /// Frontends.
+    pub frontends: BTreeMap<FrontendKey, FrontendValue>,
+    /// Slot → backend id.
+    pub slots: BTreeMap<SlotKey, u32>,
+    /// Backend id → backend.
+    pub backends: BTreeMap<u32, Backend>,
+}
+
+/// One change of one map. Each can be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapOp {
+    /// Writes a backend.
+    PutBackend(u32, Backend),
+    /// Writes a slot.
+    PutSlot(SlotKey, u32),
+    /// Writes a frontend.
+    PutFrontend(FrontendKey, FrontendValue),
+    /// Removes a frontend.
+    DeleteFrontend(FrontendKey),
+    /// Removes a slot.
+    DeleteSlot(SlotKey),
+    /// Removes a backend.
+    DeleteBackend(u32),
+}
+
+impl Actual {
+    /// What the maps hold after an operation.
+    pub fn apply(&mut self, op: &MapOp) {
+        match *op {
+            MapOp::PutBackend(id, backend) => {
+                self.backends.insert(id, backend);
+            }
+            MapOp::PutSlot(key, backend) => {
+                self.slots.insert(key, backend);
+            }
+            MapOp::PutFrontend(key, value) => {
+                self.frontends.insert(key, value);
+            }
+            MapOp::DeleteFrontend(key) => {
+                self.frontends.remove(&key);
+            }
+            MapOp::DeleteSlot(key) => {
+                self.slots.remove(&key);
+            }
+            MapOp::DeleteBackend(id) => {
+                self.backends.remove(&id);
+            }
+        }
+    }
+
+    /// The backends a frontend leads to; `None` when a slot or a backend is missing.
+    #[must_use]
+    pub fn resolve(&self, frontend: &FrontendKey) -> Option<Vec<BackendKey>> {
+        let value = self.frontends.get(frontend)?;
+        (0..value.count)
+            .map(|slot| {
+                let id = self.slots.get(&SlotKey { table: value.table, slot })?;
+                self.backends.get(id).map(key_of)
+            })
+            .collect()
+    }
+}
+
+fn key_of(backend: &Backend) -> BackendKey {
+    BackendKey { address: backend.address, port: backend.port, protocol: backend.protocol }
+}
+
+/// The operations that lead from `actual` to `desired`, in an order that is safe to stop at any point. Planning
+/// again from where it stopped leads to the same end.
+#[must_use]
+pub fn plan(desired: &Desired, actual: &Actual) -> Vec<MapOp> {
+    let backend_ids = backend_ids(desired, actual);
+    let table_ids = table_ids(desired, actual);
+    let mut ops = Vec::new();
+
+    for (key, draining) in &desired.backends {
+        let Some(id) = backend_ids.get(key) else { continue };
+        let flags = if *draining { BACKEND_DRAINING } else { 0 };
+        let backend = Backend { address: key.address, port: key.port, protocol: key.protocol, flags };
+        if actual.backends.get(id) != Some(&backend) {
+            ops.push(MapOp::PutBackend(*id, backend));
+        }
+    }
+    let mut slots = BTreeSet::new();
+    for (name, backends) in &desired.tables {
+        let Some(table) = table_ids.get(name) else { continue };
+        let ids = backends.iter().filter_map(|backend| backend_ids.get(backend));
+        for (slot, id) in (0_u32..).zip(ids) {
+            let key = SlotKey { table: *table, slot };
+            slots.insert(key);
+            if actual.slots.get(&key) != Some(id) {
+                ops.push(MapOp::PutSlot(key, *id));
+            }
+        }
+    }
+    for (key, frontend) in &desired.frontends {
+        let Some(table) = table_ids.get(&frontend.table) else { continue };
+        let count = desired.tables.get(&frontend.table).map_or(0, Vec::len);
+        let value = FrontendValue {
+            table: *table,
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            affinity_seconds: frontend.affinity_seconds,
+            flags: frontend.flags,
+        };
+        if actual.frontends.get(key) != Some(&value) {
+            ops.push(MapOp::PutFrontend(*key, value));
+        }
+    }
+
+    let stale = actual.frontends.keys().filter(|key| !desired.frontends.contains_key(key));
+    ops.extend(stale.map(|key| MapOp::DeleteFrontend(*key)));
+    let stale = actual.slots.keys().filter(|key| !slots.contains(key));
+    ops.extend(stale.map(|key| MapOp::DeleteSlot(*key)));
+    let used: BTreeSet<u32> = backend_ids.values().copied().collect();
+    let stale = actual.backends.keys().filter(|id| !used.contains(id));
+    ops.extend(stale.map(|id| MapOp::DeleteBackend(*id)));
+    ops
+}
+
+/// An id for every backend: the one it has, else a new one.
+fn backend_ids(desired: &Desired, actual: &Actual) -> BTreeMap<BackendKey, u32> {
+    let mut ids = BTreeMap::new();
+    for (id, backend) in actual.backends.iter().filter(|(id, _)| **id != 0) {
+        let key = key_of(backend);
+        if desired.backends.contains_key(&key) {
+            // Two ids for one backend can only be left by a foreign writer: the lower stays.
+            ids.entry(key).or_insert(*id);
+        }
+    }
+    // An id that a slot still names is not free, even when its backend is gone.
+    let taken: BTreeSet<u32> = actual.backends.keys().chain(actual.slots.values()).copied().collect();
+    let mut fresh = Fresh::new(taken);
+    for key in desired.backends.keys() {
+        ids.entry(*key).or_insert_with(|| fresh.next());
+    }
+    ids
+}
+
+/// An id for every table. A table keeps the id in the maps when all frontends that use the id lead to this table:
+/// otherwise a frontend of another service would, for a moment, lead to the new backends.
+fn table_ids(desired: &Desired, actual: &Actual) -> BTreeMap<TableName, u32> {
+    let mut users: BTreeMap<u32, Option<&TableName>> = BTreeMap::new();
+    for (key, value) in &actual.frontends {
+        let name = desired.frontends.get(key).map(|frontend| &frontend.table);
+        users
+            .entry(value.table)
+            .and_modify(|known| {
+                if *known != name {
+                    *known = None;
+                }
+            })
+            .or_insert(name);
+    }
+    let mut ids = BTreeMap::new();
+    for (id, name) in &users {
+        if let Some(name) = name
+            && *id != 0
+        {
+            ids.entry((*name).clone()).or_insert(*id);
+        }
+    }
+    let taken = users.keys().copied().chain(actual.slots.keys().map(|key| key.table)).collect();
+    let mut fresh = Fresh::new(taken);
+    for name in desired.tables.keys() {
+        if !ids.contains_key(name) {
+            ids.insert(name.clone(), fresh.next());
+        }
+    }
+    ids
+}
+
+/// Ids that are not in use: above all others first, so that an id is not reused soon.
+struct Fresh {
+    taken: BTreeSet<u32>,
+    last: u32,
+}
+
+impl Fresh {
+    fn new(taken: BTreeSet<u32>) -> Self {
+        let last = taken.last().copied().unwrap_or(0);
+        Self { taken, last }
+    }
+
+    fn next(&mut self) -> u32 {
+        loop {
+            self.last = self.last.wrapping_add(1);
+            if self.last != 0 && self.taken.insert(self.last) {
+                return self.last;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

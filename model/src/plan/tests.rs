@@ -1,0 +1,218 @@
+//! Properties of plans, over random histories of desired states with failures in between.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use kelp_common::service::SCOPE_CLUSTER;
+use kelp_common::{Address, TCP};
+use proptest::prelude::*;
+
+use super::*;
+use crate::service::{DesiredFrontend, ObjectName};
+
+fn backend(number: u8) -> BackendKey {
+    let address = Address::from(IpAddr::V4(Ipv4Addr::new(10, 244, 0, number)));
+    BackendKey { address, port: 80_u16.to_be(), protocol: TCP }
+}
+
+fn frontend(number: u8) -> FrontendKey {
+    let address = Address::from(IpAddr::V4(Ipv4Addr::new(10, 96, 0, number)));
+    FrontendKey { address, port: 80_u16.to_be(), protocol: TCP, scope: SCOPE_CLUSTER }
+}
+
+fn table(number: u8) -> TableName {
+    TableName {
+        service: ObjectName::new("default", &format!("s{number}")),
+        port: "".into(),
+        protocol: TCP,
+        v4: true,
+        local: false,
+    }
+}
+
+/// Frontends to tables, tables to backends, draining backends.
+fn desired(frontends: &BTreeMap<u8, u8>, tables: &[Vec<u8>], draining: &BTreeSet<u8>) -> Desired {
+    let mut result = Desired::default();
+    for (number, to) in frontends {
+        let name = table(*to);
+        let backends: BTreeSet<BackendKey> =
+            tables.get(usize::from(*to)).into_iter().flatten().map(|number| backend(*number)).collect();
+        result.backends.extend(backends.iter().map(|key| (*key, false)));
+        result.tables.insert(name.clone(), backends.into_iter().collect());
+        result
+            .frontends
+            .insert(frontend(*number), DesiredFrontend { table: name, affinity_seconds: 0, flags: 0 });
+    }
+    for number in draining {
+        result.backends.entry(backend(*number)).or_insert(true);
+    }
+    result
+}
+
+fn any_desired() -> impl Strategy<Value = Desired> {
+    (
+        prop::collection::btree_map(1..6_u8, 0..4_u8, 0..5),
+        prop::collection::vec(prop::collection::vec(1..9_u8, 0..5), 4),
+        prop::collection::btree_set(1..12_u8, 0..3),
+    )
+        .prop_map(|(frontends, tables, draining)| desired(&frontends, &tables, &draining))
+}
+
+/// What the maps must say, apart from the ids.
+fn meaning(actual: &Actual) -> BTreeMap<FrontendKey, (Option<Vec<BackendKey>>, u32, u32)> {
+    actual
+        .frontends
+        .iter()
+        .map(|(key, value)| (*key, (actual.resolve(key), value.affinity_seconds, value.flags)))
+        .collect()
+}
+
+fn wanted(desired: &Desired) -> BTreeMap<FrontendKey, (Option<Vec<BackendKey>>, u32, u32)> {
+    desired
+        .frontends
+        .iter()
+        .map(|(key, value)| {
+            (*key, (desired.tables.get(&value.table).cloned(), value.affinity_seconds, value.flags))
+        })
+        .collect()
+}
+
+fn assert_reached(actual: &Actual, desired: &Desired) {
+    assert_eq!(meaning(actual), wanted(desired));
+    let backends: BTreeMap<BackendKey, bool> = actual
+        .backends
+        .values()
+        .map(|backend| (key_of(backend), backend.flags & BACKEND_DRAINING != 0))
+        .collect();
+    assert_eq!(backends, desired.backends);
+    assert_eq!(backends.len(), actual.backends.len(), "no backend has two ids");
+    let used: BTreeSet<SlotKey> = actual
+        .frontends
+        .values()
+        .flat_map(|value| (0..value.count).map(|slot| SlotKey { table: value.table, slot }))
+        .collect();
+    assert_eq!(used, actual.slots.keys().copied().collect(), "no slot is left over");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn every_history_ends_where_it_should(
+        steps in prop::collection::vec((any_desired(), prop::option::of(0..40_usize)), 1..6)
+    ) {
+        let mut actual = Actual::default();
+        // What each frontend may lead to while it changes: its backends under any state not fully left behind.
+        let mut past: Vec<Desired> = Vec::new();
+        for (desired, stop) in &steps {
+            past.push(desired.clone());
+            let ops = plan(desired, &actual);
+            for (index, op) in ops.iter().enumerate() {
+                if stop.is_some_and(|stop| stop == index) {
+                    break;
+                }
+                actual.apply(op);
+                for key in actual.frontends.keys() {
+                    let backends = actual.resolve(key);
+                    prop_assert!(backends.is_some(), "{key:?} leads nowhere after {op:?}");
+                    for backend in backends.unwrap_or_default() {
+                        let meant = past.iter().any(|state| {
+                            state.frontends.get(key).and_then(|to| state.tables.get(&to.table))
+                                .is_some_and(|backends| backends.contains(&backend))
+                        });
+                        prop_assert!(meant, "{key:?} leads to another service's backend after {op:?}");
+                    }
+                }
+            }
+            if stop.is_none_or(|stop| stop >= ops.len()) {
+                assert_reached(&actual, desired);
+                prop_assert!(plan(desired, &actual).is_empty(), "nothing is left to do");
+                past = vec![desired.clone()];
+            }
+        }
+        let last = &steps.last().expect("one step at least").0;
+        for op in plan(last, &actual) {
+            actual.apply(&op);
+        }
+        assert_reached(&actual, last);
+    }
+
+    #[test]
+    fn any_content_of_the_maps_is_repaired(
+        desired in any_desired(),
+        frontends in prop::collection::btree_map(1..6_u8, (0..4_u32, 0..4_u32), 0..5),
+        slots in prop::collection::btree_map((0..4_u32, 0..4_u32), 0..9_u32, 0..8),
+        backends in prop::collection::btree_map(0..9_u32, 1..9_u8, 0..8),
+    ) {
+        let mut actual = Actual {
+            frontends: frontends.into_iter().map(|(number, (table, count))| {
+                (frontend(number), FrontendValue { table, count, affinity_seconds: 0, flags: 0 })
+            }).collect(),
+            slots: slots.into_iter().map(|((table, slot), id)| (SlotKey { table, slot }, id)).collect(),
+            backends: backends.into_iter().map(|(id, number)| {
+                let key = backend(number);
+                (id, Backend { address: key.address, port: key.port, protocol: key.protocol, flags: 0 })
+            }).collect(),
+        };
+        for op in plan(&desired, &actual) {
+            actual.apply(&op);
+        }
+        assert_reached(&actual, &desired);
+    }
+
+    #[test]
+    fn an_endpoint_that_goes_disturbs_no_other_service(
+        tables in prop::collection::vec(prop::collection::btree_set(1..9_u8, 1..5), 4),
+        victim in 0..4_usize,
+    ) {
+        let lists = |tables: &[BTreeSet<u8>]| -> Vec<Vec<u8>> {
+            tables.iter().map(|table| table.iter().copied().collect()).collect()
+        };
+        let frontends: BTreeMap<u8, u8> = (0..4).map(|number| (number + 1, number)).collect();
+        let mut actual = Actual::default();
+        for op in plan(&desired(&frontends, &lists(&tables), &BTreeSet::new()), &actual) {
+            actual.apply(&op);
+        }
+        let before = actual.clone();
+        let mut changed = tables.clone();
+        let gone = *changed[victim].first().expect("one endpoint at least");
+        changed[victim].remove(&gone);
+        let own = before.frontends[&frontend(victim as u8 + 1)].table;
+        for op in plan(&desired(&frontends, &lists(&changed), &BTreeSet::new()), &actual) {
+            match op {
+                MapOp::PutFrontend(key, _) | MapOp::DeleteFrontend(key) =>
+                    prop_assert_eq!(key, frontend(victim as u8 + 1)),
+                MapOp::PutSlot(key, _) | MapOp::DeleteSlot(key) => prop_assert_eq!(key.table, own),
+                MapOp::DeleteBackend(id) => prop_assert_eq!(key_of(&before.backends[&id]), backend(gone)),
+                MapOp::PutBackend(..) => prop_assert!(false, "no backend is new"),
+            }
+            actual.apply(&op);
+        }
+    }
+}
+
+#[test]
+fn ids_survive_a_restart_and_are_not_reused_soon() {
+    let one = desired(&[(1, 0), (2, 1)].into(), &[vec![1, 2], vec![3]], &BTreeSet::new());
+    let mut actual = Actual::default();
+    for op in plan(&one, &actual) {
+        actual.apply(&op);
+    }
+    let id_of = |actual: &Actual, number: u8| {
+        actual.backends.iter().find(|(_, value)| key_of(value) == backend(number)).map(|(id, _)| *id)
+    };
+    let kept = id_of(&actual, 3);
+    let two = desired(&[(1, 0), (2, 1)].into(), &[vec![1, 4], vec![3]], &[2].into());
+    let before = actual.clone();
+    for op in plan(&two, &actual) {
+        actual.apply(&op);
+    }
+    assert_eq!(id_of(&actual, 3), kept);
+    assert_eq!(id_of(&actual, 2), id_of(&before, 2), "a draining backend stays for its connections");
+    let fresh = id_of(&actual, 4).expect("the new backend has an id");
+    assert!(!before.backends.contains_key(&fresh));
+    assert_eq!(
+        actual.frontends[&frontend(1)].table,
+        before.frontends[&frontend(1)].table,
+        "the table keeps its id"
+    );
+}
