@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod defaults;
 pub mod error;
 pub mod gvk;
 pub mod patch;
