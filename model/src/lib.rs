@@ -4,6 +4,7 @@
 pub mod controllers;
 pub mod names;
 pub mod plan;
+pub mod pod;
 pub mod quantity;
 pub mod scheduling;
 pub mod selector;

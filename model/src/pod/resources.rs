@@ -1,0 +1,196 @@
+//! cgroup values of pods and containers, as upstream computes them.
+
+use crate::pod::qos::{Qos, qos_class};
+use crate::pod::quantity;
+use crate::pod::spec::{Kind, containers};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::BTreeMap;
+
+/// cgroup limits; `None` leaves the kernel's default. Shares are in the scale of cgroup v1.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// CPU weight, 2..=262144.
+    pub cpu_shares: Option<u64>,
+    /// CPU time a period, µs.
+    pub cpu_quota_us: Option<i64>,
+    /// CPU period, µs.
+    pub cpu_period_us: Option<u64>,
+    /// Memory, bytes.
+    pub memory: Option<i64>,
+    /// `oom_score_adj`, −1000..=1000.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// CPU period, µs.
+const PERIOD_US: u64 = 100_000;
+/// Least CPU quota the kernel takes, µs.
+const MIN_QUOTA_US: i64 = 1000;
+/// Least and greatest CPU shares.
+const SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
+
+/// CPU shares of a number of milli-CPUs: `milli × 1024 / 1000` in the kernel's range.
+pub fn shares(milli_cpu: i128) -> u64 {
+    let shares = u64::try_from(milli_cpu.max(0) * 1024 / 1000).unwrap_or(u64::MAX);
+    shares.clamp(*SHARES.start(), *SHARES.end())
+}
+
+/// CPU quota in µs a [`PERIOD_US`].
+fn quota(milli_cpu: i128) -> i64 {
+    i64::try_from(milli_cpu.saturating_mul(i128::from(PERIOD_US)) / 1000).unwrap_or(i64::MAX).max(MIN_QUOTA_US)
+}
+
+fn get(map: Option<&BTreeMap<String, Quantity>>, key: &str, milli: bool) -> Option<i128> {
+    let quantity = map?.get(key)?;
+    if milli { quantity::milli(quantity) } else { quantity::value(quantity) }
+}
+
+/// What a container asks for: cpu in thousandths, memory in bytes; a missing request is the limit.
+fn request(resources: &ResourceRequirements, key: &str) -> Option<i128> {
+    let milli = key == "cpu";
+    get(resources.requests.as_ref(), key, milli).or_else(|| get(resources.limits.as_ref(), key, milli))
+}
+
+fn limit(resources: &ResourceRequirements, key: &str) -> Option<i128> {
+    get(resources.limits.as_ref(), key, key == "cpu").filter(|v| *v > 0)
+}
+
+fn requirements(container: &Container) -> ResourceRequirements {
+    container.resources.clone().unwrap_or_default()
+}
+
+/// cgroup values of one container. `node_memory` is the node's capacity in bytes.
+pub fn container_limits(pod: &Pod, container: &Container, node_memory: u64) -> Limits {
+    let resources = requirements(container);
+    let cpu_limit = limit(&resources, "cpu");
+    Limits {
+        cpu_shares: Some(shares(request(&resources, "cpu").unwrap_or(0))),
+        cpu_quota_us: cpu_limit.map(quota),
+        cpu_period_us: cpu_limit.map(|_| PERIOD_US),
+        memory: limit(&resources, "memory").and_then(|v| i64::try_from(v).ok()),
+        oom_score_adj: Some(oom_score_adj(pod, container, node_memory)),
+    }
+}
+
+/// cgroup values of the pod as a whole: requests summed, limits only when every container has one.
+pub fn pod_limits(pod: &Pod) -> Limits {
+    let Some(spec) = &pod.spec else { return Limits::default() };
+    let pod_level = spec.resources.clone().unwrap_or_default();
+    let sum = |key: &str, of: &dyn Fn(&ResourceRequirements, &str) -> Option<i128>| -> (i128, bool) {
+        // Init containers run one after the other, beside the sidecars started before them.
+        let (mut main, mut sidecars, mut init_peak, mut all) = (0i128, 0i128, 0i128, true);
+        for (kind, container) in containers(spec) {
+            let amount = of(&requirements(container), key);
+            all &= amount.is_some();
+            let amount = amount.unwrap_or(0);
+            match kind {
+                Kind::Main => main += amount,
+                Kind::Sidecar => {
+                    sidecars += amount;
+                    init_peak = init_peak.max(sidecars);
+                }
+                Kind::Init => init_peak = init_peak.max(sidecars + amount),
+            }
+        }
+        let overhead = get(spec.overhead.as_ref(), key, key == "cpu").unwrap_or(0);
+        ((main + sidecars).max(init_peak) + overhead, all)
+    };
+    let cpu_request = request(&pod_level, "cpu").unwrap_or_else(|| sum("cpu", &request).0);
+    let whole_limit = |key: &str| {
+        limit(&pod_level, key).or_else(|| {
+            let (total, all) = sum(key, &limit);
+            (all && total > 0).then_some(total)
+        })
+    };
+    let cpu_limit = whole_limit("cpu");
+    Limits {
+        cpu_shares: Some(if qos_class(pod) == Qos::BestEffort { *SHARES.start() } else { shares(cpu_request) }),
+        cpu_quota_us: cpu_limit.map(quota),
+        cpu_period_us: cpu_limit.map(|_| PERIOD_US),
+        memory: whole_limit("memory").and_then(|v| i64::try_from(v).ok()),
+        oom_score_adj: None,
+    }
+}
+
+/// `oom_score_adj` of a container: −997 for guaranteed and node-critical pods, 1000 for best effort, and in between
+/// the less the more memory it asks for.
+pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory: u64) -> i32 {
+    /// Priority from which a pod counts as critical to its node.
+    const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+    if pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0) >= SYSTEM_CRITICAL {
+        return -997;
+    }
+    match qos_class(pod) {
+        Qos::Guaranteed => -997,
+        Qos::BestEffort => 1000,
+        Qos::Burstable => {
+            let asked = request(&requirements(container), "memory").unwrap_or(0).max(0);
+            let capacity = i128::from(node_memory.max(1));
+            let score = 1000 - 1000 * asked / capacity;
+            i32::try_from(score.clamp(3, 999)).unwrap_or(999)
+        }
+    }
+}
+
+/// The pod's cgroup below the node's root: `kubepods[/<class>]/pod<uid>`.
+pub fn pod_cgroup(pod: &Pod) -> String {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    match qos_class(pod) {
+        Qos::Guaranteed => format!("kubepods/pod{uid}"),
+        Qos::Burstable => format!("kubepods/burstable/pod{uid}"),
+        Qos::BestEffort => format!("kubepods/besteffort/pod{uid}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(containers: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": {"containers": containers}})).unwrap()
+    }
+
+    #[test]
+    fn guaranteed_container() {
+        let p = pod(json!([{"name": "c", "resources": {"limits": {"cpu": "100m", "memory": "64Mi"},
+            "requests": {"cpu": "100m", "memory": "64Mi"}}}]));
+        let limits = container_limits(&p, &p.spec.as_ref().unwrap().containers[0], 1 << 34);
+        assert_eq!(
+            limits,
+            Limits {
+                cpu_shares: Some(102),
+                cpu_quota_us: Some(10_000),
+                cpu_period_us: Some(100_000),
+                memory: Some(64 << 20),
+                oom_score_adj: Some(-997)
+            }
+        );
+        assert_eq!(pod_limits(&p), Limits { oom_score_adj: None, ..limits });
+        assert_eq!(pod_cgroup(&p), "kubepods/podu");
+    }
+
+    #[test]
+    fn best_effort_and_burstable() {
+        let p = pod(json!([{"name": "c"}]));
+        let c = &p.spec.as_ref().unwrap().containers[0];
+        assert_eq!(container_limits(&p, c, 1 << 34).cpu_shares, Some(2));
+        assert_eq!(oom_score_adj(&p, c, 1 << 34), 1000);
+        assert_eq!(pod_limits(&p), Limits { cpu_shares: Some(2), ..Limits::default() });
+        let p = pod(json!([{"name": "c", "resources": {"requests": {"memory": "4Gi", "cpu": "1"}}}, {"name": "d"}]));
+        let containers = &p.spec.as_ref().unwrap().containers;
+        assert_eq!(oom_score_adj(&p, &containers[0], 16 << 30), 750);
+        assert_eq!(oom_score_adj(&p, &containers[1], 16 << 30), 999);
+        assert_eq!(pod_limits(&p).memory, None);
+        assert_eq!(pod_limits(&p).cpu_shares, Some(1024));
+        assert_eq!(pod_cgroup(&p), "kubepods/burstable/podu");
+    }
+
+    #[test]
+    fn tiny_limits_stay_in_the_kernels_range() {
+        assert_eq!(shares(0), 2);
+        assert_eq!(shares(1), 2);
+        assert_eq!(shares(i128::MAX / 2048), 262_144);
+        assert_eq!(quota(1), 1000);
+    }
+}
