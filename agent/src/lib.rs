@@ -3,6 +3,8 @@
 //! FETCH → COMPUTE → EXECUTE: watches feed [`pod`] and [`dataplane`], the decisions are pure functions in
 //! `kelp-model`, and only [`runtime`], [`network`] and [`dataplane`] touch the kernel.
 
+pub mod app;
+pub mod config;
 pub mod dataplane;
 pub mod image;
 pub mod network;

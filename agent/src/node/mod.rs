@@ -1,1 +1,253 @@
-//! Node registration, Lease heartbeat and conditions.
+//! The Node object and its Lease.
+//!
+//! | Task | Reads | Writes |
+//! |---|---|---|
+//! | [`run`] | the host, the images, its Node, readiness of the parts | the Node and its status |
+//! | [`keep_lease`] | the clock | Lease `kube-node-lease/<node>` every 10 s |
+
+pub mod facts;
+mod lease;
+pub mod status;
+
+pub use lease::keep_lease;
+
+use crate::config::AgentConfig;
+use crate::image::ImageStore;
+use crate::network::ipam::Prefix;
+use crate::pod::events::{Kind, Recorder};
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How often the host is looked at.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How often an unchanged status is written.
+const REPORT: Duration = Duration::from_secs(300);
+/// How long a restarted agent may take to be ready before a Node that was Ready becomes NotReady.
+const RESTART: Duration = Duration::from_secs(20);
+
+/// Readiness of the agent's parts: each `None` when ready, else why not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Name of the part and its reason.
+    pub parts: BTreeMap<&'static str, String>,
+}
+
+impl Readiness {
+    fn reason(&self) -> status::NotReady {
+        let all: Vec<&str> = self.parts.values().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+}
+
+/// What the node task needs.
+pub struct NodeTask {
+    /// The node's configuration.
+    pub config: AgentConfig,
+    /// The API server.
+    pub client: kube::Client,
+    /// Images to list.
+    pub images: ImageStore,
+    /// Events about the node.
+    pub events: Recorder,
+    /// Readiness of the other parts.
+    pub readiness: watch::Receiver<Readiness>,
+    /// Where the node's podCIDRs go.
+    pub cidrs: watch::Sender<Vec<Prefix>>,
+}
+
+/// Text of the Ready condition while there is no pod network.
+pub fn network_not_ready(why: &str) -> String {
+    format!(
+        "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{why}"
+    )
+}
+
+/// Keeps the Node until `shutdown`.
+pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", task.config.node_name));
+    let mut own = watcher(Api::<Node>::all(task.client.clone()), config).default_backoff().boxed();
+    let mut node: Option<Node> = None;
+    let mut listed: Option<Node> = None;
+    let mut timer = tokio::time::interval(PERIOD);
+    let mut written: Option<Instant> = None;
+    let mut was_ready: Option<bool> = None;
+    let started = Instant::now();
+    let mut known = false;
+    task.events.node(&task.config.node_name, Kind::Normal, "Starting", "Starting kubelet.");
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = own.next() => match event {
+                Some(Ok(watcher::Event::Init)) => listed = None,
+                Some(Ok(watcher::Event::InitApply(found))) => listed = Some(found),
+                Some(Ok(watcher::Event::InitDone)) => {
+                    node = listed.take();
+                    known = true;
+                }
+                Some(Ok(watcher::Event::Apply(found))) => node = Some(found),
+                Some(Ok(watcher::Event::Delete(_))) => node = None,
+                Some(Err(error)) => tracing::debug!(%error, "watch of the Node failed, trying again"),
+                None => return,
+            },
+            changed = task.readiness.changed() => if changed.is_err() { return },
+            _ = timer.tick() => {}
+        }
+        if !known {
+            continue;
+        }
+        let result = match &node {
+            None => {
+                written = None;
+                task.register().await.map(|made| node = Some(made))
+            }
+            Some(present) => {
+                task.take_cidrs(present);
+                task.report(present, &mut written, &mut was_ready, started).await.map(|new| {
+                    if let Some(new) = new {
+                        node = Some(new);
+                    }
+                })
+            }
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "Node not written, trying again");
+        }
+        // Newly assigned podCIDRs, and what came of the registration, are taken at once.
+        if let Some(present) = &node {
+            task.take_cidrs(present);
+        }
+    }
+}
+
+impl NodeTask {
+    async fn register(&self) -> Result<Node, kube::Error> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let node = Node {
+            metadata: ObjectMeta {
+                name: Some(self.config.node_name.clone()),
+                labels: Some(status::labels(&self.config)),
+                annotations: Some(BTreeMap::from([(
+                    "volumes.kubernetes.io/controller-managed-attach-detach".to_owned(),
+                    "true".to_owned(),
+                )])),
+                ..ObjectMeta::default()
+            },
+            spec: None,
+            status: Some(self.status(&NodeStatus::default()).await),
+        };
+        match api.create(&PostParams::default(), &node).await {
+            Ok(made) => {
+                tracing::info!(node = self.config.node_name, "Node registered");
+                Ok(made)
+            }
+            Err(kube::Error::Api(error)) if error.code == 409 => api.get(&self.config.node_name).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_cidrs(&self, node: &Node) {
+        let spec = node.spec.clone().unwrap_or_default();
+        let texts = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
+        let mut cidrs = Vec::new();
+        for text in &texts {
+            match text.parse() {
+                Ok(prefix) => cidrs.push(prefix),
+                Err(error) => tracing::error!(error, "podCIDR of the Node"),
+            }
+        }
+        self.cidrs.send_if_modified(|old| {
+            let new = !cidrs.is_empty() && *old != cidrs;
+            if new {
+                old.clone_from(&cidrs);
+            }
+            new
+        });
+    }
+
+    async fn status(&self, old: &NodeStatus) -> NodeStatus {
+        let mut readiness = self.readiness.borrow().clone();
+        if self.cidrs.borrow().is_empty() {
+            readiness.parts.insert("cidr", network_not_ready("the node has no podCIDR yet"));
+        }
+        let (data_dir, images) = (self.config.data_dir.clone(), self.images.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            (facts::read_facts(&data_dir), images.list().unwrap_or_default())
+        });
+        let (facts, images) = read.await.unwrap_or_default();
+        status::status(&self.config, &facts, &images, &readiness.reason(), old, Timestamp::now())
+    }
+
+    /// Writes the status when it is due. Returns the Node as it is then.
+    async fn report(
+        &self,
+        node: &Node,
+        written: &mut Option<Instant>,
+        was_ready: &mut Option<bool>,
+        started: Instant,
+    ) -> Result<Option<Node>, kube::Error> {
+        let old = node.status.clone().unwrap_or_default();
+        let new = self.status(&old).await;
+        let is_ready =
+            |s: &NodeStatus| s.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        // A restarted agent is ready in a moment: that moment is no outage.
+        if is_ready(&old) && !is_ready(&new) && was_ready.is_none() && started.elapsed() < RESTART {
+            return Ok(None);
+        }
+        let labels = self.missing_labels(node);
+        let due = written.is_none_or(|at| at.elapsed() >= REPORT);
+        if !due && status::is_same(&old, &new) && labels.is_none() {
+            return Ok(None);
+        }
+        let api: Api<Node> = Api::all(self.client.clone());
+        let name = &self.config.node_name;
+        if let Some(labels) = labels {
+            let patch = json!({"metadata": {"labels": labels}});
+            api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        }
+        let ready = is_ready(&new);
+        let mut body = serde_json::to_value(&new).map_err(kube::Error::SerdeError)?;
+        // Lists are replaced as a whole; the version keeps other writers' conditions from being lost.
+        if let Some(fields) = body.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+        let mut metadata = json!({"uid": node.metadata.uid});
+        if self.missing_labels(node).is_none() {
+            metadata["resourceVersion"] = json!(node.metadata.resource_version);
+        }
+        let patch = json!({"metadata": metadata, "status": body});
+        match api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(answer) => {
+                *written = Some(Instant::now());
+                if *was_ready != Some(ready) {
+                    let reason = if ready { "NodeReady" } else { "NodeNotReady" };
+                    if was_ready.is_some() || is_ready(&old) != ready {
+                        let text = format!("Node {name} status is now: {reason}");
+                        self.events.node(name, Kind::Normal, reason, text);
+                    }
+                    *was_ready = Some(ready);
+                }
+                Ok(Some(answer))
+            }
+            Err(kube::Error::Api(error)) if error.code == 409 => api.get(name).await.map(Some),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn missing_labels(&self, node: &Node) -> Option<BTreeMap<String, String>> {
+        let present = node.metadata.labels.clone().unwrap_or_default();
+        let missing: BTreeMap<String, String> =
+            status::labels(&self.config).into_iter().filter(|(k, v)| present.get(k) != Some(v)).collect();
+        (!missing.is_empty()).then_some(missing)
+    }
+}

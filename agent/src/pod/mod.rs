@@ -1,1 +1,18 @@
-//! Pod lifecycle: one worker a pod UID.
+//! Pods: one worker each, fed by the API server, the runtime and probes.
+//!
+//! [`manager::Manager`] follows the API server and keeps a [`worker::Worker`] a pod UID; a worker observes, asks
+//! `kelp_model::pod` what to do, does it, and hands the status to the [`status_manager::StatusManager`].
+
+pub mod container;
+pub mod context;
+pub mod environment;
+pub mod events;
+pub mod hooks;
+pub mod manager;
+pub mod objects;
+pub mod reference;
+pub mod services;
+pub mod status_manager;
+pub mod termination;
+pub mod volumes;
+pub mod worker;

@@ -136,7 +136,8 @@ pub fn pod_actions(
         Sandbox::Ready => {}
     }
     for record in &observed.containers {
-        let newer = observed.containers.iter().filter(|o| o.name == record.name && o.attempt > record.attempt);
+        let newer =
+            observed.containers.iter().filter(|o| o.name == record.name && o.attempt > record.attempt);
         if newer.count() >= 2 && matches!(record.state, State::Exited(_)) {
             plan.actions.push(Action::RemoveContainer { name: record.name.clone(), attempt: record.attempt });
         }
@@ -242,8 +243,7 @@ impl Step<'_> {
 
     fn start(&mut self, container: &Container, memory: &Memory, exit: Option<&Exit>) {
         if let Some(exit) = exit
-            && let Some(until) =
-                backoff::blocked_until(memory.backoff.as_ref(), exit.finished_at, self.now)
+            && let Some(until) = backoff::blocked_until(memory.backoff.as_ref(), exit.finished_at, self.now)
         {
             let seconds = memory.backoff.map_or(0, |b| b.delay.as_secs());
             self.plan.backoffs.push(BackOff { name: container.name.clone(), seconds, until });

@@ -101,7 +101,8 @@ fn ready(pod: &Pod, spec: &PodSpec, containers_ready: &PodCondition) -> PodCondi
     for gate in spec.readiness_gates.iter().flatten() {
         let name = &gate.condition_type;
         match present.iter().find(|c| c.type_ == *name) {
-            None => missing.push(format!("corresponding condition of pod readiness gate \"{name}\" does not exist.")),
+            None => missing
+                .push(format!("corresponding condition of pod readiness gate \"{name}\" does not exist.")),
             Some(c) if c.status != "True" => missing.push(format!(
                 "the status of pod readiness gate \"{name}\" is not \"True\", but {}",
                 c.status

@@ -192,14 +192,18 @@ pub fn resolv(pod: &Pod, cluster_dns: &[IpAddr], cluster_domain: &str, node: &Re
             .collect();
     }
     let mut seen = Vec::new();
-    result.searches.retain(|s| !seen.contains(s) && {
-        seen.push(s.clone());
-        true
+    result.searches.retain(|s| {
+        !seen.contains(s) && {
+            seen.push(s.clone());
+            true
+        }
     });
     let mut seen = Vec::new();
-    result.nameservers.retain(|s| !seen.contains(s) && {
-        seen.push(s.clone());
-        true
+    result.nameservers.retain(|s| {
+        !seen.contains(s) && {
+            seen.push(s.clone());
+            true
+        }
     });
     result.nameservers.truncate(MAX_SERVERS);
     result
@@ -211,20 +215,24 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "front-pod", "namespace": "cases"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "front-pod", "namespace": "cases"}, "spec": spec}))
+            .unwrap()
     }
 
     #[test]
     fn names() {
         let p = pod(json!({"containers": []}));
         assert_eq!(hostname(&p, "cluster.local").unwrap().kernel, "front-pod");
-        let p = pod(json!({"containers": [], "hostname": "front", "subdomain": "web", "setHostnameAsFQDN": true}));
+        let p = pod(
+            json!({"containers": [], "hostname": "front", "subdomain": "web", "setHostnameAsFQDN": true}),
+        );
         let name = hostname(&p, "cluster.local").unwrap();
         assert_eq!(name.kernel, "front.web.cases.svc.cluster.local");
         let file = hosts_file(&["10.0.0.1".parse().unwrap()], &name, &[]);
         assert!(file.ends_with("10.0.0.1\tfront.web.cases.svc.cluster.local\tfront\n"), "{file}");
         let long = "a-subdomain-of-quite-some-length-so-that-the-limit-is-hit";
-        let p = pod(json!({"containers": [], "hostname": "front", "subdomain": long, "setHostnameAsFQDN": true}));
+        let p =
+            pod(json!({"containers": [], "hostname": "front", "subdomain": long, "setHostnameAsFQDN": true}));
         assert_eq!(
             hostname(&p, "cluster.local").unwrap_err(),
             "failed to construct FQDN from pod hostname and cluster domain, FQDN front.a-subdomain-of-quite-some-length-so-that-the-limit-is-hit.cases.svc.cluster.local is too long (64 characters is the max, 87 characters requested)"
@@ -255,7 +263,9 @@ mod tests {
             "search a.b\nnameserver 1.2.3.4\noptions ndots:2 edns0\n"
         );
         assert_eq!(
-            text(json!({"containers": [], "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]}})).lines().last(),
+            text(json!({"containers": [], "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]}}))
+                .lines()
+                .last(),
             Some("options ndots:2")
         );
         assert!(text(json!({"containers": [], "hostNetwork": true})).contains("192.0.2.53"));

@@ -51,7 +51,9 @@ fn compute(pod: &Pod) -> Qos {
         .map(|c| c.resources.clone().unwrap_or_default())
         .collect::<Vec<_>>();
     let all: Vec<ResourceRequirements> = match &spec.resources {
-        Some(pod_level) if pod_level.limits.is_some() || pod_level.requests.is_some() => vec![pod_level.clone()],
+        Some(pod_level) if pod_level.limits.is_some() || pod_level.requests.is_some() => {
+            vec![pod_level.clone()]
+        }
         _ => of_containers,
     };
     let mut any = false;
@@ -87,9 +89,15 @@ mod tests {
         let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}});
         assert_eq!(class(json!([{"name": "c", "resources": full}])), Qos::Guaranteed);
         assert_eq!(class(json!([{"name": "c", "resources": full}, {"name": "d"}])), Qos::Burstable);
-        assert_eq!(class(json!([{"name": "c", "resources": {"limits": {"cpu": "1", "memory": "1"}}}])), Qos::Guaranteed);
+        assert_eq!(
+            class(json!([{"name": "c", "resources": {"limits": {"cpu": "1", "memory": "1"}}}])),
+            Qos::Guaranteed
+        );
         assert_eq!(class(json!([{"name": "c", "resources": {"requests": {"cpu": "1"}}}])), Qos::Burstable);
         assert_eq!(class(json!([{"name": "c", "resources": {"requests": {"cpu": "0"}}}])), Qos::BestEffort);
-        assert_eq!(class(json!([{"name": "c", "resources": {"limits": {"ephemeral-storage": "1"}}}])), Qos::BestEffort);
+        assert_eq!(
+            class(json!([{"name": "c", "resources": {"limits": {"ephemeral-storage": "1"}}}])),
+            Qos::BestEffort
+        );
     }
 }

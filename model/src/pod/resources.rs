@@ -37,7 +37,9 @@ pub fn shares(milli_cpu: i128) -> u64 {
 
 /// CPU quota in µs a [`PERIOD_US`].
 fn quota(milli_cpu: i128) -> i64 {
-    i64::try_from(milli_cpu.saturating_mul(i128::from(PERIOD_US)) / 1000).unwrap_or(i64::MAX).max(MIN_QUOTA_US)
+    i64::try_from(milli_cpu.saturating_mul(i128::from(PERIOD_US)) / 1000)
+        .unwrap_or(i64::MAX)
+        .max(MIN_QUOTA_US)
 }
 
 fn get(map: Option<&BTreeMap<String, Quantity>>, key: &str, milli: bool) -> Option<i128> {
@@ -104,7 +106,11 @@ pub fn pod_limits(pod: &Pod) -> Limits {
     };
     let cpu_limit = whole_limit("cpu");
     Limits {
-        cpu_shares: Some(if qos_class(pod) == Qos::BestEffort { *SHARES.start() } else { shares(cpu_request) }),
+        cpu_shares: Some(if qos_class(pod) == Qos::BestEffort {
+            *SHARES.start()
+        } else {
+            shares(cpu_request)
+        }),
         cpu_quota_us: cpu_limit.map(quota),
         cpu_period_us: cpu_limit.map(|_| PERIOD_US),
         memory: whole_limit("memory").and_then(|v| i64::try_from(v).ok()),
@@ -177,7 +183,9 @@ mod tests {
         assert_eq!(container_limits(&p, c, 1 << 34).cpu_shares, Some(2));
         assert_eq!(oom_score_adj(&p, c, 1 << 34), 1000);
         assert_eq!(pod_limits(&p), Limits { cpu_shares: Some(2), ..Limits::default() });
-        let p = pod(json!([{"name": "c", "resources": {"requests": {"memory": "4Gi", "cpu": "1"}}}, {"name": "d"}]));
+        let p = pod(
+            json!([{"name": "c", "resources": {"requests": {"memory": "4Gi", "cpu": "1"}}}, {"name": "d"}]),
+        );
         let containers = &p.spec.as_ref().unwrap().containers;
         assert_eq!(oom_score_adj(&p, &containers[0], 16 << 30), 750);
         assert_eq!(oom_score_adj(&p, &containers[1], 16 << 30), 999);

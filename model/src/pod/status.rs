@@ -68,20 +68,14 @@ pub fn pod_status(
     let generation = pod.metadata.generation;
     let network_ready = !context.stopped && observed.sandbox == Sandbox::Ready;
     // Conditions speak of the end as soon as it is decided; the phase waits until everything has stopped.
-    let summary = Summary {
-        phase: computed,
-        init: &init,
-        main: &main,
-        main_started,
-        network_ready,
-        generation,
-        now,
-    };
+    let summary =
+        Summary { phase: computed, init: &init, main: &main, main_started, network_ready, generation, now };
     let condition_list = conditions::conditions(pod, spec, old, &summary);
     if context.stopped {
         mark_unaccounted(&mut init, &mut main);
     }
-    let pod_ips: Vec<IpAddr> = if host_network(pod) { context.host_ips.clone() } else { context.pod_ips.clone() };
+    let pod_ips: Vec<IpAddr> =
+        if host_network(pod) { context.host_ips.clone() } else { context.pod_ips.clone() };
     let pod_ips: Vec<PodIP> = if pod_ips.is_empty() {
         old.pod_ips.clone().unwrap_or_default()
     } else {
@@ -311,9 +305,7 @@ impl Of<'_> {
         let restart = match record.map(|r| &r.state) {
             None | Some(State::Created) => true,
             Some(State::Running(_)) => false,
-            Some(State::Exited(exit)) => {
-                restarts(self.spec, self.kind, self.container, exit.exit_code)
-            }
+            Some(State::Exited(exit)) => restarts(self.spec, self.kind, self.container, exit.exit_code),
         };
         if !restart {
             return;
@@ -372,9 +364,8 @@ fn phase(
     let policy = crate::pod::spec::RestartPolicy::parse(spec.restart_policy.as_deref());
     let (mut pending_init, mut failed_init, mut pending_sidecars) = (0, 0, 0);
     let (mut running, mut waiting, mut stopped, mut succeeded) = (0, 0, 0, 0);
-    let last_exit = |s: &ContainerStatus| {
-        s.last_state.as_ref().and_then(|l| l.terminated.as_ref()).map(|t| t.exit_code)
-    };
+    let last_exit =
+        |s: &ContainerStatus| s.last_state.as_ref().and_then(|l| l.terminated.as_ref()).map(|t| t.exit_code);
     let kinds = containers(spec).filter(|(k, _)| *k != Kind::Main);
     for ((kind, _), status) in kinds.zip(init) {
         let state = status.state.clone().unwrap_or_default();

@@ -8,7 +8,8 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn pod(spec: serde_json::Value) -> Pod {
-    serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec})).unwrap()
+    serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec}))
+        .unwrap()
 }
 
 fn record(name: &str, attempt: u32, state: State) -> Record {
@@ -59,7 +60,10 @@ fn a_new_pod_gets_a_sandbox_first() {
 #[test]
 fn main_containers_start_together_and_stay() {
     let p = pod(json!({"containers": [{"name": "a"}, {"name": "b"}]}));
-    assert_eq!(plan(&p, &ready(vec![]), &Memories::new()).actions, [start("a", 0, None), start("b", 0, None)]);
+    assert_eq!(
+        plan(&p, &ready(vec![]), &Memories::new()).actions,
+        [start("a", 0, None), start("b", 0, None)]
+    );
     let running = ready(vec![record("a", 0, State::Running(at(1))), record("b", 0, State::Running(at(1)))]);
     let memories = BTreeMap::from([("a".into(), started()), ("b".into(), started())]);
     assert_eq!(plan(&p, &running, &memories), Plan::default());
@@ -80,7 +84,9 @@ fn init_containers_run_in_order() {
 #[test]
 fn a_failed_init_container_restarts_or_ends_the_pod() {
     for (policy, restarts) in [("Always", true), ("OnFailure", true), ("Never", false)] {
-        let p = pod(json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "m"}]}));
+        let p = pod(
+            json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "m"}]}),
+        );
         let plan = plan(&p, &ready(vec![record("i", 0, exited(5, 50))]), &Memories::new());
         assert_eq!(plan.finished, !restarts, "{policy}");
         assert_eq!(plan.actions == [start("i", 1, Some(50))], restarts, "{policy}");
@@ -103,7 +109,11 @@ fn a_sidecar_gates_the_next_container_until_it_started_and_restarts_always() {
         record("m", 0, State::Running(at(6))),
     ]);
     assert_eq!(plan(&p, &died, &none).actions, [start("s", 1, Some(90))]);
-    let over = ready(vec![record("s", 0, State::Running(at(1))), record("i", 0, exited(0, 5)), record("m", 0, exited(0, 9))]);
+    let over = ready(vec![
+        record("s", 0, State::Running(at(1))),
+        record("i", 0, exited(0, 5)),
+        record("m", 0, exited(0, 9)),
+    ]);
     assert!(plan(&p, &over, &memories).finished);
 }
 
@@ -113,7 +123,8 @@ fn crash_loop() {
     let first = ready(vec![record("c", 0, exited(1, 100))]);
     assert_eq!(plan(&p, &first, &Memories::new()).actions, [start("c", 1, Some(100))]);
     let b = Backoff(10, 98);
-    let memories = BTreeMap::from([("c".to_owned(), Memory { backoff: Some(b.into()), ..Memory::default() })]);
+    let memories =
+        BTreeMap::from([("c".to_owned(), Memory { backoff: Some(b.into()), ..Memory::default() })]);
     let second = ready(vec![record("c", 0, exited(1, 97)), record("c", 1, exited(1, 99))]);
     let plan = pod_actions(&p, None, &second, &memories, at(100));
     assert_eq!(plan.actions, []);
@@ -180,7 +191,10 @@ fn a_running_hook_blocks_the_next_start() {
     let observed = ready(vec![record("a", 0, State::Running(at(1)))]);
     let hooked = Memory { in_post_start: true, ..started() };
     assert_eq!(plan(&p, &observed, &BTreeMap::from([("a".into(), hooked)])).actions, []);
-    assert_eq!(plan(&p, &observed, &BTreeMap::from([("a".into(), started())])).actions, [start("b", 0, None)]);
+    assert_eq!(
+        plan(&p, &observed, &BTreeMap::from([("a".into(), started())])).actions,
+        [start("b", 0, None)]
+    );
 }
 
 #[test]

@@ -7,8 +7,10 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn pod(spec: serde_json::Value) -> Pod {
-    serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 1}, "spec": spec}))
-        .unwrap()
+    serde_json::from_value(
+        json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 1}, "spec": spec}),
+    )
+    .unwrap()
 }
 
 fn record(name: &str, attempt: u32, state: State) -> Record {
@@ -41,7 +43,10 @@ fn context() -> Context {
 }
 
 fn healthy(names: &[&str]) -> Memories {
-    names.iter().map(|n| ((*n).to_owned(), Memory { started: true, ready: true, ..Memory::default() })).collect()
+    names
+        .iter()
+        .map(|n| ((*n).to_owned(), Memory { started: true, ready: true, ..Memory::default() }))
+        .collect()
 }
 
 fn summary(status: &PodStatus) -> String {
@@ -49,7 +54,15 @@ fn summary(status: &PodStatus) -> String {
         .conditions
         .iter()
         .flatten()
-        .map(|c| format!("{}={}/{}/{}", c.type_, c.status, c.reason.as_deref().unwrap_or(""), c.message.as_deref().unwrap_or("")))
+        .map(|c| {
+            format!(
+                "{}={}/{}/{}",
+                c.type_,
+                c.status,
+                c.reason.as_deref().unwrap_or(""),
+                c.message.as_deref().unwrap_or("")
+            )
+        })
         .collect();
     format!("{} {}", status.phase.as_deref().unwrap_or(""), conditions.join(" "))
 }
@@ -64,10 +77,15 @@ fn conditions_from_creation_to_completion_as_recorded() {
     let p = pod(json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}));
     let old = PodStatus::default();
     let none = Memories::new();
-    let first = pod_status(&p, &old, &Observed::default(), &none, &Context { pod_ips: vec![], ..context() }, at(0));
+    let first =
+        pod_status(&p, &old, &Observed::default(), &none, &Context { pod_ips: vec![], ..context() }, at(0));
     let unready = "Ready=False/ContainersNotReady/containers with unready status: [c] ContainersReady=False/ContainersNotReady/containers with unready status: [c] PodScheduled=True//";
-    assert_eq!(summary(&first), format!("Pending PodReadyToStartContainers=False// Initialized=True// {unready}"));
-    let waiting = first.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(
+        summary(&first),
+        format!("Pending PodReadyToStartContainers=False// Initialized=True// {unready}")
+    );
+    let waiting =
+        first.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
     let running = of(&p, &first, vec![record("c", 0, State::Running(at(1)))], &healthy(&["c"]), &context());
     assert_eq!(
@@ -92,29 +110,50 @@ fn conditions_from_creation_to_completion_as_recorded() {
 
 #[test]
 fn init_containers_as_recorded() {
-    let p = pod(json!({"initContainers": [{"name": "i1"}, {"name": "i2"}], "containers": [{"name": "main"}]}));
-    let status = of(&p, &PodStatus::default(), vec![record("i1", 0, exited(0))], &Memories::new(), &context());
+    let p =
+        pod(json!({"initContainers": [{"name": "i1"}, {"name": "i2"}], "containers": [{"name": "main"}]}));
+    let status =
+        of(&p, &PodStatus::default(), vec![record("i1", 0, exited(0))], &Memories::new(), &context());
     assert!(summary(&status).starts_with(
         "Pending PodReadyToStartContainers=True// Initialized=False/ContainersNotInitialized/containers with incomplete status: [i2] Ready=False/ContainersNotReady/containers with unready status: [main]"
     ), "{}", summary(&status));
     let init = status.init_container_statuses.unwrap();
     assert!(init[0].ready && !init[1].ready);
-    assert_eq!(init[1].state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(), Some("PodInitializing"));
+    assert_eq!(
+        init[1].state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(),
+        Some("PodInitializing")
+    );
 }
 
 #[test]
 fn a_crash_loop_shows_the_last_end_and_the_reason() {
     let p = pod(json!({"containers": [{"name": "c"}]}));
-    let waiting = Memory { waiting: Some(("CrashLoopBackOff".into(), "back-off 10s".into())), ..Memory::default() };
+    let waiting =
+        Memory { waiting: Some(("CrashLoopBackOff".into(), "back-off 10s".into())), ..Memory::default() };
     let memories = BTreeMap::from([("c".to_owned(), waiting)]);
-    let status = of(&p, &PodStatus::default(), vec![record("c", 0, exited(2)), record("c", 1, exited(1))], &memories, &context());
+    let status = of(
+        &p,
+        &PodStatus::default(),
+        vec![record("c", 0, exited(2)), record("c", 1, exited(1))],
+        &memories,
+        &context(),
+    );
     let c = &status.container_statuses.as_ref().unwrap()[0];
     assert_eq!(c.restart_count, 1);
-    assert_eq!(c.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
+    assert_eq!(
+        c.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(),
+        Some("CrashLoopBackOff")
+    );
     assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
     assert_eq!(status.phase.as_deref(), Some("Running"));
     // The next attempt runs: its predecessor is the last state.
-    let status = of(&p, &status, vec![record("c", 1, exited(1)), record("c", 2, State::Running(at(9)))], &healthy(&["c"]), &context());
+    let status = of(
+        &p,
+        &status,
+        vec![record("c", 1, exited(1)), record("c", 2, State::Running(at(9)))],
+        &healthy(&["c"]),
+        &context(),
+    );
     let c = &status.container_statuses.as_ref().unwrap()[0];
     assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
     assert!(c.ready);
@@ -122,15 +161,37 @@ fn a_crash_loop_shows_the_last_end_and_the_reason() {
 
 #[test]
 fn a_start_error_ends_a_never_pod_and_waits_otherwise() {
-    let start_error = || record("c", 0, State::Exited(Exit {
-        exit_code: 128, reason: "StartError".into(), message: "no such file".into(), started_at: at(1), finished_at: at(1) }));
-    let memory = Memory { waiting: Some(("RunContainerError".into(), "no such file".into())), ..Memory::default() };
+    let start_error = || {
+        record(
+            "c",
+            0,
+            State::Exited(Exit {
+                exit_code: 128,
+                reason: "StartError".into(),
+                message: "no such file".into(),
+                started_at: at(1),
+                finished_at: at(1),
+            }),
+        )
+    };
+    let memory =
+        Memory { waiting: Some(("RunContainerError".into(), "no such file".into())), ..Memory::default() };
     let memories = BTreeMap::from([("c".to_owned(), memory)]);
     let p = pod(json!({"restartPolicy": "Never", "containers": [{"name": "c"}]}));
     let status = of(&p, &PodStatus::default(), vec![start_error()], &memories, &context());
     assert_eq!(status.phase.as_deref(), Some("Pending"));
     assert!(summary(&status).contains("Ready=False/PodFailed/"));
-    assert_eq!(status.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 128);
+    assert_eq!(
+        status.container_statuses.as_ref().unwrap()[0]
+            .state
+            .as_ref()
+            .unwrap()
+            .terminated
+            .as_ref()
+            .unwrap()
+            .exit_code,
+        128
+    );
     let p = pod(json!({"containers": [{"name": "c"}]}));
     let status = of(&p, &PodStatus::default(), vec![start_error()], &memories, &context());
     let state = status.container_statuses.as_ref().unwrap()[0].state.clone().unwrap();
@@ -143,7 +204,9 @@ fn a_deleted_pod_that_was_still_initializing_fails() {
     let gone = Context { stopped: true, ending: true, ..context() };
     let status = of(&p, &PodStatus::default(), vec![record("i", 0, exited(0))], &Memories::new(), &gone);
     assert_eq!(status.phase.as_deref(), Some("Failed"));
-    assert!(summary(&status).contains("Ready=False/ContainersNotReady/containers with unready status: [main]"));
+    assert!(
+        summary(&status).contains("Ready=False/ContainersNotReady/containers with unready status: [main]")
+    );
     assert!(status.container_statuses.unwrap()[0].state.as_ref().unwrap().waiting.is_some());
 }
 
@@ -152,11 +215,20 @@ fn a_failed_pod_says_why_and_accounts_for_every_container() {
     let p = pod(json!({"containers": [{"name": "c"}]}));
     let failure = Some(("DeadlineExceeded".to_owned(), "too long".to_owned()));
     let failing = Context { failure: failure.clone(), ending: true, ..context() };
-    let status = of(&p, &PodStatus::default(), vec![record("c", 0, State::Running(at(1)))], &healthy(&["c"]), &failing);
+    let status = of(
+        &p,
+        &PodStatus::default(),
+        vec![record("c", 0, State::Running(at(1)))],
+        &healthy(&["c"]),
+        &failing,
+    );
     assert!(summary(&status).contains("Ready=False/PodFailed/") && status.reason.is_none());
     let stopped = Context { failure, ending: true, stopped: true, ..context() };
     let status = of(&p, &PodStatus::default(), vec![], &Memories::new(), &stopped);
-    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("DeadlineExceeded")));
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("DeadlineExceeded"))
+    );
     let t = status.container_statuses.unwrap()[0].state.clone().unwrap().terminated.unwrap();
     assert_eq!((t.exit_code, t.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
 }
@@ -171,7 +243,9 @@ fn a_terminal_phase_is_final() {
 
 #[test]
 fn unchanged_observation_gives_an_unchanged_status() {
-    let p = pod(json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]}));
+    let p = pod(
+        json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]}),
+    );
     let records = vec![record("s", 0, State::Running(at(1))), record("c", 1, State::Running(at(2)))];
     let memories = healthy(&["s", "c"]);
     let first = of(&p, &PodStatus::default(), records.clone(), &memories, &context());
@@ -182,11 +256,14 @@ fn unchanged_observation_gives_an_unchanged_status() {
 
 #[test]
 fn readiness_gates_and_foreign_conditions() {
-    let mut p = pod(json!({"readinessGates": [{"conditionType": "x.test/g"}], "containers": [{"name": "c"}]}));
+    let mut p =
+        pod(json!({"readinessGates": [{"conditionType": "x.test/g"}], "containers": [{"name": "c"}]}));
     let records = vec![record("c", 0, State::Running(at(1)))];
     let status = of(&p, &PodStatus::default(), records.clone(), &healthy(&["c"]), &context());
     assert!(summary(&status).contains("Ready=False/ReadinessGatesNotReady/corresponding condition of pod readiness gate \"x.test/g\" does not exist."));
-    p.status = Some(serde_json::from_value(json!({"conditions": [{"type": "x.test/g", "status": "True"}]})).unwrap());
+    p.status = Some(
+        serde_json::from_value(json!({"conditions": [{"type": "x.test/g", "status": "True"}]})).unwrap(),
+    );
     let status = of(&p, &status, records, &healthy(&["c"]), &context());
     assert!(summary(&status).contains(" Ready=True// ") && summary(&status).ends_with("x.test/g=True//"));
 }
@@ -194,10 +271,19 @@ fn readiness_gates_and_foreign_conditions() {
 #[test]
 fn a_replaced_sandbox_keeps_counts_and_last_state() {
     let p = pod(json!({"containers": [{"name": "c"}]}));
-    let first = of(&p, &PodStatus::default(), vec![record("c", 0, State::Running(at(1)))], &healthy(&["c"]), &context());
+    let first = of(
+        &p,
+        &PodStatus::default(),
+        vec![record("c", 0, State::Running(at(1)))],
+        &healthy(&["c"]),
+        &context(),
+    );
     let between = pod_status(&p, &first, &Observed::default(), &Memories::new(), &context(), at(20));
     let c = &between.container_statuses.as_ref().unwrap()[0];
-    assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().reason.as_deref(), Some("ContainerStatusUnknown"));
+    assert_eq!(
+        c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().reason.as_deref(),
+        Some("ContainerStatusUnknown")
+    );
     let after = of(&p, &between, vec![record("c", 1, State::Running(at(30)))], &healthy(&["c"]), &context());
     let c = &after.container_statuses.as_ref().unwrap()[0];
     assert_eq!(c.restart_count, 1);

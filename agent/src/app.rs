@@ -1,0 +1,177 @@
+//! Wires the agent together.
+//!
+//! | Task | Reads | Writes |
+//! |---|---|---|
+//! | [`pod::manager`](crate::pod::manager) and its workers | Pods of the node, the runtime | runtime, network, volumes, status manager |
+//! | [`pod::status_manager`](crate::pod::status_manager) | statuses of the workers | pod status, final deletes |
+//! | [`pod::events`](crate::pod::events) | what happened | Events |
+//! | [`pod::services`](crate::pod::services) | Services | – (environment of containers) |
+//! | [`node`] | the host, images, its Node | Node, node status, Lease |
+//! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods |
+//!
+//! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
+
+use crate::config::AgentConfig;
+use crate::dataplane::PodDatapath;
+use crate::image::ImageStore;
+use crate::network::ipam::Prefix;
+use crate::network::{self, Network, NetworkError};
+use crate::node::{self, NodeTask, Readiness, facts};
+use crate::pod::context::{Context, Images};
+use crate::pod::events::Recorder;
+use crate::pod::manager::Manager;
+use crate::pod::objects::Objects;
+use crate::pod::services::Services;
+use crate::pod::status_manager::StatusManager;
+use crate::runtime::{Runtime, RuntimeError};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// What the agent is made of.
+pub struct Parts<R, D> {
+    /// Containers.
+    pub runtime: R,
+    /// Images.
+    pub images: ImageStore,
+    /// The dataplane, as the pod network sees it.
+    pub datapath: D,
+    /// Turns `true` once the dataplane knows all services.
+    pub datapath_synced: watch::Receiver<bool>,
+    /// Called with the node's podCIDRs once they are known.
+    pub on_pod_cidrs: Box<dyn Fn(&[Prefix]) + Send + Sync>,
+}
+
+/// What keeps the agent from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A directory cannot be made.
+    #[error("cannot create {path}; check the agent's data, run and log directories")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The pod network cannot be set up.
+    #[error("cannot set up the pod network")]
+    Network(#[from] NetworkError),
+    /// The runtime does not answer.
+    #[error("cannot list what runs on this node")]
+    Runtime(#[from] RuntimeError),
+}
+
+/// Runs the agent with these parts until `shutdown`.
+///
+/// # Errors
+/// It cannot start; pods that run go on running.
+pub async fn run_with<R, D>(
+    config: AgentConfig,
+    client: kube::Client,
+    parts: Parts<R, D>,
+    shutdown: CancellationToken,
+) -> Result<(), AgentError>
+where
+    R: Runtime,
+    D: PodDatapath,
+{
+    for path in [&config.data_dir.join("pods"), &config.run_dir, &config.pod_log_dir] {
+        std::fs::create_dir_all(path)
+            .map_err(|source| AgentError::Directory { path: path.clone(), source })?;
+    }
+    let (cidrs, cidrs_receiver) = watch::channel(Vec::new());
+    let mtu = match config.mtu {
+        Some(mtu) => mtu,
+        None => network::uplink_mtu(&config.node_ips).await.unwrap_or(1500),
+    };
+    let network = Network::new(parts.datapath, &config.data_dir, cidrs_receiver.clone(), mtu)?;
+    // Devices of pods whose sandbox is gone are nobody's; pods with a sandbox keep theirs.
+    let present: Vec<String> = parts.runtime.list().await?.into_iter().map(|s| s.id).collect();
+    network.retain(&present).await;
+
+    let facts = facts::read_facts(&config.data_dir);
+    let (events, write_events) = Recorder::new(client.clone(), config.node_name.clone(), shutdown.clone());
+    let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
+    let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
+    let context = Arc::new(Context {
+        runtime: parts.runtime,
+        network,
+        images: Images::from(parts.images.clone()),
+        objects: Objects::new(client.clone()),
+        services,
+        status,
+        events: events.clone(),
+        node_milli_cpu: i64::try_from(facts.cpus * 1000).unwrap_or(i64::MAX),
+        node_memory: facts.memory_kib * 1024,
+        config: config.clone(),
+    });
+    let (readiness, readiness_receiver) = watch::channel(starting());
+    let node = NodeTask {
+        config: config.clone(),
+        client: client.clone(),
+        images: parts.images,
+        events,
+        readiness: readiness_receiver,
+        cidrs,
+    };
+    let manager = Manager::new(context, shutdown.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(write_events);
+    tasks.spawn(write_status);
+    tasks.spawn(follow_services);
+    tasks.spawn(node::run(node, shutdown.clone()));
+    tasks.spawn(node::keep_lease(client.clone(), config.node_name.clone(), shutdown.clone()));
+    tasks.spawn(network::keep_node_routes(client.clone(), config.node_name.clone(), shutdown.clone()));
+    tasks.spawn(follow_cidrs(cidrs_receiver, parts.on_pod_cidrs, shutdown.clone()));
+    tasks.spawn(follow_datapath(parts.datapath_synced, readiness, shutdown.clone()));
+    tasks.spawn(manager.run(client));
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task of the agent failed");
+        }
+    }
+    Ok(())
+}
+
+fn starting() -> Readiness {
+    let why = node::network_not_ready("the dataplane does not know the services yet");
+    Readiness { parts: [("datapath", why)].into() }
+}
+
+/// Reads: the dataplane's state. Writes: readiness.
+async fn follow_datapath(
+    mut synced: watch::Receiver<bool>,
+    readiness: watch::Sender<Readiness>,
+    shutdown: CancellationToken,
+) {
+    let ready = synced.wait_for(|synced| *synced);
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        result = ready => if result.is_err() { return },
+    }
+    readiness.send_modify(|r| {
+        r.parts.remove("datapath");
+    });
+    shutdown.cancelled().await;
+}
+
+/// Reads: the node's podCIDRs. Writes: the dataplane's settings.
+async fn follow_cidrs(
+    mut cidrs: watch::Receiver<Vec<Prefix>>,
+    tell: Box<dyn Fn(&[Prefix]) + Send + Sync>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let now = cidrs.borrow_and_update().clone();
+        if !now.is_empty() {
+            tell(&now);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = cidrs.changed() => if changed.is_err() { return },
+        }
+    }
+}

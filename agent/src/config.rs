@@ -1,0 +1,70 @@
+//! What the agent is told about its node and cluster.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Configuration of the node agent. [`AgentConfig::new`] gives the defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Name of the Node object; a DNS-1123 subdomain.
+    pub node_name: String,
+    /// Addresses of the node, at most one a family, the primary one first.
+    pub node_ips: Vec<IpAddr>,
+    /// Extra labels of the Node.
+    pub node_labels: BTreeMap<String, String>,
+    /// State that survives a reboot: images, pods' volumes, address leases.
+    pub data_dir: PathBuf,
+    /// Sockets and state of this boot.
+    pub run_dir: PathBuf,
+    /// Container logs.
+    pub pod_log_dir: PathBuf,
+    /// cgroup below which the node's pods are, relative to each controller's mount.
+    pub cgroup_root: PathBuf,
+    /// Service addresses of the cluster DNS.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Domain of the cluster DNS.
+    pub cluster_domain: String,
+    /// Most pods that the Node offers.
+    pub max_pods: u32,
+    /// MTU of pod devices; `None`: that of the device with the default route or the node address, else 1500.
+    pub mtu: Option<u32>,
+    /// Port of the kubelet API.
+    pub kubelet_port: u16,
+    /// The node's resolv.conf, from which pods inherit.
+    pub resolv_conf: PathBuf,
+    /// The node's hosts file, for pods on the host network.
+    pub hosts_file: PathBuf,
+}
+
+impl AgentConfig {
+    /// Defaults for a node of this name with these addresses.
+    pub fn new(node_name: impl Into<String>, node_ips: Vec<IpAddr>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_ips,
+            node_labels: BTreeMap::new(),
+            data_dir: "/var/lib/kelp".into(),
+            run_dir: "/run/kelp".into(),
+            pod_log_dir: "/var/log/pods".into(),
+            cgroup_root: "kelp".into(),
+            cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
+            cluster_domain: "cluster.local".into(),
+            max_pods: 110,
+            mtu: None,
+            kubelet_port: 10250,
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts_file: "/etc/hosts".into(),
+        }
+    }
+
+    /// Directory of a pod's files.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("pods").join(uid)
+    }
+
+    /// Directory of a pod's logs.
+    pub fn pod_logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.pod_log_dir.join(format!("{namespace}_{name}_{uid}"))
+    }
+}

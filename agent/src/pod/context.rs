@@ -1,0 +1,73 @@
+//! What every pod worker shares.
+
+use crate::config::AgentConfig;
+use crate::image::{ImageConfig, ImageError, ImageStore};
+use crate::pod::events::Recorder;
+use crate::pod::objects::Objects;
+use crate::pod::services::Services;
+use crate::pod::status_manager::StatusManager;
+use std::sync::Arc;
+
+/// An image of the store, as far as pods need it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// Id, `sha256:…`.
+    pub id: String,
+    /// What to run, and how.
+    pub config: ImageConfig,
+}
+
+type Resolve = dyn Fn(&str) -> Result<Option<ResolvedImage>, ImageError> + Send + Sync;
+
+/// Finds images by reference.
+#[derive(Clone)]
+pub struct Images(Arc<Resolve>);
+
+impl Images {
+    /// Images found by a function.
+    pub fn new(
+        resolve: impl Fn(&str) -> Result<Option<ResolvedImage>, ImageError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(resolve))
+    }
+
+    /// The image, `None` when it is not on this node.
+    ///
+    /// # Errors
+    /// The reference is malformed or the store cannot be read.
+    pub fn resolve(&self, reference: &str) -> Result<Option<ResolvedImage>, ImageError> {
+        (self.0)(reference)
+    }
+}
+
+impl From<ImageStore> for Images {
+    fn from(store: ImageStore) -> Self {
+        Self::new(move |reference| {
+            Ok(store.resolve(reference)?.map(|image| ResolvedImage { id: image.id, config: image.config }))
+        })
+    }
+}
+
+/// What every pod worker shares.
+pub struct Context<R, N> {
+    /// The node's configuration.
+    pub config: AgentConfig,
+    /// Containers.
+    pub runtime: R,
+    /// Addresses and devices.
+    pub network: N,
+    /// Images.
+    pub images: Images,
+    /// ConfigMaps and Secrets.
+    pub objects: Objects,
+    /// Services.
+    pub services: Services,
+    /// Writer of pod status.
+    pub status: StatusManager,
+    /// Writer of events.
+    pub events: Recorder,
+    /// CPUs of the node, thousandths.
+    pub node_milli_cpu: i64,
+    /// Memory of the node, bytes.
+    pub node_memory: u64,
+}

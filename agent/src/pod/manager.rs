@@ -1,0 +1,213 @@
+//! Follows the node's pods and keeps one worker for each.
+//!
+//! Reads: Pods with `spec.nodeName` of this node, the runtime's list and events. Writes: the workers' slots and
+//! inboxes. Pods that the API server does not have are ended only after its first complete list.
+
+use crate::network::PodNetwork;
+use crate::pod::context::Context;
+use crate::pod::worker::{Handle, Message, Slot, Worker};
+use crate::runtime::{Runtime, RuntimeEvent};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The pods of this node.
+pub struct Manager<R, N> {
+    context: Arc<Context<R, N>>,
+    workers: HashMap<String, Handle>,
+    tasks: JoinSet<String>,
+    /// UIDs of the list that is coming in.
+    listing: HashSet<String>,
+    shutdown: CancellationToken,
+    synced: watch::Sender<bool>,
+}
+
+impl<R: Runtime, N: PodNetwork> Manager<R, N> {
+    /// A manager without pods.
+    pub fn new(context: Arc<Context<R, N>>, shutdown: CancellationToken) -> Self {
+        Self {
+            context,
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            listing: HashSet::new(),
+            shutdown,
+            synced: watch::channel(false).0,
+        }
+    }
+
+    /// Turns `true` with the first complete list of pods.
+    pub fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+
+    /// Follows the API server until shutdown. Running pods are left as they are.
+    pub async fn run(mut self, client: kube::Client) {
+        let selector = format!("spec.nodeName={}", self.context.config.node_name);
+        let config = watcher::Config::default().fields(&selector);
+        let mut pods = watcher(Api::<Pod>::all(client), config).default_backoff().boxed();
+        let mut events = self.context.runtime.events();
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                event = pods.next() => match event {
+                    Some(Ok(event)) => self.take(event).await,
+                    Some(Err(error)) => tracing::warn!(%error, "watch of pods failed, trying again"),
+                    None => break,
+                },
+                event = events.recv() => match event {
+                    Ok(RuntimeEvent::ContainerExited { sandbox, .. } | RuntimeEvent::SandboxLost { sandbox }) => {
+                        self.wake(&sandbox);
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        let all: Vec<String> = self.workers.keys().cloned().collect();
+                        all.iter().for_each(|uid| self.wake(uid));
+                    }
+                    Err(broadcast::error::RecvError::Closed) => events = self.context.runtime.events(),
+                },
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(uid) => {
+                        self.workers.remove(&uid);
+                    }
+                    Err(error) => tracing::error!(%error, "a pod worker failed"),
+                },
+            }
+        }
+        // Workers see the shutdown themselves.
+        self.workers.clear();
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    async fn take(&mut self, event: watcher::Event<Pod>) {
+        match event {
+            watcher::Event::Init => self.listing.clear(),
+            watcher::Event::InitApply(pod) => {
+                self.listing.extend(pod.metadata.uid.clone());
+                self.apply(pod);
+            }
+            watcher::Event::InitDone => {
+                let listed = std::mem::take(&mut self.listing);
+                self.reset(&listed).await;
+                self.synced.send_replace(true);
+            }
+            watcher::Event::Apply(pod) => self.apply(pod),
+            watcher::Event::Delete(pod) => self.delete(pod),
+        }
+    }
+
+    /// A pod is new or changed.
+    pub fn apply(&mut self, pod: Pod) {
+        let Some(uid) = pod.metadata.uid.clone() else { return };
+        let slot = Slot { pod: Arc::new(pod), gone: false };
+        match self.workers.get(&uid) {
+            Some(worker) => {
+                let _ = worker.slot.send(slot);
+            }
+            None => self.start(uid, slot),
+        }
+    }
+
+    /// The API server does not have a pod any more.
+    pub fn delete(&mut self, pod: Pod) {
+        if let Some(worker) = pod.metadata.uid.as_ref().and_then(|uid| self.workers.get(uid)) {
+            let _ = worker.slot.send(Slot { pod: Arc::new(pod), gone: true });
+        }
+    }
+
+    /// The complete list is in: everything else on this node has to go.
+    pub async fn reset(&mut self, listed: &HashSet<String>) {
+        for (uid, worker) in &self.workers {
+            if !listed.contains(uid) {
+                worker.slot.send_modify(|slot| slot.gone = true);
+            }
+        }
+        for pod in self.orphans(listed).await {
+            if let Some(uid) = pod.metadata.uid.clone() {
+                tracing::info!(uid, name = pod.metadata.name, "ending a pod that was deleted meanwhile");
+                self.start(uid, Slot { pod: Arc::new(pod), gone: true });
+            }
+        }
+    }
+
+    /// Pods with a sandbox or a directory here that neither the API server nor a worker knows.
+    async fn orphans(&self, listed: &HashSet<String>) -> Vec<Pod> {
+        let unknown = |uid: &String| !listed.contains(uid) && !self.workers.contains_key(uid);
+        let mut found: HashMap<String, Pod> = HashMap::new();
+        let pods = self.context.config.data_dir.join("pods");
+        for entry in std::fs::read_dir(pods).into_iter().flatten().flatten() {
+            let uid = entry.file_name().to_string_lossy().into_owned();
+            if unknown(&uid) {
+                let known = std::fs::read(entry.path().join("pod.json")).ok();
+                let pod = known.and_then(|bytes| serde_json::from_slice::<Pod>(&bytes).ok());
+                found.insert(uid.clone(), pod.unwrap_or_else(|| bare_pod(&uid, "", "", &[])));
+            }
+        }
+        match self.context.runtime.list().await {
+            Ok(sandboxes) => {
+                for sandbox in sandboxes.into_iter().filter(|s| unknown(&s.id)) {
+                    let names: Vec<String> = sandbox.containers.iter().map(|c| c.name.clone()).collect();
+                    found
+                        .entry(sandbox.id.clone())
+                        .or_insert_with(|| bare_pod(&sandbox.id, &sandbox.namespace, &sandbox.name, &names));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "sandboxes not listed: pods deleted meanwhile are looked for at the next list")
+            }
+        }
+        found.into_values().collect()
+    }
+
+    fn start(&mut self, uid: String, slot: Slot) {
+        let (worker, handle) = Worker::new(self.context.clone(), slot, self.shutdown.clone());
+        self.workers.insert(uid.clone(), handle);
+        self.tasks.spawn(async move {
+            worker.run().await;
+            uid
+        });
+    }
+
+    fn wake(&self, uid: &str) {
+        if let Some(worker) = self.workers.get(uid) {
+            // A full inbox wakes the worker as well.
+            let _ = worker.inbox.try_send(Message::Runtime);
+        }
+    }
+
+    /// Waits until every worker has ended by itself.
+    #[cfg(test)]
+    pub async fn drain(&mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            self.workers.remove(&ended.unwrap());
+        }
+    }
+}
+
+/// As much of a pod as is needed to end it.
+fn bare_pod(uid: &str, namespace: &str, name: &str, containers: &[String]) -> Pod {
+    let mut names: Vec<&String> = containers.iter().collect();
+    names.sort_unstable();
+    names.dedup();
+    Pod {
+        metadata: ObjectMeta {
+            uid: Some(uid.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            containers: names
+                .into_iter()
+                .map(|name| Container { name: name.clone(), ..Container::default() })
+                .collect(),
+            ..PodSpec::default()
+        }),
+        status: None,
+    }
+}

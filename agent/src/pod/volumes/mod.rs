@@ -1,0 +1,355 @@
+//! Volumes of a pod: emptyDir, hostPath, configMap, secret, downwardAPI, projected.
+//!
+//! A volume is a directory (or a file, for hostPath) on the host that containers bind-mount. Setting up is
+//! idempotent and is repeated when a referenced object changes.
+
+pub mod atomic;
+mod project;
+
+use crate::pod::objects::{Data, Key, Kind, Objects};
+use atomic::Files;
+use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
+use kelp_model::pod::quantity;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+pub use project::Downward;
+
+/// Where each volume of a pod is on the host.
+pub type Paths = BTreeMap<String, PathBuf>;
+
+/// A volume that cannot be set up: its name, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume {volume:?} : {message}")]
+pub struct VolumeError {
+    /// Name in the Pod spec.
+    pub volume: String,
+    /// What happened.
+    pub message: String,
+}
+
+/// The ConfigMaps and Secrets that a pod refers to, in volumes and environment.
+pub fn references(pod: &Pod) -> BTreeSet<Key> {
+    let mut keys = BTreeSet::new();
+    let Some(spec) = &pod.spec else { return keys };
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let mut add = |kind: Kind, name: &str| {
+        if !name.is_empty() {
+            keys.insert(Key { kind, namespace: namespace.clone(), name: name.to_owned() });
+        }
+    };
+    for volume in spec.volumes.iter().flatten() {
+        if let Some(source) = &volume.config_map {
+            add(Kind::ConfigMap, &source.name);
+        }
+        if let Some(source) = &volume.secret {
+            add(Kind::Secret, source.secret_name.as_deref().unwrap_or_default());
+        }
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            if let Some(map) = &source.config_map {
+                add(Kind::ConfigMap, &map.name);
+            }
+            if let Some(secret) = &source.secret {
+                add(Kind::Secret, &secret.name);
+            }
+        }
+    }
+    for (_, container) in kelp_model::pod::spec::containers(spec) {
+        for from in container.env_from.iter().flatten() {
+            if let Some(map) = &from.config_map_ref {
+                add(Kind::ConfigMap, &map.name);
+            }
+            if let Some(secret) = &from.secret_ref {
+                add(Kind::Secret, &secret.name);
+            }
+        }
+        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+            if let Some(map) = &source.config_map_key_ref {
+                add(Kind::ConfigMap, &map.name);
+            }
+            if let Some(secret) = &source.secret_key_ref {
+                add(Kind::Secret, &secret.name);
+            }
+        }
+    }
+    keys
+}
+
+/// What a volume is made of, gathered before anything is written.
+enum Source {
+    Empty { memory: bool, limit: Option<i64> },
+    Host { path: PathBuf, kind: String },
+    Files(Files),
+}
+
+/// Sets up all volumes of a pod below `dir` and returns their paths.
+///
+/// # Errors
+/// The first volume that cannot be set up.
+pub async fn set_up(
+    pod: &Pod,
+    dir: &Path,
+    objects: &Objects,
+    downward: &Downward<'_>,
+) -> Result<Paths, VolumeError> {
+    let mut paths = Paths::new();
+    let Some(spec) = &pod.spec else { return Ok(paths) };
+    let group = spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    for volume in spec.volumes.iter().flatten() {
+        let error = |message: String| VolumeError { volume: volume.name.clone(), message };
+        let source = gather(pod, volume, objects, downward).await.map_err(error)?;
+        let (name, dir) = (volume.name.clone(), dir.to_owned());
+        let made = tokio::task::spawn_blocking(move || make(&dir, &name, source, group)).await;
+        let path = made.map_err(|e| error(e.to_string()))?.map_err(error)?;
+        paths.insert(volume.name.clone(), path);
+    }
+    Ok(paths)
+}
+
+async fn fetch(objects: &Objects, kind: Kind, pod: &Pod, name: &str, optional: bool) -> Result<Data, String> {
+    let key =
+        Key { kind, namespace: pod.metadata.namespace.clone().unwrap_or_default(), name: name.to_owned() };
+    match objects.get(&key).await? {
+        Some(data) => Ok((*data).clone()),
+        None if optional => Ok(Data::new()),
+        None => Err(match kind {
+            Kind::ConfigMap => format!("configmap {name:?} not found"),
+            Kind::Secret => format!("secret {name:?} not found"),
+        }),
+    }
+}
+
+async fn gather(
+    pod: &Pod,
+    volume: &Volume,
+    objects: &Objects,
+    downward: &Downward<'_>,
+) -> Result<Source, String> {
+    if let Some(empty) = &volume.empty_dir {
+        let limit = empty.size_limit.as_ref().and_then(quantity::value).filter(|v| *v > 0);
+        return Ok(Source::Empty {
+            memory: empty.medium.as_deref() == Some("Memory"),
+            limit: limit.and_then(|v| i64::try_from(v).ok()),
+        });
+    }
+    if let Some(host) = &volume.host_path {
+        return Ok(Source::Host {
+            path: host.path.clone().into(),
+            kind: host.type_.clone().unwrap_or_default(),
+        });
+    }
+    let mut files = Files::new();
+    if let Some(map) = &volume.config_map {
+        let optional = map.optional.unwrap_or(false);
+        let data = fetch(objects, Kind::ConfigMap, pod, &map.name, optional).await?;
+        project::keys(
+            &mut files,
+            "configmap",
+            "config",
+            &data,
+            map.items.as_deref(),
+            map.default_mode,
+            optional,
+        )?;
+    } else if let Some(secret) = &volume.secret {
+        let optional = secret.optional.unwrap_or(false);
+        let name = secret.secret_name.as_deref().unwrap_or_default();
+        let data = fetch(objects, Kind::Secret, pod, name, optional).await?;
+        project::keys(
+            &mut files,
+            "secret",
+            "secret",
+            &data,
+            secret.items.as_deref(),
+            secret.default_mode,
+            optional,
+        )?;
+    } else if let Some(api) = &volume.downward_api {
+        project::downward(&mut files, downward, api.items.as_deref(), api.default_mode)?;
+    } else if let Some(projected) = &volume.projected {
+        let mode = projected.default_mode;
+        for source in projected.sources.iter().flatten() {
+            if let Some(map) = &source.config_map {
+                let optional = map.optional.unwrap_or(false);
+                let data = fetch(objects, Kind::ConfigMap, pod, &map.name, optional).await?;
+                project::keys(
+                    &mut files,
+                    "configmap",
+                    "config",
+                    &data,
+                    map.items.as_deref(),
+                    mode,
+                    optional,
+                )?;
+            }
+            if let Some(secret) = &source.secret {
+                let optional = secret.optional.unwrap_or(false);
+                let data = fetch(objects, Kind::Secret, pod, &secret.name, optional).await?;
+                project::keys(
+                    &mut files,
+                    "secret",
+                    "secret",
+                    &data,
+                    secret.items.as_deref(),
+                    mode,
+                    optional,
+                )?;
+            }
+            if let Some(api) = &source.downward_api {
+                project::downward(&mut files, downward, api.items.as_deref(), mode)?;
+            }
+            if source.service_account_token.is_some() {
+                tracing::warn!(
+                    volume = volume.name,
+                    "service account tokens are not issued yet, the file is left out"
+                );
+            }
+        }
+    } else {
+        return Err("this kind of volume is not supported".into());
+    }
+    Ok(Source::Files(files))
+}
+
+fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<PathBuf, String> {
+    let own = dir.join("volumes").join(name);
+    let io = |action: &str, path: &Path, e: io::Error| format!("cannot {action} {}: {e}", path.display());
+    match source {
+        Source::Host { path, kind } => {
+            host_path(&path, &kind)?;
+            Ok(path)
+        }
+        Source::Empty { memory, limit } => {
+            let fresh = !own.exists();
+            fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
+            if memory && !is_mount(&own) {
+                let mut options = String::from("mode=0777");
+                if let Some(limit) = limit {
+                    options.push_str(&format!(",size={limit}"));
+                }
+                mount(Some("tmpfs"), &own, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+                    .map_err(|e| io("mount a tmpfs at", &own, e.into()))?;
+            }
+            if fresh || memory {
+                let mode = if group.is_some() { 0o2777 } else { 0o777 };
+                std::os::unix::fs::chown(&own, None, group)
+                    .map_err(|e| io("change the group of", &own, e))?;
+                fs::set_permissions(&own, fs::Permissions::from_mode(mode))
+                    .map_err(|e| io("set the mode of", &own, e))?;
+            }
+            Ok(own)
+        }
+        Source::Files(files) => {
+            fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
+            // Secrets and tokens never touch a disk.
+            if !is_mount(&own) {
+                mount(Some("tmpfs"), &own, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
+                    .map_err(|e| io("mount a tmpfs at", &own, e.into()))?;
+            }
+            let mode = if group.is_some() { 0o2755 } else { 0o755 };
+            std::os::unix::fs::chown(&own, None, group).map_err(|e| io("change the group of", &own, e))?;
+            fs::set_permissions(&own, fs::Permissions::from_mode(mode))
+                .map_err(|e| io("set the mode of", &own, e))?;
+            atomic::publish(&own, &files, group).map_err(|e| e.to_string())?;
+            Ok(own)
+        }
+    }
+}
+
+/// Something is mounted exactly here.
+fn is_mount(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let parent = path.parent().and_then(|p| fs::metadata(p).ok());
+    match (fs::metadata(path), parent) {
+        (Ok(own), Some(parent)) => own.dev() != parent.dev(),
+        _ => false,
+    }
+}
+
+fn host_path(path: &Path, kind: &str) -> Result<(), String> {
+    let shown = path.display();
+    let found = fs::metadata(path).ok();
+    let is = |test: fn(&fs::Metadata) -> bool| found.as_ref().is_some_and(test);
+    let check = |ok: bool, what: &str| {
+        if ok { Ok(()) } else { Err(format!("hostPath type check failed: {shown} is not {what}")) }
+    };
+    match kind {
+        "" if found.is_none() => {
+            // Without a type the path need not exist; what is mounted then is a directory.
+            fs::create_dir_all(path).map_err(|e| format!("cannot create {shown}: {e}"))
+        }
+        "DirectoryOrCreate" if found.is_none() => {
+            let made = fs::create_dir_all(path)
+                .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
+            made.map_err(|e| format!("mkdir {shown}: {e}"))
+        }
+        "FileOrCreate" if found.is_none() => match fs::File::create_new(path) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(format!("open {shown}: no such file or directory"))
+            }
+            Err(e) => Err(format!("open {shown}: {e}")),
+        },
+        "Directory" | "DirectoryOrCreate" => check(is(fs::Metadata::is_dir), "a directory"),
+        "File" | "FileOrCreate" => check(is(fs::Metadata::is_file), "a file"),
+        "Socket" => check(is(|m| m.file_type().is_socket()), "a socket file"),
+        "CharDevice" => check(is(|m| m.file_type().is_char_device()), "a character device"),
+        "BlockDevice" => check(is(|m| m.file_type().is_block_device()), "a block device"),
+        _ => Ok(()),
+    }
+}
+
+/// The host path to mount for a volume mount with a subPath: inside `volume`, whatever links are in it.
+///
+/// # Errors
+/// The path leaves the volume or cannot be made; the text is for the container's status.
+pub fn sub_path(volume: &Path, sub: &str, container: &str, mount: &VolumeMount) -> Result<PathBuf, String> {
+    let refused =
+        || format!("failed to prepare subPath for volumeMount {:?} of container {container:?}", mount.name);
+    let relative = Path::new(sub);
+    let inside = relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    if !inside {
+        return Err(refused());
+    }
+    let root = fs::canonicalize(volume).map_err(|_| refused())?;
+    let mut at = root.clone();
+    for component in relative.components().filter(|c| matches!(c, Component::Normal(_))) {
+        let next = at.join(component);
+        if fs::symlink_metadata(&next).is_err() {
+            fs::create_dir(&next)
+                .and_then(|()| fs::set_permissions(&next, fs::Permissions::from_mode(0o750)))
+                .map_err(|_| refused())?;
+        }
+        at = fs::canonicalize(&next).map_err(|_| refused())?;
+        if !at.starts_with(&root) {
+            return Err(refused());
+        }
+    }
+    Ok(at)
+}
+
+/// Unmounts and removes the volumes of a pod's directory; what a hostPath names is left alone.
+///
+/// # Errors
+/// Something is still in use; try again.
+pub fn tear_down_volumes(dir: &Path) -> io::Result<()> {
+    let volumes = dir.join("volumes");
+    if let Ok(entries) = fs::read_dir(&volumes) {
+        for path in entries.flatten().map(|e| e.path()) {
+            while path.is_dir() && is_mount(&path) {
+                umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
+            }
+        }
+    }
+    match fs::remove_dir_all(&volumes) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

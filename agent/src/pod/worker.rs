@@ -1,0 +1,414 @@
+//! One task a pod: observes it, asks the model what to do, does it, reports its status.
+//!
+//! Reads: the newest Pod (a latest-wins slot), its inbox (runtime events, probe verdicts, hooks), the runtime.
+//! Writes: the runtime, the pod's files, its network, the status manager. Nobody else touches the pod.
+
+mod end;
+mod run;
+mod start;
+mod watchers;
+
+use crate::network::PodNetwork;
+use crate::pod::context::Context;
+use crate::pod::reference::PodRef;
+use crate::pod::termination;
+use crate::pod::volumes::Paths;
+use crate::probe::Verdict;
+use crate::runtime::{ContainerState, ContainerStatus, Runtime, SandboxStatus};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kelp_model::pod::spec;
+use kelp_model::pod::status::{self, pod_status};
+use kelp_model::pod::view::{Exit, Memories, Observed, Record, Sandbox, State};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// What the API server says about a pod.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// The newest Pod.
+    pub pod: Arc<Pod>,
+    /// The API server does not have it any more.
+    pub gone: bool,
+}
+
+/// What happens to a worker from inside the agent.
+#[derive(Debug)]
+pub enum Message {
+    /// The runtime noticed something.
+    Runtime,
+    /// A probe has a result.
+    Probe(Verdict),
+    /// A postStart hook ended.
+    PostStart {
+        /// Container name.
+        name: String,
+        /// Its attempt.
+        attempt: u32,
+        /// The text of a failure.
+        result: Result<(), String>,
+    },
+}
+
+/// Where the pod is on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// It shall run.
+    Sync,
+    /// It shall end.
+    Terminating,
+    /// Nothing of it runs; its status is final.
+    Terminated,
+    /// Nothing of it is left.
+    Done,
+}
+
+/// A running pod worker's state.
+pub struct Worker<R, N> {
+    context: Arc<Context<R, N>>,
+    pod: Arc<Pod>,
+    reference: PodRef,
+    gone: bool,
+    phase: Phase,
+    slot: watch::Receiver<Slot>,
+    inbox: mpsc::Receiver<Message>,
+    sender: mpsc::Sender<Message>,
+    objects_changed: Arc<Notify>,
+    shutdown: CancellationToken,
+    /// The status last reported (or found), without gaps.
+    last: PodStatus,
+    memories: Memories,
+    /// The attempt that each memory is about.
+    attempts: HashMap<String, u32>,
+    /// Nothing was observed yet.
+    first: bool,
+    pod_ips: Vec<IpAddr>,
+    volumes: Option<Paths>,
+    failure: Option<(String, String)>,
+    /// Exits as they were first seen: the message file may vanish later.
+    messages: HashMap<String, String>,
+    probes: watchers::Probes,
+    kills: end::Kills,
+    image_backoff: HashMap<String, start::ImageBackoff>,
+    /// Back-offs already told.
+    told: HashSet<(String, Timestamp)>,
+    errors: u32,
+}
+
+/// Wait after an error of the runtime, doubled up to [`MAX_ERROR_DELAY`].
+const ERROR_DELAY: Duration = Duration::from_millis(250);
+const MAX_ERROR_DELAY: Duration = Duration::from_secs(10);
+/// Time after which a failed volume, network or configuration is tried again without a change.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The sending ends of a worker.
+pub struct Handle {
+    /// Newest Pod.
+    pub slot: watch::Sender<Slot>,
+    /// Messages.
+    pub inbox: mpsc::Sender<Message>,
+}
+
+/// When to look again without being woken.
+type Wake = Option<Timestamp>;
+
+impl<R: Runtime, N: PodNetwork> Worker<R, N> {
+    /// A worker and its handle. [`Worker::run`] it.
+    pub fn new(context: Arc<Context<R, N>>, slot: Slot, shutdown: CancellationToken) -> (Self, Handle) {
+        let (slot_sender, slot_receiver) = watch::channel(slot.clone());
+        let (sender, inbox) = mpsc::channel(64);
+        let reference = PodRef::from(slot.pod.as_ref());
+        let last = slot.pod.status.clone().unwrap_or_default();
+        let worker = Self {
+            context,
+            reference,
+            gone: slot.gone,
+            phase: Phase::Sync,
+            slot: slot_receiver,
+            inbox,
+            sender: sender.clone(),
+            objects_changed: Arc::default(),
+            shutdown,
+            last,
+            memories: Memories::new(),
+            attempts: HashMap::new(),
+            first: true,
+            pod_ips: Vec::new(),
+            volumes: None,
+            failure: None,
+            messages: HashMap::new(),
+            probes: watchers::Probes::default(),
+            kills: end::Kills::default(),
+            image_backoff: HashMap::new(),
+            told: HashSet::new(),
+            errors: 0,
+            pod: slot.pod,
+        };
+        (worker, Handle { slot: slot_sender, inbox: sender })
+    }
+
+    /// Runs until nothing of the pod is left, or the agent shuts down (which leaves the pod as it is).
+    pub async fn run(mut self) {
+        self.declare();
+        loop {
+            let wake = match self.step().await {
+                Ok(wake) => {
+                    self.errors = 0;
+                    wake
+                }
+                Err(error) => {
+                    self.errors = self.errors.saturating_add(1);
+                    let delay = (ERROR_DELAY * 2u32.saturating_pow(self.errors.min(8))).min(MAX_ERROR_DELAY);
+                    tracing::warn!(pod = %self.reference, error, ?delay, "pod not synced, trying again");
+                    after(delay)
+                }
+            };
+            if self.phase == Phase::Done {
+                self.context.objects.declare(&self.reference.uid, &Default::default(), &self.objects_changed);
+                self.context.status.forget(&self.reference.uid);
+                return;
+            }
+            if !self.wait(wake).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to do. `false`: the agent shuts down.
+    async fn wait(&mut self, wake: Wake) -> bool {
+        let sleep = async {
+            match wake {
+                Some(at) => {
+                    let left = at.duration_since(Timestamp::now());
+                    tokio::time::sleep(left.try_into().unwrap_or(Duration::ZERO)).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.shutdown.cancelled() => return false,
+            changed = self.slot.changed() => {
+                if changed.is_err() {
+                    return false; // the manager is gone
+                }
+                self.adopt();
+            }
+            Some(message) = self.inbox.recv() => self.take(message),
+            () = self.objects_changed.notified() => {
+                self.volumes = None;
+                self.memories.values_mut().for_each(|m| m.retry_at = None);
+            }
+            () = sleep => {}
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            self.take(message);
+        }
+        true
+    }
+
+    fn adopt(&mut self) {
+        let slot = self.slot.borrow_and_update().clone();
+        let meta = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
+        if meta(&self.pod) != meta(&slot.pod) {
+            self.volumes = None; // downwardAPI files show them
+        }
+        self.pod = slot.pod;
+        self.gone |= slot.gone;
+        self.reference = PodRef::from(self.pod.as_ref());
+    }
+
+    fn declare(&self) {
+        let keys = crate::pod::volumes::references(&self.pod);
+        self.context.objects.declare(&self.reference.uid, &keys, &self.objects_changed);
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Runtime => {}
+            Message::Probe(verdict) => self.take_verdict(verdict),
+            Message::PostStart { name, attempt, result } => self.take_post_start(&name, attempt, result),
+        }
+    }
+
+    /// One round. `Ok`: when to look again.
+    async fn step(&mut self) -> Result<Wake, String> {
+        loop {
+            let before = self.phase;
+            let wake = match self.phase {
+                Phase::Sync => self.sync().await?,
+                Phase::Terminating => self.terminate().await?,
+                Phase::Terminated => self.finish().await?,
+                Phase::Done => return Ok(None),
+            };
+            if self.phase == before {
+                return Ok(wake);
+            }
+            tracing::debug!(pod = %self.reference, from = ?before, to = ?self.phase, "pod phase");
+        }
+    }
+
+    /// What the runtime has of the pod.
+    async fn observe(&mut self) -> Result<Observed, String> {
+        let uid = self.reference.uid.clone();
+        let found = self.context.runtime.status(&uid).await.map_err(|e| crate::network::chain(&e))?;
+        let Some(sandbox) = found else {
+            self.first = false;
+            return Ok(Observed::default());
+        };
+        if self.first && sandbox.ready && self.pod_ips.is_empty() {
+            self.reconnect(&sandbox).await;
+        }
+        let state = match (sandbox.ready, spec::host_network(&self.pod) || !self.pod_ips.is_empty()) {
+            (false, _) => Sandbox::Lost,
+            (true, false) => Sandbox::Created,
+            (true, true) => Sandbox::Ready,
+        };
+        let observed = Observed {
+            sandbox: state,
+            containers: sandbox.containers.iter().map(|c| self.record(c)).collect(),
+        };
+        self.remember(&observed);
+        self.first = false;
+        Ok(observed)
+    }
+
+    /// Finds the network of a pod that ran before the agent started.
+    async fn reconnect(&mut self, sandbox: &SandboxStatus) {
+        let Some(netns) = &sandbox.netns else { return };
+        match self.context.network.connect(&self.reference.uid, netns).await {
+            Ok(ips) => self.pod_ips = ips,
+            Err(error) => {
+                tracing::warn!(pod = %self.reference, error = %crate::network::chain(&error), "pod not reconnected")
+            }
+        }
+    }
+
+    fn record(&mut self, container: &ContainerStatus) -> Record {
+        let state = match &container.state {
+            ContainerState::Created => State::Created,
+            ContainerState::Running { started_at, .. } => State::Running(*started_at),
+            ContainerState::Exited(exit) => State::Exited(Exit {
+                exit_code: exit.exit_code,
+                reason: exit.reason.clone(),
+                message: match exit.message.is_empty() {
+                    true => self.termination_message(container, exit.exit_code),
+                    false => exit.message.clone(),
+                },
+                started_at: exit.started_at,
+                finished_at: exit.finished_at,
+            }),
+        };
+        Record {
+            name: container.name.clone(),
+            attempt: container.attempt,
+            container_id: format!("kelp://{}_{}", self.reference.uid, container.id),
+            image: container.image_ref.clone(),
+            image_id: container.image_id.clone(),
+            state,
+        }
+    }
+
+    fn termination_message(&mut self, container: &ContainerStatus, exit_code: i32) -> String {
+        if let Some(known) = self.messages.get(&container.id) {
+            return known.clone();
+        }
+        let config = &self.context.config;
+        let file = self.termination_file(&container.name, container.attempt);
+        let of_spec = self.pod.spec.as_ref().and_then(|s| spec::find(s, &container.name)).map(|(_, c)| c);
+        let fallback =
+            of_spec.and_then(|c| c.termination_message_policy.as_deref()) == Some("FallbackToLogsOnError");
+        let PodRef { namespace, name, uid, .. } = &self.reference;
+        let log = config
+            .pod_logs(namespace, name, uid)
+            .join(&container.name)
+            .join(format!("{}.log", container.attempt));
+        let text = termination::message(&file, (fallback && exit_code != 0).then_some(log.as_path()));
+        self.messages.insert(container.id.clone(), text.clone());
+        text
+    }
+
+    fn termination_file(&self, name: &str, attempt: u32) -> std::path::PathBuf {
+        let dir = self.context.config.pod_dir(&self.reference.uid);
+        dir.join("containers").join(name).join(attempt.to_string())
+    }
+
+    /// Starts a new memory for each new attempt.
+    fn remember(&mut self, observed: &Observed) {
+        let names: HashSet<String> = observed.containers.iter().map(|c| c.name.clone()).collect();
+        for name in names {
+            let Some(record) = observed.latest(&name) else { continue };
+            if self.attempts.get(&name) == Some(&record.attempt) {
+                continue;
+            }
+            self.attempts.insert(name.clone(), record.attempt);
+            let all = self.last.init_container_statuses.iter().flatten();
+            let all = all.chain(self.last.container_statuses.iter().flatten());
+            // A container that ran before the agent started is as healthy as it was then.
+            let known = all
+                .into_iter()
+                .find(|s| s.name == name && s.container_id.as_deref() == Some(record.container_id.as_str()))
+                .map(|s| (s.started == Some(true), s.ready));
+            let of_spec = self.pod.spec.as_ref().and_then(|s| spec::find(s, &name)).map(|(_, c)| c);
+            let memory = self.memories.entry(name).or_default();
+            let (started, ready) = known.filter(|_| self.first).unwrap_or((false, false));
+            memory.started = started || of_spec.is_none_or(|c| c.startup_probe.is_none());
+            memory.ready = ready || of_spec.is_none_or(|c| c.readiness_probe.is_none());
+            memory.unhealthy = None;
+            memory.killing = false;
+        }
+    }
+
+    fn status_context(&self, ending: bool, stopped: bool) -> status::Context {
+        status::Context {
+            host_ips: self.context.config.node_ips.clone(),
+            pod_ips: self.pod_ips.clone(),
+            failure: self.failure.clone(),
+            stopped,
+            ending,
+        }
+    }
+
+    /// Reports the status if it changed.
+    fn publish(&mut self, observed: &Observed, ending: bool, stopped: bool) {
+        let context = self.status_context(ending, stopped);
+        let new = pod_status(&self.pod, &self.last, observed, &self.memories, &context, Timestamp::now());
+        if new != self.last {
+            self.last = new.clone();
+        }
+        self.report(new);
+    }
+
+    fn report(&self, status: PodStatus) {
+        if !self.gone {
+            self.context.status.set(&self.pod, status);
+        }
+    }
+
+    fn field_path(&self, name: &str) -> String {
+        let kind = self.pod.spec.as_ref().and_then(|s| spec::find(s, name)).map(|(kind, _)| kind);
+        match kind {
+            Some(spec::Kind::Init | spec::Kind::Sidecar) => format!("spec.initContainers{{{name}}}"),
+            _ => format!("spec.containers{{{name}}}"),
+        }
+    }
+}
+
+/// A time from now.
+fn after(delay: Duration) -> Wake {
+    Timestamp::now().checked_add(jiff::SignedDuration::try_from(delay).ok()?).ok()
+}
+
+/// The earlier of two times.
+fn earlier(a: Wake, b: Wake) -> Wake {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests;

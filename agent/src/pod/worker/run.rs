@@ -1,0 +1,315 @@
+//! A pod that shall run.
+
+use super::{Phase, RETRY, Wake, Worker, after, earlier};
+use crate::network::{PodNetwork, chain};
+use crate::pod::container::resources;
+use crate::pod::events::Kind;
+use crate::pod::volumes::{self, Downward};
+use crate::runtime::{Runtime, SandboxSpec};
+use jiff::Timestamp;
+use kelp_model::pod::actions::{Action, Plan, pod_actions};
+use kelp_model::pod::hosts::{self, Resolv};
+use kelp_model::pod::resources::{pod_cgroup, pod_limits};
+use kelp_model::pod::spec;
+use kelp_model::pod::view::Observed;
+use std::path::Path;
+
+/// Rounds in a row without waiting for an event: a start is followed by a look at what became of it.
+const ROUNDS: usize = 64;
+
+impl<R: Runtime, N: PodNetwork> Worker<R, N> {
+    pub(super) async fn sync(&mut self) -> Result<Wake, String> {
+        let mut wake = None;
+        for _ in 0..ROUNDS {
+            let observed = self.observe().await?;
+            if self.must_end(&observed) {
+                self.phase = Phase::Terminating;
+                return Ok(None);
+            }
+            let now = Timestamp::now();
+            let plan = pod_actions(&self.pod, Some(&self.last), &observed, &self.memories, now);
+            self.publish(&observed, plan.finished, false);
+            if plan.finished {
+                self.phase = Phase::Terminating;
+                return Ok(None);
+            }
+            self.tell_backoffs(&plan);
+            if !plan.backoffs.is_empty() {
+                self.publish(&observed, false, false);
+            }
+            self.watch_containers(&observed);
+            self.refresh_volumes(&observed).await;
+            wake = earlier(plan.wake_at, self.deadline());
+            let changed = self.execute(&plan, &mut wake).await?;
+            if !changed {
+                let observed = self.observe().await?;
+                self.publish(&observed, false, false);
+                return Ok(wake);
+            }
+            // The newest word of the API server counts before the next step.
+            if self.slot.has_changed().unwrap_or(true) {
+                self.adopt();
+            }
+        }
+        Ok(earlier(wake, after(RETRY)))
+    }
+
+    fn deadline(&self) -> Wake {
+        spec::active_deadline(&self.pod, self.last.start_time.as_ref().map(|t| t.0))
+    }
+
+    /// The pod must not run (any longer).
+    fn must_end(&mut self, observed: &Observed) -> bool {
+        if self.gone || self.pod.metadata.deletion_timestamp.is_some() {
+            return true;
+        }
+        let ended = self.last.phase.as_deref().is_some_and(spec::is_terminal_phase);
+        if ended || self.checkpoint().exists() {
+            return true;
+        }
+        if self.deadline().is_some_and(|at| at <= Timestamp::now()) {
+            let text = "Pod was active on the node longer than the specified deadline";
+            self.context.events.pod(&self.reference, Kind::Normal, "DeadlineExceeded", text);
+            self.failure = Some(("DeadlineExceeded".into(), text.into()));
+            self.publish(observed, true, false);
+            return true;
+        }
+        false
+    }
+
+    fn tell_backoffs(&mut self, plan: &Plan) {
+        for backoff in &plan.backoffs {
+            let memory = self.memories.entry(backoff.name.clone()).or_default();
+            let text = format!(
+                "back-off {} restarting failed container={} pod={}",
+                go_seconds(backoff.seconds),
+                backoff.name,
+                self.reference
+            );
+            memory.waiting = Some(("CrashLoopBackOff".into(), text));
+            if self.told.insert((backoff.name.clone(), backoff.until)) {
+                let text = format!(
+                    "Back-off restarting failed container {} in pod {}",
+                    backoff.name, self.reference
+                );
+                let path = self.field_path(&backoff.name);
+                self.context.events.container(&self.reference, &path, Kind::Warning, "BackOff", text);
+            }
+        }
+    }
+
+    /// Does what the plan says. `true`: look at the pod again at once.
+    async fn execute(&mut self, plan: &Plan, wake: &mut Wake) -> Result<bool, String> {
+        let mut changed = false;
+        for action in &plan.actions {
+            match action {
+                Action::RemoveSandbox => {
+                    let text = "Pod sandbox changed, it will be killed and re-created.";
+                    self.context.events.pod(&self.reference, Kind::Normal, "SandboxChanged", text);
+                    self.probes.clear();
+                    self.kills.clear();
+                    self.remove_sandbox().await?;
+                    self.attempts.clear();
+                    changed = true;
+                }
+                Action::CreateSandbox => match self.create_sandbox().await {
+                    Ok(()) => changed = true,
+                    Err(()) => {
+                        *wake = earlier(*wake, after(RETRY));
+                        return Ok(false);
+                    }
+                },
+                Action::RemoveContainer { name, attempt } => {
+                    let id = format!("{name}.{attempt}");
+                    let removed = self.context.runtime.remove_container(&self.reference.uid, &id).await;
+                    removed.map_err(|e| chain(&e))?;
+                    let _ = std::fs::remove_file(self.termination_file(name, *attempt));
+                    self.messages.remove(&id);
+                }
+                Action::KillContainer { name, attempt, message } => {
+                    self.kill_one(name, *attempt, message);
+                }
+                Action::StartContainer { name, attempt, after } => {
+                    changed |= self.start_container(name, *attempt, *after).await;
+                    let retry = self.memories.get(name).and_then(|m| m.retry_at);
+                    *wake = earlier(*wake, retry);
+                    // A hook that started, or a pod that was deleted meanwhile, changes what comes next.
+                    if self.memories.get(name).is_some_and(|m| m.in_post_start)
+                        || self.slot.has_changed().unwrap_or(true)
+                    {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Volumes, sandbox, network. `Err`: told in an event, to be tried again.
+    async fn create_sandbox(&mut self) -> Result<(), ()> {
+        let failed = |worker: &Self, text: String| {
+            let text = format!("Failed to create pod sandbox: {text}");
+            worker.context.events.pod(&worker.reference, Kind::Warning, "FailedCreatePodSandBox", text);
+        };
+        self.declare();
+        let uid = self.reference.uid.clone();
+        let name = match hosts::hostname(&self.pod, &self.context.config.cluster_domain) {
+            Ok(name) => name,
+            Err(text) => {
+                failed(self, text);
+                return Err(());
+            }
+        };
+        if let Err(error) = self.write_checkpoint_of_spec() {
+            failed(
+                self,
+                format!("cannot write below {}: {error}", self.context.config.pod_dir(&uid).display()),
+            );
+            return Err(());
+        }
+        self.set_up_volumes().await?;
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let host_network = spec.host_network.unwrap_or(false);
+        let hostname = if host_network { self.node_hostname() } else { name.kernel.clone() };
+        let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
+        let sandbox = SandboxSpec {
+            id: uid.clone(),
+            namespace: self.reference.namespace.clone(),
+            name: self.reference.name.clone(),
+            hostname,
+            host_network,
+            host_pid: spec.host_pid.unwrap_or(false),
+            host_ipc: spec.host_ipc.unwrap_or(false),
+            cgroup: pod_cgroup(&self.pod).into(),
+            resources: resources(&pod_limits(&self.pod)),
+            log_dir: self.context.config.pod_logs(&self.reference.namespace, &self.reference.name, &uid),
+            sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
+        };
+        let status = match self.context.runtime.create_sandbox(&sandbox).await {
+            Ok(status) => status,
+            Err(error) => {
+                failed(self, chain(&error));
+                return Err(());
+            }
+        };
+        if let (false, Some(netns)) = (host_network, &status.netns) {
+            match self.context.network.connect(&uid, netns).await {
+                Ok(ips) => self.pod_ips = ips,
+                Err(error) => {
+                    failed(self, format!("failed to setup network for sandbox {uid:?}: {}", chain(&error)));
+                    return Err(());
+                }
+            }
+            // downwardAPI volumes may show the address.
+            self.volumes = None;
+            self.set_up_volumes().await?;
+        }
+        if let Err(error) = self.write_managed_files() {
+            failed(self, format!("cannot write the pod's hosts and resolv.conf: {error}"));
+            return Err(());
+        }
+        Ok(())
+    }
+
+    /// Removes the sandbox and what belongs to it; afterwards nothing of the pod runs.
+    pub(super) async fn remove_sandbox(&mut self) -> Result<(), String> {
+        let uid = self.reference.uid.clone();
+        self.context.network.disconnect(&uid).await.map_err(|e| chain(&e))?;
+        self.context.runtime.remove_sandbox(&uid).await.map_err(|e| chain(&e))?;
+        self.pod_ips.clear();
+        Ok(())
+    }
+
+    pub(super) fn downward(&self) -> Downward<'_> {
+        let config = &self.context.config;
+        let own = if spec::host_network(&self.pod) { &config.node_ips } else { &self.pod_ips };
+        Downward {
+            pod: &self.pod,
+            node_name: &config.node_name,
+            host_ips: &config.node_ips,
+            pod_ips: own,
+            node_milli_cpu: self.context.node_milli_cpu,
+            node_memory: i64::try_from(self.context.node_memory).unwrap_or(i64::MAX),
+        }
+    }
+
+    async fn set_up_volumes(&mut self) -> Result<(), ()> {
+        if self.volumes.is_some() {
+            return Ok(());
+        }
+        let dir = self.context.config.pod_dir(&self.reference.uid);
+        match volumes::set_up(&self.pod, &dir, &self.context.objects, &self.downward()).await {
+            Ok(paths) => {
+                self.volumes = Some(paths);
+                Ok(())
+            }
+            Err(error) => {
+                self.context.events.pod(&self.reference, Kind::Warning, "FailedMount", error.to_string());
+                Err(())
+            }
+        }
+    }
+
+    /// Brings changed objects into a pod that already runs.
+    async fn refresh_volumes(&mut self, observed: &Observed) {
+        if self.volumes.is_none() && observed.sandbox == kelp_model::pod::view::Sandbox::Ready {
+            let _ = self.set_up_volumes().await;
+        }
+    }
+
+    fn node_hostname(&self) -> String {
+        nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default()
+    }
+
+    pub(super) fn kernel_hostname(&self) -> String {
+        if spec::host_network(&self.pod) {
+            return self.node_hostname();
+        }
+        hosts::hostname(&self.pod, &self.context.config.cluster_domain).map(|n| n.kernel).unwrap_or_default()
+    }
+
+    /// /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod. Written in place: they are bind-mounted.
+    pub(super) fn write_managed_files(&self) -> std::io::Result<()> {
+        let config = &self.context.config;
+        let dir = config.pod_dir(&self.reference.uid);
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let aliases = spec.host_aliases.unwrap_or_default();
+        let hosts = if spec.host_network == Some(true) {
+            let node = std::fs::read_to_string(&config.hosts_file).unwrap_or_default();
+            hosts::host_network_hosts_file(&node, &aliases)
+        } else {
+            let name = hosts::hostname(&self.pod, &config.cluster_domain).map_err(std::io::Error::other)?;
+            hosts::hosts_file(&self.pod_ips, &name, &aliases)
+        };
+        let node = Resolv::parse(&std::fs::read_to_string(&config.resolv_conf).unwrap_or_default());
+        let resolv = hosts::resolv(&self.pod, &config.cluster_dns, &config.cluster_domain, &node);
+        write_if_changed(&dir.join("etc-hosts"), &hosts)?;
+        write_if_changed(&dir.join("hostname"), &format!("{}\n", self.kernel_hostname()))?;
+        write_if_changed(&dir.join("resolv.conf"), &resolv.text())
+    }
+
+    /// Keeps the Pod on disk, so that an agent that starts when the API server has forgotten the pod can end it.
+    fn write_checkpoint_of_spec(&self) -> std::io::Result<()> {
+        let dir = self.context.config.pod_dir(&self.reference.uid);
+        std::fs::create_dir_all(&dir)?;
+        let temporary = dir.join("pod.json.tmp");
+        std::fs::write(&temporary, serde_json::to_vec(self.pod.as_ref())?)?;
+        std::fs::rename(temporary, dir.join("pod.json"))
+    }
+}
+
+fn write_if_changed(path: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::read_to_string(path).ok().as_deref() == Some(text) {
+        return Ok(());
+    }
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+}
+
+/// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
+fn go_seconds(seconds: i64) -> String {
+    match (seconds / 60, seconds % 60) {
+        (0, s) => format!("{s}s"),
+        (m, s) => format!("{m}m{s}s"),
+    }
+}

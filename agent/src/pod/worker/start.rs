@@ -1,0 +1,261 @@
+//! Starts a container: image, configuration, process, postStart hook.
+
+use super::{Message, RETRY, Worker, after};
+use crate::image::ImageError;
+use crate::network::{PodNetwork, chain};
+use crate::pod::container::{self, Managed, Parts};
+use crate::pod::context::ResolvedImage;
+use crate::pod::environment;
+use crate::pod::events::Kind;
+use crate::pod::hooks;
+use crate::runtime::{ContainerSpec, Runtime, RuntimeError};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Container;
+use kelp_model::pod::backoff;
+use kelp_model::pod::resources::container_limits;
+use kelp_model::pod::spec;
+
+/// How often an image was not there.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageBackoff {
+    delay: SignedDuration,
+    until: Timestamp,
+}
+
+/// Reason and message of a container that cannot be started.
+type Waiting = (String, String);
+
+impl<R: Runtime, N: PodNetwork> Worker<R, N> {
+    /// Starts a container. `true`: something changed, look again at once.
+    pub(super) async fn start_container(
+        &mut self,
+        name: &str,
+        attempt: u32,
+        ended: Option<Timestamp>,
+    ) -> bool {
+        let pod = self.pod.clone();
+        let Some((kind, container)) = pod.spec.as_ref().and_then(|s| spec::find(s, name)) else {
+            return false;
+        };
+        let image = match self.image(container) {
+            Ok(image) => image,
+            Err((waiting, retry)) => {
+                self.hold(name, waiting, retry);
+                return false;
+            }
+        };
+        let path = self.field_path(name);
+        let reference = container.image.as_deref().unwrap_or_default();
+        let text = format!(
+            "Container image {reference:?} already present on machine and can be accessed by the pod"
+        );
+        self.context.events.container(&self.reference, &path, Kind::Normal, "Pulled", text);
+        let (spec, user) = match self.container_spec(container, attempt, &image).await {
+            Ok(both) => both,
+            Err(waiting) => {
+                let text = format!("Error: {}", waiting.1);
+                self.context.events.container(&self.reference, &path, Kind::Warning, "Failed", text);
+                self.hold(name, waiting, after(RETRY));
+                return false;
+            }
+        };
+        if let Some(ended) = ended {
+            let memory = self.memories.entry(name.to_owned()).or_default();
+            memory.backoff = Some(backoff::raise(memory.backoff.as_ref(), ended, Timestamp::now()));
+        }
+        let started = self.context.runtime.start_container(&self.reference.uid, &spec).await;
+        let events = &self.context.events;
+        match started {
+            Ok(_) => {
+                events.container(&self.reference, &path, Kind::Normal, "Created", "Container created");
+                events.container(&self.reference, &path, Kind::Normal, "Started", "Container started");
+                let memory = self.memories.entry(name.to_owned()).or_default();
+                memory.waiting = None;
+                memory.retry_at = None;
+                memory.unhealthy = None;
+                memory.killing = false;
+                memory.started = container.startup_probe.is_none();
+                memory.ready = container.readiness_probe.is_none();
+                memory.user = user.known();
+                self.attempts.insert(name.to_owned(), attempt);
+                if kind != spec::Kind::Init {
+                    self.post_start(container, attempt, &spec.id);
+                }
+                true
+            }
+            Err(RuntimeError::Start { message, .. }) => {
+                events.container(&self.reference, &path, Kind::Normal, "Created", "Container created");
+                events.container(
+                    &self.reference,
+                    &path,
+                    Kind::Warning,
+                    "Failed",
+                    format!("Error: {message}"),
+                );
+                let memory = self.memories.entry(name.to_owned()).or_default();
+                memory.waiting = Some(("RunContainerError".into(), message));
+                memory.user = user.known();
+                true
+            }
+            Err(error) => {
+                let text = chain(&error);
+                events.container(&self.reference, &path, Kind::Warning, "Failed", format!("Error: {text}"));
+                self.hold(name, ("CreateContainerError".into(), text), after(RETRY));
+                false
+            }
+        }
+    }
+
+    fn hold(&mut self, name: &str, waiting: Waiting, retry: Option<Timestamp>) {
+        let memory = self.memories.entry(name.to_owned()).or_default();
+        memory.waiting = Some(waiting);
+        memory.retry_at = retry;
+    }
+
+    fn image(&mut self, container: &Container) -> Result<ResolvedImage, (Waiting, Option<Timestamp>)> {
+        let reference = container.image.clone().unwrap_or_default();
+        let path = self.field_path(&container.name);
+        let pod = self.reference.clone();
+        let events = self.context.events.clone();
+        let event = |kind, reason: &str, text: String| events.container(&pod, &path, kind, reason, text);
+        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+        match self.context.images.resolve(&reference) {
+            Ok(Some(image)) => {
+                self.image_backoff.remove(&container.name);
+                return Ok(image);
+            }
+            Ok(None) => {}
+            Err(ImageError::Reference { message, .. }) => {
+                let text = format!(
+                    "Failed to apply default image tag {reference:?}: couldn't parse image name {reference:?}: {message}"
+                );
+                event(Kind::Warning, "InspectFailed", text.clone());
+                event(Kind::Warning, "Failed", "Error: InvalidImageName".into());
+                return Err((("InvalidImageName".into(), text), after(RETRY)));
+            }
+            Err(error) => {
+                let text = format!("Failed to inspect image {reference:?}: {}", chain(&error));
+                event(Kind::Warning, "InspectFailed", text.clone());
+                event(Kind::Warning, "Failed", "Error: ImageInspectError".into());
+                return Err((("ImageInspectError".into(), text), after(RETRY)));
+            }
+        }
+        if policy == "Never" {
+            let text = format!("Container image {reference:?} is not present with pull policy of Never");
+            event(Kind::Warning, "ErrImageNeverPull", text.clone());
+            event(Kind::Warning, "Failed", "Error: ErrImageNeverPull".into());
+            return Err((("ErrImageNeverPull".into(), text), after(RETRY)));
+        }
+        let now = Timestamp::now();
+        let cause = format!(
+            "failed to pull image {reference:?}: it is not on this node and pulling from registries is not available yet; \
+             `kelp image import ARCHIVE` on the node makes it available"
+        );
+        let known = self.image_backoff.get(&container.name).copied();
+        if let Some(known) = known.filter(|b| b.until > now) {
+            let text = format!("Back-off pulling image {reference:?}");
+            event(Kind::Normal, "BackOff", text.clone());
+            event(Kind::Warning, "Failed", "Error: ImagePullBackOff".into());
+            // The store is looked at more often than a registry would be: an import ends the wait soon.
+            let retry = after(RETRY).map(|at| at.min(known.until)).filter(|at| *at > now);
+            return Err((("ImagePullBackOff".into(), format!("{text}: ErrImagePull: {cause}")), retry));
+        }
+        event(Kind::Normal, "Pulling", format!("Pulling image {reference:?}"));
+        event(Kind::Warning, "Failed", format!("Failed to pull image {reference:?}: {cause}"));
+        event(Kind::Warning, "Failed", "Error: ErrImagePull".into());
+        let delay = known.map_or(backoff::INITIAL, |b| (b.delay * 2).min(backoff::MAX));
+        let until = now.checked_add(delay).unwrap_or(now);
+        self.image_backoff.insert(container.name.clone(), ImageBackoff { delay, until });
+        // Seen soon again, to say that it is backing off.
+        Err((("ErrImagePull".into(), cause), after(std::time::Duration::from_secs(3))))
+    }
+
+    async fn container_spec(
+        &self,
+        container: &Container,
+        attempt: u32,
+        image: &ResolvedImage,
+    ) -> Result<(ContainerSpec, container::User), Waiting> {
+        let config_error = |text: String| ("CreateContainerConfigError".to_owned(), text);
+        let create_error = |text: String| ("CreateContainerError".to_owned(), text);
+        let links = self.pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
+        let services =
+            self.context.services.variables(&self.reference.namespace, links).await.map_err(config_error)?;
+        let env = environment::resolve(container, &self.context.objects, &self.downward(), &services)
+            .await
+            .map_err(config_error)?;
+        let user = container::user(&self.pod, container, &image.config).map_err(config_error)?;
+        let dir = self.context.config.pod_dir(&self.reference.uid);
+        let termination = self.termination_file(&container.name, attempt);
+        make_termination_file(&termination)
+            .map_err(|e| create_error(format!("cannot create {}: {e}", termination.display())))?;
+        let managed = Managed {
+            hosts: dir.join("etc-hosts"),
+            hostname: dir.join("hostname"),
+            resolv: dir.join("resolv.conf"),
+            termination: termination.clone(),
+        };
+        let paths = self.volumes.clone().unwrap_or_default();
+        let mounts = container::mounts(container, &paths, &managed, &env).map_err(config_error)?;
+        let hostname = self.kernel_hostname();
+        let spec = container::spec(Parts {
+            container,
+            attempt,
+            image_id: &image.id,
+            image: &image.config,
+            env: &env,
+            hostname: &hostname,
+            mounts,
+            user: &user,
+            limits: container_limits(&self.pod, container, self.context.node_memory),
+            termination,
+        })
+        .map_err(create_error)?;
+        Ok((spec, user))
+    }
+
+    fn post_start(&mut self, container: &Container, attempt: u32, id: &str) {
+        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return };
+        if let Some(memory) = self.memories.get_mut(&container.name) {
+            memory.in_post_start = true;
+        }
+        let (context, sender, pod) = (self.context.clone(), self.sender.clone(), self.reference.clone());
+        let (container, id, ip) =
+            (container.clone(), id.to_owned(), self.downward().pod_ips.first().copied());
+        let task = tokio::spawn(async move {
+            let result = hooks::run(&context.runtime, &pod, &container, &id, ip, &hook).await;
+            let _ = sender.send(Message::PostStart { name: container.name, attempt, result }).await;
+        });
+        self.probes.hook(task.abort_handle());
+    }
+
+    pub(super) fn take_post_start(&mut self, name: &str, attempt: u32, result: Result<(), String>) {
+        if self.attempts.get(name) != Some(&attempt) {
+            return;
+        }
+        let path = self.field_path(name);
+        let memory = self.memories.entry(name.to_owned()).or_default();
+        memory.in_post_start = false;
+        if let Err(text) = result {
+            memory.waiting = Some(("PostStartHookError".into(), text));
+            memory.unhealthy = Some("FailedPostStartHook".into());
+            let events = &self.context.events;
+            events.container(
+                &self.reference,
+                &path,
+                Kind::Warning,
+                "FailedPostStartHook",
+                "PostStartHook failed",
+            );
+        }
+    }
+}
+
+/// The file a container writes its message to; whatever user it runs as.
+fn make_termination_file(path: &std::path::Path) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    std::fs::File::options().create(true).append(true).open(path)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+}
