@@ -1,9 +1,13 @@
-//! Build-time checks.
+//! Build-time checks, and the programs that the agent carries.
+
+#[path = "build/programs.rs"]
+mod programs;
 
 use std::path::Path;
 
 fn main() {
     kernel_programs();
+    programs::build();
 }
 
 /// `dataplane` embeds the kernel programs. They need a compiler of their own, so they are not built from here.

@@ -18,6 +18,8 @@ mod archive;
 mod record;
 mod reference;
 mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 mod unpack;
 
 pub use record::{Image, ImageConfig};

@@ -3,9 +3,17 @@
 //! The agent never links libcontainer: each pod has a shim process (`kelp-shim`) that outlives the agent, and the
 //! shim starts a short-lived helper (`kelp-runtime-helper`) for each libcontainer call.
 
+mod cgroup;
+mod client;
 pub mod fake;
+mod host;
+mod launch;
+mod layout;
+mod shim;
+mod spec;
 mod types;
 
+pub use shim::{RuntimeConfig, ShimRuntime};
 pub use types::*;
 
 use std::future::Future;

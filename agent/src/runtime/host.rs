@@ -1,0 +1,49 @@
+//! What the agent reads of the host for its containers.
+
+use super::spec::HostDevice;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+/// The agent's bounding set: capabilities outside of it cannot be given to a container. 0 when it cannot be read.
+pub(super) fn bounding_set() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:"))
+        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+/// Device nodes of the host but for those that every container has, and terminals.
+pub(super) fn devices() -> Vec<HostDevice> {
+    let mut found = Vec::new();
+    collect(Path::new("/dev"), &mut found);
+    found
+}
+
+fn collect(dir: &Path, found: &mut Vec<HostDevice>) {
+    const OWN: [&str; 11] =
+        ["pts", "shm", "fd", "mqueue", "console", "null", "zero", "full", "random", "urandom", "tty"];
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if dir == Path::new("/dev") && (OWN.iter().any(|own| name == *own) || name == "ptmx") {
+            continue;
+        }
+        let Ok(metadata) = entry.metadata() else { continue };
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            collect(&entry.path(), found);
+        } else if kind.is_char_device() || kind.is_block_device() {
+            found.push(HostDevice {
+                path: entry.path(),
+                block: kind.is_block_device(),
+                major: i64::from(libc::major(metadata.rdev())),
+                minor: i64::from(libc::minor(metadata.rdev())),
+                mode: metadata.permissions().mode() & 0o7777,
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+            });
+        }
+    }
+}

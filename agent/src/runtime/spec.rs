@@ -1,0 +1,364 @@
+//! The OCI runtime spec of a container: pure data from [`ContainerSpec`].
+
+use super::cgroup::cpu_weight;
+use super::{ContainerSpec, Resources};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Capabilities of a container that asks for nothing, as containerd and Docker give them.
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// capabilities(7), by number.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+const MASKED_PATHS: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/selinux",
+];
+
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What of the sandbox and the host a container's spec depends on.
+#[derive(Debug, Clone)]
+pub(super) struct Surroundings {
+    /// PID of the shim, whose namespaces are joined.
+    pub shim_pid: i32,
+    pub host_network: bool,
+    pub host_pid: bool,
+    pub host_ipc: bool,
+    /// `/dev/shm` of the pod on the host.
+    pub shm: PathBuf,
+    /// `/etc/hostname` of the pod on the host.
+    pub hostname_file: Option<PathBuf>,
+    pub hostname: String,
+    /// Container cgroup relative to a hierarchy.
+    pub cgroup: PathBuf,
+    /// cgroup v2 only.
+    pub unified: bool,
+    /// Bounding set of the agent, a bit a capability.
+    pub bounding: u64,
+    /// Devices of the host, for privileged containers.
+    pub host_devices: Vec<HostDevice>,
+}
+
+/// A device node of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HostDevice {
+    pub path: PathBuf,
+    pub block: bool,
+    pub major: i64,
+    pub minor: i64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The spec, as `config.json`.
+pub(super) fn generate(spec: &ContainerSpec, around: &Surroundings) -> Value {
+    let capabilities = capabilities(spec, around.bounding);
+    let mut process = json!({
+        "terminal": spec.tty,
+        // The numbers are filled in once the image is mounted.
+        "user": { "uid": 0, "gid": 0, "umask": 0o022, "additionalGids": [] },
+        "args": spec.argv,
+        "env": environment(spec, around),
+        "cwd": if spec.cwd.as_os_str().is_empty() { Path::new("/") } else { &spec.cwd },
+        "capabilities": {
+            "bounding": capabilities,
+            "effective": capabilities,
+            "permitted": capabilities,
+            "inheritable": [],
+            "ambient": [],
+        },
+        "rlimits": [],
+    });
+    if spec.no_new_privileges {
+        // Absent means false; an explicit false fails in libcontainer together with seccomp.
+        process["noNewPrivileges"] = json!(true);
+    }
+    let mut linux = json!({
+        "cgroupsPath": Path::new("/").join(&around.cgroup),
+        "namespaces": namespaces(around),
+        "resources": resources(spec, around),
+        "rootfsPropagation": "slave",
+        "maskedPaths": [],
+        "readonlyPaths": [],
+    });
+    if spec.privileged {
+        let devices: Vec<Value> = around.host_devices.iter().map(device).collect();
+        linux["devices"] = json!(devices);
+        linux["rootfsPropagation"] = json!("slave");
+    } else {
+        linux["maskedPaths"] = json!(MASKED_PATHS);
+        linux["readonlyPaths"] = json!(READONLY_PATHS);
+    }
+    json!({
+        "ociVersion": "1.2.0",
+        "process": process,
+        "root": { "path": kelp_runtime_protocol::files::ROOTFS, "readonly": spec.read_only_root },
+        "mounts": mounts(spec, around),
+        "linux": linux,
+    })
+}
+
+fn namespaces(around: &Surroundings) -> Value {
+    let mut list = vec![json!({ "type": "mount" })];
+    let mut join = |kind: &str, file: &str| {
+        let path = format!("/proc/{}/ns/{file}", around.shim_pid);
+        list.push(json!({ "type": kind, "path": path }));
+    };
+    if !around.host_network {
+        join("network", "net");
+        join("uts", "uts");
+    }
+    if !around.host_ipc {
+        join("ipc", "ipc");
+    }
+    if !around.host_pid {
+        list.push(json!({ "type": "pid" }));
+    }
+    if around.unified {
+        list.push(json!({ "type": "cgroup" }));
+    }
+    json!(list)
+}
+
+fn environment(spec: &ContainerSpec, around: &Surroundings) -> Vec<String> {
+    let has = |env: &[String], key: &str| env.iter().any(|e| e.split('=').next() == Some(key));
+    let mut env = spec.env.clone();
+    if !has(&env, "PATH") {
+        env.insert(0, DEFAULT_PATH.to_owned());
+    }
+    if !has(&env, "HOSTNAME") && !around.hostname.is_empty() {
+        env.push(format!("HOSTNAME={}", around.hostname));
+    }
+    if spec.tty && !has(&env, "TERM") {
+        env.push("TERM=xterm".to_owned());
+    }
+    env
+}
+
+fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
+    let special = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
+    let sysfs: &[&str] = match spec.privileged {
+        true => &["nosuid", "noexec", "nodev", "rw"],
+        false => &["nosuid", "noexec", "nodev", "ro"],
+    };
+    let mut mounts = vec![
+        special("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        special("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        special(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        special("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        special("/sys", "sysfs", sysfs),
+    ];
+    if around.unified {
+        let access = if spec.privileged { "rw" } else { "ro" };
+        let options = ["nosuid", "noexec", "nodev", "relatime", access];
+        mounts.push(special("/sys/fs/cgroup", "cgroup", &options));
+    }
+    let shm = if around.host_ipc { Path::new("/dev/shm") } else { &around.shm };
+    mounts.push(bind(shm, Path::new("/dev/shm"), false));
+    if let Some(file) = &around.hostname_file
+        && !spec.mounts.iter().any(|m| m.destination == Path::new("/etc/hostname"))
+    {
+        mounts.push(bind(file, Path::new("/etc/hostname"), spec.read_only_root));
+    }
+    // Outer mounts first: a mount below another's destination would be hidden by it.
+    let mut own: Vec<&super::Mount> = spec.mounts.iter().collect();
+    own.sort_by_key(|mount| mount.destination.components().count());
+    mounts.extend(own.iter().map(|m| bind(&m.source, &m.destination, m.read_only)));
+    mounts
+}
+
+fn bind(source: &Path, destination: &Path, read_only: bool) -> Value {
+    let access = if read_only { "ro" } else { "rw" };
+    json!({
+        "destination": destination,
+        "type": "bind",
+        "source": source,
+        "options": ["rbind", "rprivate", access],
+    })
+}
+
+fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
+    let Resources { cpu_shares, cpu_quota_us, cpu_period_us, memory_limit, pids_limit, .. } = &spec.resources;
+    // The deny rule comes first: without it a v2 host allows what is not named.
+    let mut devices = vec![json!({ "allow": spec.privileged, "access": "rwm" })];
+    if !spec.privileged {
+        let allow = |kind: &str, major: Option<i64>, minor: Option<i64>, access: &str| {
+            let mut rule = json!({ "allow": true, "type": kind, "access": access });
+            for (key, number) in [("major", major), ("minor", minor)] {
+                if let Some(number) = number {
+                    rule[key] = json!(number);
+                }
+            }
+            rule
+        };
+        devices.push(allow("c", None, None, "m"));
+        devices.push(allow("b", None, None, "m"));
+        // null, zero, full, random, urandom, tty, console, ptmx
+        let numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+        devices.extend(numbers.map(|(major, minor)| allow("c", Some(major), Some(minor), "rwm")));
+        // Terminals of the container's own devpts.
+        devices.push(allow("c", Some(136), None, "rwm"));
+    }
+    let mut resources = json!({ "devices": devices });
+    let mut cpu = serde_json::Map::new();
+    let mut unified = serde_json::Map::new();
+    if around.unified {
+        // libcgroups converts shares by another formula than the kubelet.
+        if let Some(shares) = cpu_shares {
+            unified.insert("cpu.weight".to_owned(), json!(cpu_weight(*shares).to_string()));
+        }
+        if memory_limit.is_some() {
+            // A limit on swap that equals the one on memory would leave swap without a limit in v2.
+            unified.insert("memory.swap.max".to_owned(), json!("0"));
+        }
+    } else if let Some(shares) = cpu_shares {
+        cpu.insert("shares".to_owned(), json!(shares));
+    }
+    for (key, value) in
+        [("quota", cpu_quota_us.map(|v| json!(v))), ("period", cpu_period_us.map(|v| json!(v)))]
+    {
+        if let Some(value) = value {
+            cpu.insert(key.to_owned(), value);
+        }
+    }
+    if !cpu.is_empty() {
+        resources["cpu"] = Value::Object(cpu);
+    }
+    if !unified.is_empty() {
+        resources["unified"] = Value::Object(unified);
+    }
+    if let Some(limit) = memory_limit {
+        resources["memory"] = json!({ "limit": limit });
+    }
+    if let Some(limit) = pids_limit {
+        resources["pids"] = json!({ "limit": limit });
+    }
+    resources
+}
+
+/// `CAP_…` names of the container's capabilities: `ALL` is added, then dropped, then names
+/// are added, then dropped, as in CRI; all within what the agent has.
+fn capabilities(spec: &ContainerSpec, bounding: u64) -> Vec<String> {
+    let plain = |name: &String| {
+        let name = name.to_uppercase();
+        name.strip_prefix("CAP_").unwrap_or(&name).to_owned()
+    };
+    let add: BTreeSet<String> = spec.cap_add.iter().map(plain).collect();
+    let drop: BTreeSet<String> = spec.cap_drop.iter().map(plain).collect();
+    let chosen = |name: &str| {
+        if spec.privileged {
+            return true;
+        }
+        // A capability that is named wins over ALL.
+        if drop.contains(name) {
+            return false;
+        }
+        if add.contains(name) {
+            return true;
+        }
+        match (add.contains("ALL"), drop.contains("ALL")) {
+            (_, true) => false,
+            (true, false) => true,
+            (false, false) => DEFAULT_CAPABILITIES.contains(&name),
+        }
+    };
+    CAPABILITIES
+        .iter()
+        .enumerate()
+        .filter(|(number, name)| bounding & (1 << number) != 0 && chosen(name))
+        .map(|(_, name)| format!("CAP_{name}"))
+        .collect()
+}
+
+fn device(device: &HostDevice) -> Value {
+    json!({
+        "path": device.path,
+        "type": if device.block { "b" } else { "c" },
+        "major": device.major,
+        "minor": device.minor,
+        "fileMode": device.mode,
+        "uid": device.uid,
+        "gid": device.gid,
+    })
+}
+
+#[cfg(test)]
+mod tests;

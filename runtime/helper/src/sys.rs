@@ -1,0 +1,141 @@
+//! System calls and the state that a process inherits.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn own(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the callers pass what a system call has just returned; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Undoes what a container must not inherit from the agent, the shim or Rust's start-up code: an ignored SIGPIPE, the
+/// umask and the host's supplementary groups. The descriptors passed by the shim become close-on-exec.
+pub fn reset_process() -> io::Result<()> {
+    // SAFETY: plain system calls; an empty group list needs no pointer.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::umask(0o022);
+        check(libc::setgroups(0, std::ptr::null()))?;
+    }
+    for fd in 3..16 {
+        // SAFETY: fcntl takes integers only; a closed descriptor gives EBADF.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
+}
+
+/// Takes over a descriptor that the shim passed by its number.
+pub fn passed(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl takes integers only and returns a new descriptor.
+    own(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16) }.into())
+}
+
+/// Whether the shim passed this descriptor.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: fcntl takes integers only.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Leaves the mount namespace for a copy of it.
+pub fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: unshare takes integers only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
+}
+
+/// Enters a mount namespace.
+pub fn enter_mounts(namespace: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: setns takes integers only.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) }).map(drop)
+}
+
+/// A detached copy of the mount at the root of the mount namespace.
+pub fn copy_root_mount() -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path is a terminated constant; open_tree returns a new descriptor.
+    own(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c"/".as_ptr(), flags) })
+}
+
+/// Attaches a detached mount at `target`.
+pub fn attach_mount(mount: &OwnedFd, target: &Path) -> io::Result<()> {
+    let target = c_path(target)?;
+    // SAFETY: both paths are terminated and the descriptor is open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// mount(2).
+pub fn mount(source: &CStr, target: &Path, kind: &CStr, flags: libc::c_ulong, data: &CStr) -> io::Result<()> {
+    let target = c_path(target)?;
+    // SAFETY: all strings are terminated and outlive the call.
+    check(unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    })
+    .map(drop)
+}
+
+/// Opens `path` as if `root` were the root directory: neither `..` nor a link leads out of it.
+pub fn open_in_root(root: &impl AsRawFd, path: &Path, flags: libc::c_int) -> io::Result<OwnedFd> {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    let path = c_path(if path.as_os_str().is_empty() { Path::new(".") } else { path })?;
+    // SAFETY: open_how is plain integers, for which zero is valid.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((flags | libc::O_CLOEXEC).cast_unsigned());
+    how.resolve = libc::RESOLVE_IN_ROOT;
+    // SAFETY: the string is terminated, `how` lives for the call and its true size is given.
+    own(unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            root.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    })
+}
+
+/// Makes the directory `path` below `root` with everything above it.
+pub fn make_dirs_in_root(root: &impl AsRawFd, path: &Path) -> io::Result<()> {
+    let mut done = PathBuf::new();
+    for component in path.components() {
+        let Component::Normal(name) = component else { continue };
+        let above = open_in_root(root, &done, libc::O_PATH | libc::O_DIRECTORY)?;
+        let name = c_path(Path::new(name))?;
+        // SAFETY: `above` is open and `name` terminated.
+        match check(unsafe { libc::mkdirat(above.as_raw_fd(), name.as_ptr(), 0o755) }) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => done.push(component),
+        }
+    }
+    Ok(())
+}
+
+/// A file in memory.
+pub fn memory_file(name: &CStr) -> io::Result<std::fs::File> {
+    // SAFETY: the name is terminated; memfd_create returns a new descriptor.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    own(fd.into()).map(std::fs::File::from)
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}

@@ -1,0 +1,118 @@
+//! What a shim does once, before it serves: cgroup, namespaces, socket.
+
+use crate::sys;
+use kelp_runtime_protocol::{Sandbox, files};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+/// A shim that is ready to serve.
+pub struct Prepared {
+    /// Listening socket.
+    pub listener: OwnedFd,
+    /// Executable of the runtime helper.
+    pub helper: OwnedFd,
+    /// Mount namespace with the pod's shm as its root; `None` with host IPC.
+    pub shm: Option<OwnedFd>,
+    /// Held while the shim lives.
+    pub _lock: File,
+}
+
+/// An error with what was being done.
+fn doing<T>(what: &str, result: Result<T, impl Into<io::Error>>) -> io::Result<T> {
+    result.map_err(|error| {
+        let error = error.into();
+        io::Error::new(error.kind(), format!("cannot {what}: {error}"))
+    })
+}
+
+/// Prepares everything; the error says what could not be done.
+pub fn prepare(dir: &Path) -> io::Result<Prepared> {
+    let log = OpenOptions::new().append(true).create(true).open(dir.join(files::LOG));
+    sys::redirect_errors(&doing("open the shim's log", log)?)?;
+    let helper = sys::duplicate(0)?;
+    let text = doing("read the sandbox's description", fs::read(dir.join(files::SANDBOX)))?;
+    let sandbox: Sandbox = doing("parse the sandbox's description", serde_json::from_slice(&text))?;
+
+    let lock = doing("create the lock", File::create(dir.join(files::LOCK)))?;
+    if lock.try_lock().is_err() {
+        return Err(io::Error::other("another shim of this sandbox runs"));
+    }
+    if let Some(cgroup) = &sandbox.shim_cgroup {
+        let procs = cgroup.join("cgroup.procs");
+        doing(&format!("enter {}", cgroup.display()), fs::write(procs, "0"))?;
+    }
+    // Permitted on ordinary hosts only; a shim that can be chosen by the OOM killer is no reason not to run the pod.
+    let _ = fs::write("/proc/self/oom_score_adj", "-998");
+
+    let mut flags = 0;
+    if !sandbox.host_network {
+        flags |= libc::CLONE_NEWNET | libc::CLONE_NEWUTS;
+    }
+    if !sandbox.host_ipc {
+        flags |= libc::CLONE_NEWIPC;
+    }
+    doing("make the pod's namespaces", sys::unshare(flags))?;
+    if !sandbox.host_network {
+        doing("set the host name", sys::set_hostname(&sandbox.hostname))?;
+        doing("bring up the loopback device", sys::loopback_up())?;
+    }
+    for (key, value) in &sandbox.sysctls {
+        set_sysctl(key, value)?;
+    }
+    let shm = if sandbox.host_ipc { None } else { Some(doing("make the pod's shm", make_shm(dir))?) };
+    let listener = doing("make the socket", listen_in(dir))?;
+    Ok(Prepared { listener, helper, shm, _lock: lock })
+}
+
+fn set_sysctl(key: &str, value: &str) -> io::Result<()> {
+    // A slash in a key stands for a dot in a name, as in sysctl(8).
+    let path: String = key
+        .chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            other => other,
+        })
+        .collect();
+    if Path::new(&path).components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
+        return Err(io::Error::other(format!("sysctl {key:?} is not a name")));
+    }
+    doing(&format!("set sysctl {key} to {value:?}"), fs::write(Path::new("/proc/sys").join(path), value))
+}
+
+/// The socket is bound through the directory's descriptor: socket addresses hold 107 bytes only.
+fn listen_in(dir: &Path) -> io::Result<OwnedFd> {
+    match fs::remove_file(dir.join(files::SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let handle = File::open(dir)?;
+    let path = format!("/proc/self/fd/{}/{}", handle.as_raw_fd(), files::SOCKET);
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    listen(&listener, Backlog::new(64)?)?;
+    Ok(listener)
+}
+
+/// A tmpfs that all containers of the pod share, in a mount namespace of its own that contains nothing else and lives
+/// as long as this descriptor: no mount is left on the host, however the shim ends.
+fn make_shm(dir: &Path) -> io::Result<OwnedFd> {
+    let own: OwnedFd = File::open("/proc/self/ns")?.into();
+    let host = sys::open_at(&own, c"mnt")?;
+    sys::unshare(libc::CLONE_NEWNS)?;
+    let make = || {
+        sys::mount(c"none", Path::new("/"), c"", libc::MS_REC | libc::MS_PRIVATE, c"")?;
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        sys::mount(c"shm", dir, c"tmpfs", flags, c"mode=1777,size=65536k")?;
+        std::env::set_current_dir(dir)?;
+        sys::pivot_here()?;
+        sys::open_at(&own, c"mnt")
+    };
+    let result = make();
+    sys::enter_mounts(&host)?;
+    result
+}
