@@ -240,6 +240,16 @@ impl Dataplane {
             .collect()
     }
 
+    /// Number of pod addresses in the maps.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn endpoint_count(&self) -> Result<usize, DatapathError> {
+        let mut count = 0;
+        self.endpoints.scan(|_, _| count += 1)?;
+        Ok(count)
+    }
+
     /// The loaded programs and maps.
     #[must_use]
     pub fn kernel(&self) -> &Kernel {

@@ -1,0 +1,426 @@
+//! A node in network namespaces: a host with an uplink to an outside, and two pods. Namespaces have no names: they
+//! are gone with the test process.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher::Event;
+use nix::sched::{CloneFlags, setns, unshare};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::dataplane::reconciler::Change;
+use crate::dataplane::{Config, Dataplane, Endpoint, PodDatapath, cleanup, start_with};
+
+pub const NODE4: &str = "192.0.2.10";
+pub const NODE6: &str = "2001:db8::10";
+pub const OUTSIDE4: &str = "192.0.2.1";
+pub const OUTSIDE6: &str = "2001:db8::1";
+/// A pod on another node: lives in the outside namespace.
+pub const REMOTE4: &str = "10.244.1.5";
+pub const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A network namespace.
+#[derive(Clone)]
+pub struct Net(Arc<OwnedFd>);
+
+impl Net {
+    pub fn new() -> Self {
+        let fd = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            OwnedFd::from(fs::File::open("/proc/thread-self/ns/net").unwrap())
+        })
+        .join()
+        .unwrap();
+        let net = Self(Arc::new(fd));
+        net.ip("link set lo up");
+        net.run(|| {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").unwrap();
+            fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+        });
+        net
+    }
+
+    /// Runs a closure on a thread in the namespace.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+                    f()
+                })
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Leaves a thread running in the namespace.
+    pub fn spawn(&self, f: impl FnOnce() + Send + 'static) {
+        let net = self.clone();
+        std::thread::spawn(move || {
+            setns(net.0.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            f();
+        });
+    }
+
+    /// ip(8) in the namespace.
+    pub fn ip(&self, arguments: &str) {
+        self.run(|| {
+            let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+            assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        });
+    }
+
+    /// A path that names the namespace.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    fn mac(&self, device: &str) -> [u8; 6] {
+        let text = self.run(|| {
+            let output = Command::new("ip").args(["-j", "link", "show", "dev", device]).output().unwrap();
+            let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            value[0]["address"].as_str().unwrap().to_owned()
+        });
+        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    pub fn ifindex(&self, device: &str) -> u32 {
+        self.run(|| nix::net::if_::if_nametoindex(device).unwrap())
+    }
+}
+
+pub struct Pod {
+    pub name: &'static str,
+    pub net: Net,
+    pub v4: IpAddr,
+    pub v6: IpAddr,
+    pub endpoint: Endpoint,
+}
+
+pub struct World {
+    pub host: Net,
+    pub outside: Net,
+    pub pods: Vec<Pod>,
+    pub config: Config,
+    pub cgroup: PathBuf,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    runtime: tokio::runtime::Runtime,
+    dataplane: Arc<Dataplane>,
+    changes: mpsc::UnboundedSender<Change>,
+}
+
+/// The mount point of the cgroup2 hierarchy.
+fn cgroup2() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    mounts
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split_whitespace();
+            let point = fields.nth(1)?;
+            (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
+        })
+        .expect("a cgroup2 mount")
+}
+
+impl World {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let tag = format!("dataplane-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let cgroup = cgroup2().join(&tag);
+        fs::create_dir(&cgroup).unwrap();
+        // Threads of one process can be in different threaded cgroups.
+        fs::write(cgroup.join("cgroup.type"), "threaded").unwrap();
+
+        let host = Net::new();
+        let outside = Net::new();
+        host.ip(&format!("link add uplink type veth peer name wire netns {}", outside.path()));
+        for (net, device, v4, v6) in [(&host, "uplink", NODE4, NODE6), (&outside, "wire", OUTSIDE4, OUTSIDE6)]
+        {
+            net.ip(&format!("address add {v4}/24 dev {device}"));
+            net.ip(&format!("address add {v6}/64 dev {device} nodad"));
+            net.ip(&format!("link set {device} up"));
+        }
+        // Whatever leaves by mistake finds a way, and someone who answers.
+        host.ip(&format!("route add default via {OUTSIDE4}"));
+        host.ip(&format!("-6 route add default via {OUTSIDE6}"));
+        outside.ip(&format!("address add {REMOTE4}/32 dev lo"));
+        outside.ip(&format!("route add 10.244.0.0/24 via {NODE4}"));
+        outside.ip("address add 10.96.9.9/32 dev lo");
+        outside.ip("address add fd00:10:96::99/128 dev lo nodad");
+        let pods = ["one", "two"]
+            .into_iter()
+            .zip(1_u8..)
+            .map(|(name, number)| Pod::new(&host, name, number))
+            .collect();
+        let config = Config {
+            node_name: "here".to_owned(),
+            node_addresses: vec![NODE4.parse().unwrap(), NODE6.parse().unwrap()],
+            uplink: Some("uplink".to_owned()),
+            pod_cidrs: vec![("10.244.0.0".parse().unwrap(), 24), ("fd00:10:244::".parse().unwrap(), 64)],
+            cgroup: cgroup.clone(),
+            bpf_directory: PathBuf::from("/sys/fs/bpf").join(tag),
+            ..Config::default()
+        };
+        Self { host, outside, pods, config, cgroup, running: Mutex::new(None) }
+    }
+
+    /// Starts the agent's part with these objects, and waits until they are in the maps.
+    pub fn start(&self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
+        self.start_with_pods(services, slices, &self.pods);
+    }
+
+    /// Starts the agent's part on a node whose pods are gone.
+    pub fn start_without_pods(&self) {
+        self.start_with_pods(Vec::new(), Vec::new(), &[]);
+    }
+
+    fn start_with_pods(&self, services: Vec<Service>, slices: Vec<EndpointSlice>, pods: &[Pod]) {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (changes, receiver) = mpsc::unbounded_channel();
+        let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
+        changes.send(Change::Service(Event::Init)).unwrap();
+        for service in services {
+            changes.send(Change::Service(Event::InitApply(service))).unwrap();
+        }
+        changes.send(Change::Service(Event::InitDone)).unwrap();
+        changes.send(Change::Slice(Event::Init)).unwrap();
+        for slice in slices {
+            changes.send(Change::Slice(Event::InitApply(slice))).unwrap();
+        }
+        changes.send(Change::Slice(Event::InitDone)).unwrap();
+        let dataplane = self.host.run(|| {
+            runtime.block_on(async {
+                let dataplane = start_with(self.config.clone(), stream, CancellationToken::new())
+                    .await
+                    .map_err(|error| {
+                        panic!("{}", crate::dataplane::chain(&error));
+                    })
+                    .unwrap();
+                for pod in pods {
+                    dataplane.attach_endpoint(&pod.endpoint).await.unwrap();
+                }
+                dataplane.synced().await;
+                dataplane
+            })
+        });
+        *self.running.lock().unwrap() = Some(Running { runtime, dataplane, changes });
+    }
+
+    /// The agent dies: tasks and descriptors are gone, nothing is undone.
+    pub fn kill(&self) {
+        if let Some(running) = self.running.lock().unwrap().take() {
+            drop(running.changes);
+            running.runtime.shutdown_timeout(Duration::from_secs(5));
+            drop(running.dataplane);
+        }
+    }
+
+    pub fn dataplane(&self) -> Arc<Dataplane> {
+        self.running.lock().unwrap().as_ref().unwrap().dataplane.clone()
+    }
+
+    /// Runs a future of the agent in the host's namespace.
+    pub fn block_on<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
+        let handle = self.running.lock().unwrap().as_ref().unwrap().runtime.handle().clone();
+        self.host.run(|| handle.block_on(future))
+    }
+
+    /// Runs a closure on a thread in a namespace whose sockets the socket hooks serve.
+    pub fn with_sockets<T: Send>(&self, net: &Net, f: impl FnOnce() -> T + Send) -> T {
+        net.run(|| {
+            // SAFETY: no preconditions.
+            let thread = unsafe { libc::syscall(libc::SYS_gettid) };
+            fs::write(self.cgroup.join("cgroup.threads"), thread.to_string()).unwrap();
+            f()
+        })
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.kill();
+        cleanup(&self.config.bpf_directory).unwrap();
+        assert!(!self.config.bpf_directory.exists());
+        // Threads that have just ended may still be counted: their exit is not an event one can wait for here.
+        for _ in 0..200 {
+            if fs::remove_dir(&self.cgroup).is_ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        if !std::thread::panicking() {
+            fs::remove_dir(&self.cgroup).unwrap();
+        }
+    }
+}
+
+impl Pod {
+    fn new(host: &Net, name: &'static str, number: u8) -> Self {
+        let net = Net::new();
+        let device = format!("pod{number}");
+        let v4 = format!("10.244.0.{}", number + 1);
+        let v6 = format!("fd00:10:244::{}", number + 1);
+        host.ip(&format!("link add {device} type veth peer name eth0 netns {}", net.path()));
+        host.ip(&format!("link set {device} up"));
+        net.ip("link set eth0 up");
+        let host_mac = host.mac(&device);
+        let pod_mac = net.mac("eth0");
+        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        net.ip(&format!("address add {v4}/32 dev eth0"));
+        net.ip(&format!("address add {v6}/128 dev eth0 nodad"));
+        net.ip("route add 169.254.1.1 dev eth0 scope link");
+        net.ip("route add default via 169.254.1.1 dev eth0");
+        net.ip("-6 route add default via fe80::1 dev eth0");
+        net.ip(&format!("neigh replace 169.254.1.1 lladdr {} dev eth0 nud permanent", text(host_mac)));
+        net.ip(&format!("-6 neigh replace fe80::1 lladdr {} dev eth0 nud permanent", text(host_mac)));
+        host.ip(&format!("route add {v4}/32 dev {device} src {NODE4}"));
+        host.ip(&format!("-6 route add {v6}/128 dev {device} src {NODE6}"));
+        host.ip(&format!("neigh replace {v4} lladdr {} dev {device} nud permanent", text(pod_mac)));
+        host.ip(&format!("-6 neigh replace {v6} lladdr {} dev {device} nud permanent", text(pod_mac)));
+        let (v4, v6): (IpAddr, IpAddr) = (v4.parse().unwrap(), v6.parse().unwrap());
+        let endpoint =
+            Endpoint { host_ifindex: host.ifindex(&device), host_mac, pod_mac, addresses: vec![v4, v6] };
+        Self { name, net, v4, v6, endpoint }
+    }
+
+    pub fn address(&self, v4: bool) -> IpAddr {
+        if v4 { self.v4 } else { self.v6 }
+    }
+}
+
+/// Answers connections with "<name> <address of the client>\n", then echoes.
+pub fn serve_tcp(net: &Net, address: SocketAddr, name: &str) {
+    let listener =
+        net.run(|| TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}")));
+    let name = name.to_owned();
+    net.spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let name = name.clone();
+            std::thread::spawn(move || {
+                let peer = stream.peer_addr().unwrap();
+                let _ = writeln!(stream, "{name} {}", peer.ip());
+                let mut buffer = [0; 65_536];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Answers datagrams with "<name> <address of the client>".
+pub fn serve_udp(net: &Net, address: SocketAddr, name: &str) {
+    let socket = net.run(|| UdpSocket::bind(address).unwrap());
+    let name = name.to_owned();
+    net.spawn(move || {
+        let mut buffer = [0; 2_048];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer);
+        }
+    });
+}
+
+/// Connects and reads the greeting: the server's name and the address it saw.
+pub fn ask_tcp(address: SocketAddr) -> std::io::Result<(String, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    assert_eq!(stream.peer_addr()?, address, "the program sees the address it named");
+    greeting(&mut stream)
+}
+
+/// Reads the greeting of a connection.
+pub fn greeting(stream: &mut TcpStream) -> std::io::Result<(String, String)> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(split(&String::from_utf8_lossy(&line)))
+}
+
+/// Asks with a datagram, through a connected socket or one that names the destination.
+pub fn ask_udp(address: SocketAddr, connected: bool) -> std::io::Result<(String, String)> {
+    let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
+    let socket = UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    let mut buffer = [0; 2_048];
+    if connected {
+        socket.connect(address)?;
+        socket.send(b"?")?;
+    } else {
+        socket.send_to(b"?", address)?;
+    }
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    assert_eq!(from, address, "the answer comes from the address that was asked");
+    Ok(split(&String::from_utf8_lossy(&buffer[..length])))
+}
+
+fn split(line: &str) -> (String, String) {
+    let (name, peer) = line.split_once(' ').unwrap_or((line, ""));
+    (name.to_owned(), peer.to_owned())
+}
+
+/// A Service with TCP and UDP on port 80 of these addresses, and on a node port if it is not 0.
+pub fn service(name: &str, addresses: &[&str], node_port: u16) -> Service {
+    let port = |protocol: &str| {
+        let mut port = json!({"name": protocol.to_lowercase(), "port": 80, "protocol": protocol});
+        if node_port != 0 {
+            port["nodePort"] = json!(node_port);
+        }
+        port
+    };
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "default", "name": name},
+        "spec": {
+            "type": if node_port == 0 { "ClusterIP" } else { "NodePort" },
+            "clusterIPs": addresses,
+            "ports": [port("TCP"), port("UDP")],
+        },
+    }))
+    .unwrap()
+}
+
+/// The endpoints of a service, all of one family, at one port.
+pub fn slice(service: &str, addresses: &[IpAddr], port: u16) -> EndpointSlice {
+    let v4 = addresses.first().is_none_or(IpAddr::is_ipv4);
+    let endpoints: Vec<_> =
+        addresses.iter().map(|address| json!({"addresses": [address.to_string()]})).collect();
+    serde_json::from_value(json!({
+        "metadata": {
+            "namespace": "default",
+            "name": format!("{service}-{}", if v4 { "4" } else { "6" }),
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": if v4 { "IPv4" } else { "IPv6" },
+        "ports": [
+            {"name": "tcp", "port": port, "protocol": "TCP"},
+            {"name": "udp", "port": port, "protocol": "UDP"},
+        ],
+        "endpoints": endpoints,
+    }))
+    .unwrap()
+}
+
+pub fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
