@@ -58,14 +58,18 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     let packet = parsed(ctx)?;
     let config = NODE_CONFIG.get(0).ok_or(TC_ACT_SHOT)?;
-    // Multicast, link-local addresses and neighbour discovery never leave the link: the host's stack answers.
-    if packet.kind == Kind::Neighbour || packet.key.destination.is_link_scoped() {
+    // Neighbour discovery never leaves the link: the host's stack answers.
+    if packet.kind == Kind::Neighbour {
         return Ok(TC_ACT_OK);
     }
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     if endpoint(&packet.key.source).is_none_or(|owner| owner.ifindex != ifindex) {
-        // A link-local source to a wider destination is no attack, but leads nowhere either.
+        // Link-local and unspecified sources speak to the link only (multicast listener reports, address
+        // detection); everything else would be a lie.
+        if packet.key.destination.is_link_scoped() {
+            return Ok(TC_ACT_OK);
+        }
         count(counter::SPOOFED);
         return Err(TC_ACT_SHOT);
     }
@@ -74,6 +78,11 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
             translate(ctx, &packet, &to)?;
             return Ok(deliver(ctx, config, &packet, &to.destination));
         }
+    }
+    // Multicast and link-local addresses never leave the link. (As answers to a pod that reaches itself, they do not
+    // get here.)
+    if packet.key.destination.is_link_scoped() {
+        return Ok(TC_ACT_OK);
     }
     // Most packets go to a pod on this node, whose address cannot be a service's.
     let destination = packet.key.destination;
@@ -171,6 +180,9 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
     }
     let destination = packet.key.destination;
     if let Some(pod) = endpoint(&destination) {
+        if packet.kind == Kind::Flow && !in_cluster(config, &packet.key.source) {
+            return remember(ctx, config, &packet);
+        }
         return Ok(route::to_pod(ctx, pod));
     }
     if lb::is_service_address(config, &destination) {
@@ -178,6 +190,27 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
         return Ok(reject::back(ctx, &packet));
     }
     Ok(TC_ACT_OK)
+}
+
+/// Remembers a flow from outside the cluster straight to a pod, so that its replies keep the pod's address.
+#[inline(always)]
+fn remember(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> Result<i32, i32> {
+    let key = &packet.key;
+    let mut forward = FlowValue {
+        source: key.source,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        flags: 0,
+        expires: 0,
+        backend: 0,
+    };
+    if flow::create(config, key, &mut forward, false).is_none() {
+        count(counter::NO_NAT_PORT);
+        return Err(TC_ACT_SHOT);
+    }
+    translate(ctx, packet, &forward)?;
+    Ok(deliver(ctx, config, packet, &forward.destination))
 }
 
 /// The frontend a packet is addressed to.
