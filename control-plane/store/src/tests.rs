@@ -2,6 +2,7 @@
 
 mod crash;
 mod disk;
+mod group_commit;
 mod model;
 mod properties;
 mod semantics;

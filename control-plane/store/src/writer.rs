@@ -75,14 +75,13 @@ impl Writer {
     }
 
     fn wait(&self) -> Wait {
-        let pinned = self.shared.pins.load(Ordering::SeqCst) != 0;
+        let reclaim = self.reclaim.has_work() && self.shared.pins.load(Ordering::SeqCst) == 0;
         let lease = self.shared.leases.lock().next_end();
         match (self.retry_at, lease) {
-            (None, _) if self.reclaim.has_work() && !pinned => Wait::No,
-            (None, None) => Wait::Forever,
-            (None, Some(end)) => Wait::Until(end),
-            (Some(_), None) if !self.reclaim.has_work() => Wait::Forever,
-            (Some(retry), lease) => Wait::Until(lease.map_or(retry, |end| end.max(retry))),
+            (None, _) if reclaim => Wait::No,
+            (Some(retry), _) if reclaim => Wait::Until(retry),
+            (_, None) => Wait::Forever,
+            (retry, Some(end)) => Wait::Until(retry.map_or(end, |retry| end.max(retry))),
         }
     }
 
