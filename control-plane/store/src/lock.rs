@@ -8,7 +8,7 @@ use std::path::Path;
 /// Held while the store is open; the kernel lets go of it when the process dies.
 #[derive(Debug)]
 pub(crate) struct DirLock {
-    _file: File,
+    file: File,
 }
 
 impl DirLock {
@@ -40,6 +40,13 @@ impl DirLock {
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| write!(file, "{}", std::process::id()));
-        Ok(DirLock { _file: file })
+        Ok(DirLock { file })
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child process that is just being started may share the open file.
+        let _ = self.file.unlock();
     }
 }

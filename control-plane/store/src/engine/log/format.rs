@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! segment: "KELPLOG1" · salt u64 · frame…
-//! frame:   magic u32 · payload length u32 · CRC-32 of (salt, offset of the frame, payload) u32 · payload
+//! frame:   magic u32 · payload length u32 · CRC-32 of (salt, offset of the frame, synced, payload) u32
+//!          · synced u32 · payload
 //! payload: entry…
 //! entry:   1 · revision i64 · sub u32 · length u32 · CRC-32 of the record u32 · record      a record
 //!          2 · revision i64 · sub u32                                                       a record is not needed
@@ -13,12 +14,14 @@
 //! ```
 //! Numbers are little-endian. A frame is one commit: it counts whole or not at all. The salt (random) and the offset
 //! keep bytes that look like a frame, inside a value or left over from an older file, from being taken for one.
+//! Everything before the offset `synced` was durable when the frame was written: what is broken there is damage, what
+//! is broken after it may be the torn tail of a log that lost power.
 
 use crate::record::RevKey;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 pub(super) const SEGMENT_HEADER: usize = 16;
-pub(super) const FRAME_HEADER: usize = 12;
+pub(super) const FRAME_HEADER: usize = 16;
 /// Bytes of a record entry before the record.
 pub(super) const RECORD_HEADER: usize = 21;
 /// Bytes of a removal entry.
@@ -114,26 +117,33 @@ impl FrameWriter {
         self.bytes.extend_from_slice(&at.sub.to_le_bytes());
     }
 
-    /// The frame's bytes for its place.
-    pub(super) fn finish(mut self, salt: u64, offset: u64) -> Vec<u8> {
+    /// The frame's bytes for its place, when everything before `synced` is durable.
+    pub(super) fn finish(mut self, salt: u64, offset: u64, synced: u64) -> Vec<u8> {
+        let synced = u32::try_from(synced).unwrap_or(u32::MAX);
         let (header, payload) = self.bytes.split_at_mut(FRAME_HEADER);
         header[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
         header[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-        header[8..].copy_from_slice(&checksum(salt, offset, payload).to_le_bytes());
+        header[8..12].copy_from_slice(&checksum(salt, offset, synced, payload).to_le_bytes());
+        header[12..].copy_from_slice(&synced.to_le_bytes());
         self.bytes
     }
 }
 
-fn checksum(salt: u64, offset: u64, payload: &[u8]) -> u32 {
+fn checksum(salt: u64, offset: u64, synced: u32, payload: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&salt.to_le_bytes());
     crc.update(&offset.to_le_bytes());
+    crc.update(&synced.to_le_bytes());
     crc.update(payload);
     crc.finalize()
 }
 
 /// The payload of the frame at `offset` in `bytes`, which begin at `base` in their segment, if there is a whole one.
 pub(super) fn frame_at(bytes: &[u8], salt: u64, base: u64, offset: usize) -> Option<&[u8]> {
+    frame_and_synced(bytes, salt, base, offset).map(|(payload, _)| payload)
+}
+
+fn frame_and_synced(bytes: &[u8], salt: u64, base: u64, offset: usize) -> Option<(&[u8], u32)> {
     let rest = bytes.get(offset..)?;
     let header = rest.get(..FRAME_HEADER)?;
     let number = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
@@ -142,15 +152,19 @@ pub(super) fn frame_at(bytes: &[u8], salt: u64, base: u64, offset: usize) -> Opt
         return None;
     }
     let payload = rest.get(FRAME_HEADER..FRAME_HEADER + len)?;
-    (number(8)? == checksum(salt, base + offset as u64, payload)).then_some(payload)
+    let synced = number(12)?;
+    (number(8)? == checksum(salt, base + offset as u64, synced, payload)).then_some((payload, synced))
 }
 
-/// A whole frame lies somewhere after `offset`.
-pub(super) fn frame_after(segment: &[u8], salt: u64, offset: usize) -> bool {
+/// What is broken at `offset` was durable: a whole frame that was written later says so.
+pub(super) fn was_synced(segment: &[u8], salt: u64, offset: usize) -> bool {
     let magic = FRAME_MAGIC.to_le_bytes();
     let tail = segment.get(offset + 1..).unwrap_or_default();
-    let starts = tail.windows(magic.len()).enumerate().filter(|(_, window)| *window == magic);
-    starts.into_iter().any(|(at, _)| frame_at(segment, salt, 0, offset + 1 + at).is_some())
+    let mut starts = tail.windows(magic.len()).enumerate().filter(|(_, window)| *window == magic);
+    starts.any(|(at, _)| {
+        let later = frame_and_synced(segment, salt, 0, offset + 1 + at);
+        later.is_some_and(|(_, synced)| synced as usize > offset)
+    })
 }
 
 /// The entries of a payload; ends with `None` instead of an entry if it is malformed.
@@ -234,7 +248,9 @@ mod tests {
             frame.no_facts();
             frame.drop_segment(7);
             offsets.push(bytes.len());
-            bytes.extend(frame.finish(salt, bytes.len() as u64));
+            // The first two are durable, the others are not yet.
+            let synced = offsets.get(2).copied().unwrap_or(bytes.len());
+            bytes.extend(frame.finish(salt, bytes.len() as u64, synced as u64));
         }
         (salt, bytes, offsets)
     }
@@ -263,12 +279,17 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_tail_is_told_from_damage_in_the_middle() {
-        let (salt, mut bytes, offsets) = segment(3);
+    fn a_torn_tail_is_told_from_damage() {
+        let (salt, bytes, offsets) = segment(5);
         let torn = &bytes[..bytes.len() - 1];
-        assert!(frame_at(torn, salt, 0, offsets[2]).is_none() && !frame_after(torn, salt, offsets[2]));
-        bytes[offsets[1] + 20] ^= 1;
-        assert!(frame_at(&bytes, salt, 0, offsets[1]).is_none() && frame_after(&bytes, salt, offsets[1]));
+        assert!(frame_at(torn, salt, 0, offsets[4]).is_none() && !was_synced(torn, salt, offsets[4]));
+        for (n, offset) in offsets.iter().enumerate() {
+            let mut broken = bytes.clone();
+            broken[offset + 20] ^= 1;
+            assert!(frame_at(&broken, salt, 0, *offset).is_none());
+            // Later frames are whole in any case; what counts is whether this one was durable before them.
+            assert_eq!(was_synced(&broken, salt, *offset), n < 2, "{n}");
+        }
     }
 
     #[test]

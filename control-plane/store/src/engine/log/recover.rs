@@ -1,7 +1,7 @@
 //! Opening a log: what is whole counts, a torn tail is cut off, damage is reported.
 
 use super::disk::Disk;
-use super::format::{self, Entry, FRAME_HEADER, SEGMENT_HEADER, entries, frame_after, frame_at};
+use super::format::{self, Entry, FRAME_HEADER, SEGMENT_HEADER, entries, frame_at, was_synced};
 use super::segment::{Active, Place, Segment, path};
 use super::{EngineError, State};
 use bytes::Bytes;
@@ -38,6 +38,8 @@ pub(super) fn open(dir: &Path, disk: &dyn Disk) -> Result<(State, Active), Engin
             active
         }
     };
+    // What was read may be in the page cache only, if the process was killed.
+    disk.sync(&active.file)?;
     // A tail is cut off by the first commit: a store on a full or read-only disk can still be read.
     active.tainted = active.allocated > active.end;
     Ok((state, active))
@@ -77,14 +79,14 @@ fn load(
         }
         offset += FRAME_HEADER + payload.len();
     }
-    if offset < bytes.len() && (!last || frame_after(bytes, salt, offset)) {
+    if offset < bytes.len() && (!last || was_synced(bytes, salt, offset)) {
         return Err(corrupt(format!("the frame at byte {offset} fails its checksum")));
     }
     if let Some(segment) = state.segments.get_mut(&id) {
         segment.end = offset as u64;
     }
     let (end, allocated) = (offset as u64, bytes.len() as u64);
-    Ok(Active { id, file, salt, end, allocated, tainted: false })
+    Ok(Active { id, file, salt, end, synced: end, allocated, tainted: false })
 }
 
 fn apply(state: &mut State, dropped: &mut Vec<u32>, segment: u32, payload: usize, entry: Entry<'_>) {

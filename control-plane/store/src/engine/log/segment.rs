@@ -116,6 +116,8 @@ pub(super) struct Active {
     pub salt: u64,
     /// Where the next frame goes: everything before is whole.
     pub end: u64,
+    /// Everything before is durable.
+    pub synced: u64,
     /// Blocks are reserved up to here.
     pub allocated: u64,
     /// Bytes after `end` may look like a frame: they must go before the next one is written.
@@ -134,7 +136,7 @@ impl Active {
         let (salt, header) = segment_header();
         let mut bytes = header.to_vec();
         if let Some(frame) = first {
-            bytes.extend(frame.finish(salt, SEGMENT_HEADER as u64));
+            bytes.extend(frame.finish(salt, SEGMENT_HEADER as u64, 0));
         }
         let file = disk.create(&temporary)?;
         let end = bytes.len() as u64;
@@ -148,7 +150,7 @@ impl Active {
                 let _ = disk.remove(&temporary);
                 let _ = disk.remove(&path);
             })?;
-        Ok(Active { id, file: Arc::new(file), salt, end, allocated: end, tainted: false })
+        Ok(Active { id, file: Arc::new(file), salt, end, synced: end, allocated: end, tainted: false })
     }
 
     /// Cuts off what a failed append may have left.
@@ -171,7 +173,7 @@ impl Active {
         ahead: u64,
     ) -> Result<u64, EngineError> {
         let offset = self.end;
-        let bytes = frame.finish(self.salt, offset);
+        let bytes = frame.finish(self.salt, offset, self.synced);
         let end = offset + bytes.len() as u64;
         if u32::try_from(end).is_err() {
             return Err(EngineError::Failed("a transaction does not fit into a log segment".to_owned()));
@@ -187,6 +189,9 @@ impl Active {
             return Err(error.into());
         }
         self.end = end;
+        if sync {
+            self.synced = end;
+        }
         Ok(offset)
     }
 

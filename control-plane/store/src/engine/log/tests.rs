@@ -1,5 +1,7 @@
 //! The log on a file system that fails, or stops, at every single step.
 
+mod power;
+
 use super::disk::{Disk, RealDisk};
 use super::segment::path;
 use super::{LogEngine, Sizes};
@@ -16,6 +18,24 @@ use std::sync::Arc;
 
 /// Small, so that a few commits make many segments.
 const TINY: Sizes = Sizes { segment: 600, ahead: 256, reserve: 4096, step: 200 };
+
+/// The file system without waiting for it to be durable: these tests do not cut the power.
+struct FastDisk;
+
+impl Disk for FastDisk {
+    fn sync(&self, _: &File) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A directory in memory where there is one: these tests make thousands of files.
+fn dir_in_memory() -> tempfile::TempDir {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
+}
 
 /// What happens at the chosen step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -125,7 +145,7 @@ fn contents(engine: &LogEngine) -> Contents {
 }
 
 /// Writes, removes and tidies up; returns what must be there and, if the last commit failed, what may be there.
-fn work(engine: &LogEngine, disk: &FaultyDisk) -> (Contents, Option<Contents>) {
+fn work(engine: &LogEngine, stopped: &dyn Fn() -> bool) -> (Contents, Option<Contents>) {
     let mut expected = Contents::default();
     for n in 0..24 {
         let mut batch = Batch::default();
@@ -145,7 +165,7 @@ fn work(engine: &LogEngine, disk: &FaultyDisk) -> (Contents, Option<Contents>) {
             Ok(()) => expected = after,
             Err(error) => {
                 assert_eq!(error, EngineError::NoSpace);
-                if disk.stopped() {
+                if stopped() {
                     return (expected, Some(after));
                 }
                 assert_eq!(contents(engine), expected, "a failed commit left something");
@@ -158,18 +178,18 @@ fn work(engine: &LogEngine, disk: &FaultyDisk) -> (Contents, Option<Contents>) {
             let before = expected.clone();
             doomed.iter().for_each(|at| drop(expected.0.remove(at)));
             if engine.commit(&removes).is_err() {
-                if disk.stopped() {
+                if stopped() {
                     return (before, Some(expected));
                 }
                 expected = before;
             }
             for _ in 0..20 {
-                if disk.stopped() || !engine.maintain().unwrap_or(true) {
+                if stopped() || !engine.maintain().unwrap_or(true) {
                     break;
                 }
             }
         }
-        if disk.stopped() {
+        if stopped() {
             return (expected, None);
         }
         assert_eq!(contents(engine), expected);
@@ -179,7 +199,7 @@ fn work(engine: &LogEngine, disk: &FaultyDisk) -> (Contents, Option<Contents>) {
 
 /// What a reopened log holds: all that was acknowledged; a removal may be undone, a commit under way may be whole.
 fn check_reopened(dir: &Path, expected: &Contents, under_way: Option<&Contents>) {
-    let engine = LogEngine::open_on(dir, Arc::new(RealDisk), TINY).unwrap();
+    let engine = LogEngine::open_on(dir, Arc::new(FastDisk), TINY).unwrap();
     let (records, facts) = contents(&engine);
     let possible = [Some(expected), under_way];
     let as_expected = possible.into_iter().flatten().any(|(kept, kept_facts)| {
@@ -194,18 +214,18 @@ fn check_reopened(dir: &Path, expected: &Contents, under_way: Option<&Contents>)
 }
 
 fn steps_without_trouble() -> usize {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = dir_in_memory();
     let disk = FaultyDisk::default();
     let engine = LogEngine::open_on(dir.path(), Arc::new(disk.clone()), TINY).unwrap();
-    let (expected, _) = work(&engine, &disk);
+    let (expected, _) = work(&engine, &|| disk.stopped());
     drop(engine);
     check_reopened(dir.path(), &expected, None);
     disk.steps()
 }
 
 /// Bytes that a failing write leaves behind: nothing, part of a header, part of a payload, all.
-fn lefts(step: usize) -> [usize; 2] {
-    if step.is_multiple_of(2) { [0, 40] } else { [5, 10_000] }
+fn left(step: usize) -> usize {
+    [0, 40, 5, 10_000][step % 4]
 }
 
 #[test]
@@ -213,41 +233,39 @@ fn every_step_may_fail_once() {
     let steps = steps_without_trouble();
     assert!(steps > 100, "{steps}");
     for step in 0..steps {
-        for left in lefts(step) {
-            let dir = tempfile::tempdir().unwrap();
-            let disk = FaultyDisk::at(step, Trouble::Full { left });
-            // Opening an empty directory on a full disk may fail, and is tried again.
-            let open = || LogEngine::open_on(dir.path(), Arc::new(disk.clone()), TINY);
-            let engine = open().or_else(|_| open()).unwrap();
-            let (expected, _) = work(&engine, &disk);
-            drop(engine);
-            check_reopened(dir.path(), &expected, None);
-        }
+        let left = left(step);
+        let dir = dir_in_memory();
+        let disk = FaultyDisk::at(step, Trouble::Full { left });
+        // Opening an empty directory on a full disk may fail, and is tried again.
+        let open = || LogEngine::open_on(dir.path(), Arc::new(disk.clone()), TINY);
+        let engine = open().or_else(|_| open()).unwrap();
+        let (expected, _) = work(&engine, &|| disk.stopped());
+        drop(engine);
+        check_reopened(dir.path(), &expected, None);
     }
 }
 
 #[test]
 fn the_process_may_stop_at_every_step() {
     for step in 0..steps_without_trouble() {
-        for left in lefts(step) {
-            let dir = tempfile::tempdir().unwrap();
-            let disk = FaultyDisk::at(step, Trouble::Stop { left });
-            let Ok(engine) = LogEngine::open_on(dir.path(), Arc::new(disk.clone()), TINY) else {
-                check_reopened(dir.path(), &Contents::default(), None);
-                continue;
-            };
-            let (expected, under_way) = work(&engine, &disk);
-            drop(engine);
-            check_reopened(dir.path(), &expected, under_way.as_ref());
-        }
+        let left = left(step);
+        let dir = dir_in_memory();
+        let disk = FaultyDisk::at(step, Trouble::Stop { left });
+        let Ok(engine) = LogEngine::open_on(dir.path(), Arc::new(disk.clone()), TINY) else {
+            check_reopened(dir.path(), &Contents::default(), None);
+            continue;
+        };
+        let (expected, under_way) = work(&engine, &|| disk.stopped());
+        drop(engine);
+        check_reopened(dir.path(), &expected, under_way.as_ref());
     }
 }
 
 /// Removals of records in one segment are kept while any copy is on disk, wherever their segments go.
 #[test]
 fn what_was_removed_stays_removed() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = || LogEngine::open_on(dir.path(), Arc::new(RealDisk), TINY).unwrap();
+    let dir = dir_in_memory();
+    let open = || LogEngine::open_on(dir.path(), Arc::new(FastDisk), TINY).unwrap();
     let mut engine = open();
     let mut live = BTreeMap::new();
     for n in 0..300i64 {
@@ -268,9 +286,9 @@ fn what_was_removed_stays_removed() {
 
 #[test]
 fn space_of_removed_records_is_given_back() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = dir_in_memory();
     let sizes = Sizes { segment: 64 << 10, ahead: 16 << 10, reserve: 32 << 10, step: 16 << 10 };
-    let engine = LogEngine::open_on(dir.path(), Arc::new(RealDisk), sizes).unwrap();
+    let engine = LogEngine::open_on(dir.path(), Arc::new(FastDisk), sizes).unwrap();
     for n in 0..2000 {
         engine.commit(&Batch { puts: vec![(at(n), vec![b'v'; 1000].into())], ..Batch::default() }).unwrap();
     }
@@ -285,8 +303,8 @@ fn space_of_removed_records_is_given_back() {
 
 #[test]
 fn damage_is_reported_with_the_file_and_not_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = LogEngine::open_on(dir.path(), Arc::new(RealDisk), TINY).unwrap();
+    let dir = dir_in_memory();
+    let engine = LogEngine::open_on(dir.path(), Arc::new(FastDisk), TINY).unwrap();
     for n in 0..5 {
         engine.commit(&Batch { puts: vec![(at(n), record(n))], ..Batch::default() }).unwrap();
     }
@@ -313,9 +331,9 @@ proptest! {
     /// Bytes cut off or changed anywhere are noticed, or concern only what was written last.
     #[test]
     fn a_changed_file_never_gives_wrong_records(cut in any::<bool>(), place in 0.0..1.0f64, bit in 0u8..8) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = dir_in_memory();
         let big = Sizes { segment: 1 << 20, ..TINY };
-        let engine = LogEngine::open_on(dir.path(), Arc::new(RealDisk), big).unwrap();
+        let engine = LogEngine::open_on(dir.path(), Arc::new(FastDisk), big).unwrap();
         for n in 0..10 {
             engine.commit(&Batch { puts: vec![(at(n), record(n))], ..Batch::default() }).unwrap();
         }
@@ -331,7 +349,7 @@ proptest! {
             bytes[place] ^= 1 << bit;
         }
         std::fs::write(&file, bytes).unwrap();
-        if let Ok(engine) = LogEngine::open_on(dir.path(), Arc::new(RealDisk), big) {
+        if let Ok(engine) = LogEngine::open_on(dir.path(), Arc::new(FastDisk), big) {
             let (records, _) = contents(&engine);
             for (n, (at, bytes)) in records.into_iter().enumerate() {
                 prop_assert_eq!(at.main, n as i64);
