@@ -1,1 +1,39 @@
 //! The Kubernetes controllers of Kelp.
+//!
+//! One watch a kind feeds one shared cache ([`informer`]); handlers turn its changes into keys on work queues ([`queue`]);
+//! each controller's workers take a key, look at the cache, let `kelp_model::controllers` decide and write the outcome
+//! through the API. Nothing polls: time enters only where the API asks for it (grace periods, deadlines, back-off).
+//!
+//! [`wiring`] lists the controllers; a new one is a module and a row there. [`app::run`] runs them.
+#![forbid(unsafe_code)]
+
+pub mod app;
+mod claim;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod events;
+pub mod expectations;
+pub mod informer;
+pub mod queue;
+pub mod tracker;
+pub mod wiring;
+pub mod write;
+
+mod deployment;
+mod endpoints;
+mod endpointslice;
+mod garbage;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
+mod node_ttl;
+mod pod_gc;
+mod replicaset;
+mod root_ca;
+mod service_index;
+mod serviceaccount;
+mod taint_eviction;
+
+pub use app::run;
+pub use config::Config;

@@ -1,0 +1,41 @@
+//! The table of controllers.
+
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::{
+    deployment, endpoints, endpointslice, garbage, namespace, node_ipam, node_lifecycle, node_ttl, pod_gc,
+    replicaset, root_ca, serviceaccount, taint_eviction,
+};
+
+/// A controller: its name (as `--controllers` takes it) and how it starts.
+pub struct Controller {
+    /// Name.
+    pub name: &'static str,
+    /// Whether `*` includes it.
+    pub on_by_default: bool,
+    /// Registers its handlers and spawns its workers; called before the watches start.
+    pub start: fn(&Arc<Context>) -> Result<()>,
+}
+
+const fn row(name: &'static str, start: fn(&Arc<Context>) -> Result<()>) -> Controller {
+    Controller { name, on_by_default: true, start }
+}
+
+/// All controllers.
+pub const CONTROLLERS: &[Controller] = &[
+    row("deployment-controller", deployment::start),
+    row("replicaset-controller", replicaset::start),
+    row("endpointslice-controller", endpointslice::start),
+    row("endpoints-controller", endpoints::start),
+    row("namespace-controller", namespace::start),
+    row("serviceaccount-controller", serviceaccount::start),
+    row("root-ca-certificate-publisher-controller", root_ca::start),
+    row("node-lifecycle-controller", node_lifecycle::start),
+    row("taint-eviction-controller", taint_eviction::start),
+    row("node-ipam-controller", node_ipam::start),
+    row("ttl-controller", node_ttl::start),
+    row("garbage-collector-controller", garbage::start),
+    row("pod-garbage-collector-controller", pod_gc::start),
+];
