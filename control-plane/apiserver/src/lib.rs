@@ -1,12 +1,35 @@
 //! The Kubernetes API server of Kelp.
+//!
+//! One generic path serves every resource: `registry` has a row for each, `handlers` implement the verbs over rows, `cache`
+//! keeps every object and the recent events in memory as the bytes that are served, and `storage` is the only writer of the
+//! store. A request goes through `server` (TLS, limits, identity, authorization) into `handlers`.
 #![forbid(unsafe_code)]
 
+mod admission;
+mod allocation;
+pub mod auth;
+mod bootstrap;
+mod cache;
 pub mod codec;
+mod config;
 pub mod defaults;
+mod discovery;
 pub mod error;
 pub mod gvk;
+mod handlers;
+mod machinery;
+mod object;
 pub mod patch;
+mod registry;
+mod request;
 pub mod schema;
+mod selector;
+mod server;
+mod storage;
+mod table;
 
+pub use auth::UserInfo;
+pub use config::{Config, TlsFiles};
 pub use error::{ApiError, FieldError};
 pub use gvk::GroupVersionKind;
+pub use server::{ApiServer, ClientService, ServerError};

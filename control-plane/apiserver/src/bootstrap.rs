@@ -1,0 +1,58 @@
+//! The objects that every cluster has: namespaces, and the `kubernetes` Service with its endpoints.
+
+use crate::error::ApiError;
+use crate::handlers;
+use crate::object::meta;
+use crate::server::Core;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
+    for name in NAMESPACES {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        ensure(core, "", "namespaces", object).await?;
+    }
+    let port = core.config.advertise_port;
+    let address = core.config.advertise_address.to_string();
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": core.first_service_address(),
+            "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]}});
+    ensure(core, "", "services", service).await?;
+    let mirror = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": mirror},
+        "subsets": [{"addresses": [{"ip": address}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});
+    replace(core, "", "endpoints", endpoints).await?;
+    let family = if core.config.advertise_address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
+    replace(core, "discovery.k8s.io", "endpointslices", slice).await
+}
+
+async fn ensure(core: &Arc<Core>, group: &str, plural: &str, object: Value) -> Result<(), ApiError> {
+    match handlers::internal(core, "create", group, plural, object).await {
+        Err(error) if error.reason() == "AlreadyExists" => Ok(()),
+        other => other,
+    }
+}
+
+/// Writes an object whose content follows the configuration.
+async fn replace(core: &Arc<Core>, group: &str, plural: &str, object: Value) -> Result<(), ApiError> {
+    tracing::debug!(kind = plural, name = meta(&object, "name"), "writing");
+    match handlers::internal(core, "create", group, plural, object.clone()).await {
+        Err(error) if error.reason() == "AlreadyExists" => {
+            handlers::internal(core, "update", group, plural, object).await
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,167 @@
+//! The task that keeps a cache up to date. Reads the store; writes the cache's state.
+
+use super::{Cache, CacheEvent, Entry, State};
+use crate::object::Encoded;
+use crate::registry::Resource;
+use kelp_store::{Event, KeyValue, RangeEnd, RangeRequest, StoreError, WatchMessage, WatchRequest, Watcher};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Revisions of history read at the start, so that clients go on watching after a restart.
+const HISTORY: i64 = 5_000;
+
+/// Loads and follows until the store is closed; starts over when its watch breaks.
+pub(super) async fn run(cache: Arc<Cache>) {
+    loop {
+        match follow(&cache).await {
+            StoreError::Closed => return,
+            error => {
+                tracing::warn!(resource = ?cache.resource, %error, "the watch of the store broke; loading again");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn follow(cache: &Arc<Cache>) -> StoreError {
+    let mut watcher = match load(cache).await {
+        Ok(watcher) => watcher,
+        Err(error) => return error,
+    };
+    *cache.progress.lock() = watcher.progress_handle();
+    // Reads that came before the handle was there asked in vain.
+    watcher.request_progress();
+    while let Some(message) = watcher.messages.recv().await {
+        match message {
+            Ok(WatchMessage::Events { revision, events }) => apply(cache, revision, events),
+            Ok(WatchMessage::Progress { revision }) => reach(cache, revision),
+            Err(error) => return error,
+        }
+    }
+    StoreError::WatchLagged
+}
+
+async fn load(cache: &Arc<Cache>) -> Result<Watcher, StoreError> {
+    let prefix = cache.resource.prefix("");
+    let now = cache.store.revision();
+    let first = (now - HISTORY).max(0);
+    let mut at = if first > 1 { first } else { 0 };
+    let answer = loop {
+        let mut request = RangeRequest::prefix(prefix.clone());
+        request.revision = at;
+        match cache.store.range(request).await {
+            Err(StoreError::Compacted { compact_revision }) if at < compact_revision => at = compact_revision,
+            Err(StoreError::Compacted { .. } | StoreError::FutureRevision { .. }) if at != 0 => at = 0,
+            other => break other?,
+        }
+    };
+    let base = if at == 0 { answer.revision } else { at };
+    let watcher = cache
+        .store
+        .watch(WatchRequest {
+            key: prefix.clone().into(),
+            end: RangeEnd::prefix(prefix.as_bytes()),
+            start_revision: base + 1,
+            prev_kv: false,
+        })
+        .await?;
+    {
+        let mut state = cache.state.write();
+        state.objects.clear();
+        for kv in &answer.kvs {
+            if let Some(entry) = entry_of(&cache.resource, kv) {
+                state.objects.insert(entry.key.clone(), Arc::new(entry));
+            }
+        }
+        state.window.reset(base);
+        state.revision = base;
+        state.epoch += 1;
+    }
+    cache.changed.send_modify(|n| *n += 1);
+    // With history the present is reached only when its events are in; `Progress` then says so.
+    if at == 0 {
+        cache.reached.send_replace(base);
+    }
+    Ok(watcher)
+}
+
+/// The cached form of a stored object; `None` (with a log line) for bytes that are no object.
+pub(crate) fn entry_of(resource: &Resource, kv: &KeyValue) -> Option<Entry> {
+    let key = std::str::from_utf8(&kv.key).ok()?.strip_prefix(resource.storage_prefix)?;
+    let Some(encoded) = served(resource, &kv.value, kv.mod_revision) else {
+        tracing::error!(key, "the stored value is no JSON object; it is left out");
+        return None;
+    };
+    Some(Entry::new(resource, key, kv.mod_revision, encoded))
+}
+
+/// Served bytes of stored bytes, converted when the resource is stored in another form.
+pub(crate) fn served(resource: &Resource, stored: &[u8], revision: i64) -> Option<Encoded> {
+    let head = resource.head();
+    match &resource.stored_as {
+        None => Encoded::from_stored(&head, stored, revision),
+        Some(form) => {
+            let mut object = serde_json::from_slice(stored).ok()?;
+            (form.decode)(&mut object);
+            Encoded::from_stored(&head, &crate::object::encode(&head, &object), revision)
+        }
+    }
+}
+
+fn reach(cache: &Cache, revision: i64) {
+    let mut state = cache.state.write();
+    if state.revision < revision {
+        state.revision = revision;
+    }
+    let revision = state.revision;
+    drop(state);
+    cache.reached.send_if_modified(|reached| {
+        let newer = *reached < revision;
+        *reached = revision.max(*reached);
+        newer
+    });
+}
+
+fn apply(cache: &Cache, revision: i64, events: Vec<Event>) {
+    // Parsed before the lock is taken: readers wait for the bookkeeping only.
+    let parsed: Vec<(Event, Option<Entry>)> = events
+        .into_iter()
+        .map(|event| {
+            let entry = if event.deleted { None } else { entry_of(&cache.resource, &event.kv) };
+            (event, entry)
+        })
+        .collect();
+    {
+        let mut state = cache.state.write();
+        for (event, entry) in parsed {
+            apply_one(&cache.resource, &mut state, &event, entry);
+        }
+        state.revision = state.revision.max(revision);
+    }
+    cache.changed.send_modify(|n| *n += 1);
+    cache.reached.send_if_modified(|reached| {
+        // While history is replayed the cache is not loaded: only progress ends that.
+        let newer = *reached > 0 && *reached < revision;
+        if newer {
+            *reached = revision;
+        }
+        newer
+    });
+}
+
+fn apply_one(resource: &Resource, state: &mut State, event: &Event, entry: Option<Entry>) {
+    let Some(entry) = entry else {
+        let Some(key) =
+            std::str::from_utf8(&event.kv.key).ok().and_then(|k| k.strip_prefix(resource.storage_prefix))
+        else {
+            return;
+        };
+        let Some(previous) = state.objects.remove(key) else { return };
+        let gone = Arc::new(previous.at_revision(event.kv.mod_revision));
+        state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, gone, Some(previous), true)));
+        return;
+    };
+    let entry = Arc::new(entry);
+    let previous = state.objects.insert(entry.key.clone(), entry.clone());
+    state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, entry, previous, false)));
+}

@@ -1,0 +1,159 @@
+//! What the server does for each verb.
+
+mod create;
+mod delete;
+mod get;
+mod internal;
+mod lifecycle;
+mod list;
+mod modify;
+mod reply;
+mod subresource;
+mod update;
+mod watch;
+
+pub use reply::*;
+
+pub(crate) use internal::{Review, internal, virtual_resource};
+
+use crate::auth::UserInfo;
+use crate::cache::{Cache, Filter};
+use crate::error::ApiError;
+use crate::registry::{Resource, SubresourceKind};
+use crate::request::{Accepted, ListOptions, Query, RequestInfo, accept};
+use crate::server::Core;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// A request for a resource after authentication and authorization.
+pub(crate) struct Context {
+    pub(crate) core: Arc<Core>,
+    pub(crate) info: RequestInfo,
+    pub(crate) query: Query,
+    pub(crate) accept: Option<String>,
+    pub(crate) content_type: Option<String>,
+    pub(crate) pretty: bool,
+    pub(crate) body: Bytes,
+    /// Who asks; audit and field managers read it.
+    #[expect(dead_code, reason = "for admission and field managers")]
+    pub(crate) user: UserInfo,
+    pub(crate) resource: Arc<Resource>,
+}
+
+impl Context {
+    /// The cache of the request's resource.
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
+        self.core.cache(&self.resource)
+    }
+
+    /// Key of the named object.
+    pub(crate) fn key(&self) -> String {
+        self.resource.key(self.namespace(), &self.info.name)
+    }
+
+    /// Namespace of the object; empty for resources without namespaces.
+    pub(crate) fn namespace(&self) -> &str {
+        if self.resource.namespaced { &self.info.namespace } else { "" }
+    }
+
+    /// What the client accepts for a single object.
+    pub(crate) fn accepted(&self) -> Result<Accepted, ApiError> {
+        accept(self.accept.as_deref(), self.pretty, false, false)
+    }
+
+    /// What the client accepts for a collection.
+    pub(crate) fn accepted_list(&self, watch: bool) -> Result<Accepted, ApiError> {
+        accept(self.accept.as_deref(), self.pretty, true, watch)
+    }
+
+    /// 404 about the named object.
+    pub(crate) fn not_found(&self) -> ApiError {
+        ApiError::not_found(self.resource.group, self.resource.plural, &self.info.name)
+    }
+
+    /// The filter of a list or watch; checks that the resource knows the fields.
+    pub(crate) fn filter(&self, options: &ListOptions) -> Result<Filter, ApiError> {
+        for term in &options.fields.terms {
+            let known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace")
+                || self.resource.fields.iter().any(|f| f.label == term.field);
+            if known {
+                continue;
+            }
+            return Err(ApiError::bad_request(if self.resource.own_field_labels {
+                format!("field label not supported: {}", term.field)
+            } else {
+                format!(
+                    "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                    crate::error::quote(&term.field)
+                )
+            }));
+        }
+        let mut fields = options.fields.clone();
+        if !self.info.name.is_empty() {
+            // The watch of one object is a watch of all with its name.
+            fields.terms.push(crate::selector::FieldTerm {
+                field: "metadata.name".to_owned(),
+                value: self.info.name.clone(),
+                equal: true,
+            });
+        }
+        Ok(Filter { namespace: self.namespace().to_owned(), labels: options.labels.clone(), fields })
+    }
+}
+
+/// Serves a request for a resource.
+pub(crate) async fn serve(context: Context) -> Result<Reply, ApiError> {
+    let deprecated = context.resource.deprecated;
+    let mut reply = route(context).await?;
+    if let Some(text) = deprecated {
+        reply.warnings.push(text.to_owned());
+    }
+    Ok(reply)
+}
+
+async fn route(context: Context) -> Result<Reply, ApiError> {
+    let info = &context.info;
+    if info.surplus {
+        return Err(ApiError::unknown_resource());
+    }
+    if !info.subresource.is_empty() {
+        let Some(sub) = context.resource.subresource(&info.subresource) else {
+            return Err(ApiError::unknown_resource());
+        };
+        if !sub.verbs.contains(&info.verb) {
+            return Err(ApiError::method_not_allowed());
+        }
+        return match (sub.does, info.verb) {
+            (SubresourceKind::Status, "get") => get::get(&context).await,
+            (SubresourceKind::Status, "update") => update::update(&context, update::Part::Status).await,
+            (SubresourceKind::Status, _) => update::patch(&context, update::Part::Status).await,
+            (SubresourceKind::Finalize, _) => update::update(&context, update::Part::Finalize).await,
+            (SubresourceKind::Scale, "get") => subresource::get_scale(&context).await,
+            (SubresourceKind::Scale, "update") => subresource::update_scale(&context).await,
+            (SubresourceKind::Scale, _) => subresource::patch_scale(&context).await,
+            (SubresourceKind::Binding, _) => subresource::bind(&context).await,
+            (SubresourceKind::Eviction, _) => subresource::evict(&context).await,
+            (SubresourceKind::Connect, _) => subresource::connect(&context).await,
+        };
+    }
+    if !context.resource.verbs.contains(&info.verb) {
+        return Err(ApiError::method_not_allowed());
+    }
+    if info.name.is_empty() && matches!(info.verb, "update" | "patch") {
+        return Err(ApiError::method_not_allowed());
+    }
+    if !info.name.is_empty() && info.verb == "create" {
+        return Err(ApiError::method_not_allowed());
+    }
+    match info.verb {
+        "get" => get::get(&context).await,
+        "list" => list::list(&context).await,
+        "watch" => watch::watch(&context).await,
+        "create" => create::create(&context).await,
+        "update" => update::update(&context, update::Part::Main).await,
+        "patch" => update::patch(&context, update::Part::Main).await,
+        "delete" => delete::delete(&context).await,
+        "deletecollection" => delete::delete_collection(&context).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}

@@ -1,0 +1,141 @@
+//! The loop of every change: read, compute, write if nothing else was written in between.
+
+use super::{Context, lifecycle};
+use crate::error::ApiError;
+use crate::object::{is_deleting, meta_mut};
+use crate::storage::{self, Stored, Written};
+use serde_json::Value;
+
+/// Attempts of a change that others overtake.
+const ATTEMPTS: usize = 100;
+
+/// What to do with an object.
+pub(super) enum Change {
+    /// Write it, or remove it when its deletion is complete.
+    Put(Value),
+    /// Remove it; the state to answer with.
+    Remove(Value),
+}
+
+/// Result of a change.
+pub(super) struct Outcome {
+    /// The object after it (before, when removed).
+    pub(super) object: Value,
+    /// Revision of the object.
+    pub(super) revision: i64,
+    /// It was removed.
+    pub(super) removed: bool,
+}
+
+/// Nothing keeps an object that is being deleted any longer.
+pub(super) fn is_done(object: &Value) -> bool {
+    is_deleting(object)
+        && crate::object::finalizers(object).next().is_none()
+        && crate::object::int_at(object, &["metadata", "deletionGracePeriodSeconds"]).unwrap_or_default() == 0
+        && (crate::object::str_at(object, &["kind"]) != "Namespace"
+            || crate::object::list_at(object, &["spec", "finalizers"]).is_empty())
+}
+
+/// Runs `compute` on the stored object until its result could be written. `compute` is told by its error when the
+/// client's own resourceVersion is the reason to give up.
+pub(super) async fn modify(
+    context: &Context,
+    dry: bool,
+    mut compute: impl FnMut(&Stored) -> Result<Change, ApiError> + Send,
+) -> Result<Outcome, ApiError> {
+    let resource = &context.resource;
+    let store = &context.core.store;
+    let key = context.key();
+    let mut current = storage::read(store, resource, &key).await?;
+    for _ in 0..ATTEMPTS {
+        let Some(stored) = current else { return Err(context.not_found()) };
+        let change = compute(&stored)?;
+        let written = match change {
+            Change::Put(object) if !is_done(&object) => {
+                match put(context, &stored, object, &key, dry).await? {
+                    Ok(outcome) => return Ok(outcome),
+                    Err(conflict) => conflict,
+                }
+            }
+            Change::Put(mut object) | Change::Remove(mut object) => {
+                if dry {
+                    return Ok(Outcome { object, revision: stored.revision, removed: true });
+                }
+                match storage::remove(store, resource, &key, stored.revision).await? {
+                    Written::Done(revision) => {
+                        meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
+                        context.core.release(resource, &stored.object).await;
+                        return Ok(Outcome { object, revision, removed: true });
+                    }
+                    Written::Conflict(present) => present,
+                }
+            }
+        };
+        current = written;
+    }
+    Err(ApiError::modified(resource.group, resource.plural, &context.info.name))
+}
+
+async fn put(
+    context: &Context,
+    stored: &Stored,
+    mut object: Value,
+    key: &str,
+    dry: bool,
+) -> Result<Result<Outcome, Option<Stored>>, ApiError> {
+    let resource = &context.resource;
+    let held = context.core.allocate(resource, Some(&stored.object), &mut object, dry).await?;
+    let bytes = storage::to_stored(resource, &object);
+    let with_version = |mut object: Value, revision: i64| {
+        meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
+        Outcome { object, revision, removed: false }
+    };
+    if dry || stored.is_same(&bytes) {
+        // Nothing changes: no write, no event, the old version.
+        return Ok(Ok(with_version(object, stored.revision)));
+    }
+    let lease = context.core.lease(resource).await?;
+    match storage::write(&context.core.store, resource, key, stored.revision, bytes, lease).await? {
+        Written::Done(revision) => {
+            held.keep();
+            Ok(Ok(with_version(object, revision)))
+        }
+        Written::Conflict(present) => Ok(Err(present)),
+    }
+}
+
+/// Checks the client's resourceVersion and UID against the stored object.
+pub(super) fn check_version(context: &Context, new: &Value, stored: &Stored) -> Result<(), ApiError> {
+    let resource = &context.resource;
+    let version = crate::object::meta(new, "resourceVersion");
+    let uid = crate::object::meta(new, "uid");
+    let present = crate::object::meta(&stored.object, "uid");
+    if !uid.is_empty() && uid != present {
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {present}");
+        return Err(ApiError::conflict(resource.group, resource.plural, &context.info.name, &why));
+    }
+    if version.is_empty() || version == "0" {
+        return Ok(());
+    }
+    match version.parse::<i64>() {
+        Ok(version) if version == stored.revision => Ok(()),
+        Ok(_) => Err(ApiError::modified(resource.group, resource.plural, &context.info.name)),
+        Err(_) => {
+            let error = crate::error::FieldError::invalid(
+                "metadata.resourceVersion",
+                version,
+                "must be specified for an update",
+            );
+            Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &[error]))
+        }
+    }
+}
+
+/// One more generation when the spec differs.
+pub(super) fn bump_generation(context: &Context, new: &mut Value, old: &Value) {
+    use crate::registry::Generation;
+    if context.resource.strategy.generation == Generation::Spec && lifecycle::spec_differs(new, old) {
+        let generation = crate::object::int_at(old, &["metadata", "generation"]).unwrap_or_default() + 1;
+        meta_mut(new).insert("generation".into(), generation.into());
+    }
+}

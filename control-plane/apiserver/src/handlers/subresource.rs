@@ -1,0 +1,158 @@
+//! Subresources with an action of their own: scale, binding, eviction, and what a node serves.
+
+use super::modify::{Change, bump_generation, check_version, modify};
+use super::update::{patch_kind, patched};
+use super::{Context, Reply, delete, get, lifecycle};
+use crate::error::{ApiError, FieldError};
+use crate::gvk::GroupVersionKind;
+use crate::machinery;
+use crate::object::{meta, str_at};
+use crate::registry::{deployment, pod};
+use crate::request::{DeleteOptions, dry_run, field_validation};
+use crate::storage;
+use serde_json::{Value, json};
+
+fn scale_kind() -> GroupVersionKind {
+    GroupVersionKind::new("autoscaling", "v1", "Scale")
+}
+
+async fn stored(context: &Context) -> Result<Value, ApiError> {
+    let found = storage::read(&context.core.store, &context.resource, &context.key()).await?;
+    found.map(|s| s.object).ok_or_else(|| context.not_found())
+}
+
+pub(super) async fn get_scale(context: &Context) -> Result<Reply, ApiError> {
+    let accepted = context.accepted()?;
+    get::version(context.query.text("resourceVersion"))?;
+    Ok(Reply::value(200, &deployment::scale_of(&stored(context).await?), accepted))
+}
+
+fn scaled(context: &Context, scale: &Value, stored: &storage::Stored) -> Result<Change, ApiError> {
+    let resource = &context.resource;
+    check_version(context, scale, stored)?;
+    let replicas = crate::object::int_at(scale, &["spec", "replicas"]).unwrap_or_default();
+    if replicas < 0 {
+        let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+        return Err(ApiError::invalid("autoscaling", "Scale", &context.info.name, &[error]));
+    }
+    let mut new = deployment::with_scale(&stored.object, scale);
+    lifecycle::keep_metadata(&mut new, &stored.object);
+    bump_generation(context, &mut new, &stored.object);
+    let errors = crate::machinery::validate_update(&resource.gvk(), &new, &stored.object);
+    if errors.is_empty() {
+        return Ok(Change::Put(new));
+    }
+    Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &errors))
+}
+
+pub(super) async fn update_scale(context: &Context) -> Result<Reply, ApiError> {
+    let accepted = context.accepted()?;
+    let dry = dry_run(context.query.all("dryRun"), "UpdateOptions")?;
+    let validation = field_validation(&context.query, "UpdateOptions")?;
+    let decoded =
+        machinery::decode(context.content_type.as_deref(), &context.body, &scale_kind(), validation)?;
+    let mut scale = decoded.object;
+    lifecycle::place(context, &mut scale)?;
+    let outcome = modify(context, dry, |stored| scaled(context, &scale, stored)).await?;
+    Ok(Reply::value(200, &deployment::scale_of(&outcome.object), accepted).warn(decoded.warnings))
+}
+
+pub(super) async fn patch_scale(context: &Context) -> Result<Reply, ApiError> {
+    let accepted = context.accepted()?;
+    let kind = patch_kind(context.content_type.as_deref())?;
+    let dry = dry_run(context.query.all("dryRun"), "PatchOptions")?;
+    let validation = field_validation(&context.query, "PatchOptions")?;
+    let mut warnings = Vec::new();
+    let outcome = modify(context, dry, |stored| {
+        let before = deployment::scale_of(&stored.object);
+        let mut scale = patched(context, kind, &before, &scale_kind(), validation, &mut warnings)?;
+        lifecycle::place(context, &mut scale)?;
+        scaled(context, &scale, stored)
+    })
+    .await?;
+    Ok(Reply::value(200, &deployment::scale_of(&outcome.object), accepted).warn(warnings))
+}
+
+pub(super) async fn bind(context: &Context) -> Result<Reply, ApiError> {
+    let accepted = context.accepted()?;
+    let dry = dry_run(context.query.all("dryRun"), "CreateOptions")?;
+    let validation = field_validation(&context.query, "CreateOptions")?;
+    let kind = GroupVersionKind::new("", "v1", "Binding");
+    let decoded = machinery::decode(context.content_type.as_deref(), &context.body, &kind, validation)?;
+    let mut binding = decoded.object;
+    lifecycle::place(context, &mut binding)?;
+    let mut errors = Vec::new();
+    let target = str_at(&binding, &["target", "kind"]);
+    if !target.is_empty() && target != "Node" {
+        errors.push(FieldError::not_supported("target.kind", target, &["Node", "<empty>"]));
+    }
+    if str_at(&binding, &["target", "name"]).is_empty() {
+        errors.push(FieldError::required("target.name", ""));
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::invalid("", "Binding", &context.info.name, &errors));
+    }
+    modify(context, dry, |stored| {
+        let conflict = |why: &str| ApiError::conflict("", "pods/binding", &context.info.name, why);
+        let uid = meta(&binding, "uid");
+        let present = meta(&stored.object, "uid");
+        if !uid.is_empty() && uid != present {
+            return Err(conflict(&format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {present}"
+            )));
+        }
+        let version = meta(&binding, "resourceVersion");
+        if !version.is_empty() && version != meta(&stored.object, "resourceVersion") {
+            return Err(conflict(&format!(
+                "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object \
+                 meta: {}",
+                meta(&stored.object, "resourceVersion")
+            )));
+        }
+        pod::bind(&stored.object, &binding).map(Change::Put).map_err(|why| conflict(&why))
+    })
+    .await?;
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(Reply::value(201, &status, accepted).warn(decoded.warnings))
+}
+
+pub(super) async fn evict(context: &Context) -> Result<Reply, ApiError> {
+    let accepted = context.accepted()?;
+    let dry = dry_run(context.query.all("dryRun"), "CreateOptions")?;
+    let validation = field_validation(&context.query, "CreateOptions")?;
+    let kind = GroupVersionKind::new("policy", "v1", "Eviction");
+    let decoded = machinery::decode(context.content_type.as_deref(), &context.body, &kind, validation)?;
+    let mut eviction = decoded.object;
+    lifecycle::place(context, &mut eviction)?;
+    let text = |path: &[&str]| match str_at(&eviction, path) {
+        "" => None,
+        text => Some(text.to_owned()),
+    };
+    let options = DeleteOptions {
+        grace_period: crate::object::int_at(&eviction, &["deleteOptions", "gracePeriodSeconds"]),
+        propagation: None,
+        uid: text(&["deleteOptions", "preconditions", "uid"]),
+        resource_version: text(&["deleteOptions", "preconditions", "resourceVersion"]),
+        dry_run: dry,
+    };
+    delete::delete_with(context, &options, accepted).await?;
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(Reply::value(201, &status, accepted))
+}
+
+/// Streams and reports of a node: the object must exist; the connection to the node is not served yet.
+pub(super) async fn connect(context: &Context) -> Result<Reply, ApiError> {
+    let object = stored(context).await?;
+    if context.resource.kind == "Pod" && str_at(&object, &["spec", "nodeName"]).is_empty() {
+        return Err(ApiError::bad_request(format!(
+            "pod {} does not have a host assigned",
+            meta(&object, "name")
+        )));
+    }
+    Err(ApiError::service_unavailable(format!(
+        "{} of {} is not served by this server yet",
+        context.info.subresource, context.resource.plural
+    )))
+}

@@ -1,0 +1,55 @@
+//! The handlers' view of the schema-driven parts: decoding, patches, defaults, validation by kind.
+
+pub use crate::codec::{Decoded, FieldValidation};
+pub use crate::patch::PatchKind;
+
+use crate::error::{ApiError, FieldError};
+use crate::gvk::GroupVersionKind;
+use crate::schema::{self, TypeSchema};
+use crate::{codec, defaults, patch};
+use serde_json::Value;
+
+fn schema_of(gvk: &GroupVersionKind) -> Result<&'static TypeSchema, ApiError> {
+    schema::by_gvk(gvk).ok_or_else(|| ApiError::internal(format!("no schema for {gvk}")))
+}
+
+/// Decodes a body of an expected kind.
+pub fn decode(
+    content_type: Option<&str>,
+    body: &[u8],
+    expected: &GroupVersionKind,
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    codec::decode_body(content_type, body, expected, schema_of(expected)?, validation)
+}
+
+/// Applies a patch; the outcome is decoded as a body would be.
+pub fn apply_patch(
+    kind: PatchKind,
+    body: &[u8],
+    current: &Value,
+    gvk: &GroupVersionKind,
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    patch::apply_checked(kind, body, current, schema_of(gvk)?, validation)
+}
+
+/// Sets defaults.
+pub fn apply_defaults(gvk: &GroupVersionKind, object: &mut Value) {
+    defaults::apply(gvk, object);
+}
+
+/// Checks a new object.
+pub fn validate_create(_gvk: &GroupVersionKind, _object: &Value) -> Vec<FieldError> {
+    Vec::new()
+}
+
+/// Checks a changed object.
+pub fn validate_update(_gvk: &GroupVersionKind, _new: &Value, _old: &Value) -> Vec<FieldError> {
+    Vec::new()
+}
+
+/// Checks a changed status.
+pub fn validate_status(_gvk: &GroupVersionKind, _new: &Value, _old: &Value) -> Vec<FieldError> {
+    Vec::new()
+}

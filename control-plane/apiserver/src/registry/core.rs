@@ -1,0 +1,351 @@
+//! Rows of the core group, and of the small groups around it.
+
+use super::*;
+use crate::object::str_at;
+use crate::table;
+
+const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
+const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
+
+const fn sub(
+    name: &'static str,
+    does: SubresourceKind,
+    kind: (&'static str, &'static str, &'static str),
+    verbs: &'static [&'static str],
+) -> Subresource {
+    Subresource { name, does, kind, verbs }
+}
+
+macro_rules! field {
+    ($label:literal, $($key:literal).+) => {
+        SelectableField { label: $label, value: |object| str_at(object, &[$($key),+]).to_owned() }
+    };
+}
+
+static PLAIN: Strategy = Strategy::PLAIN;
+
+static NAMESPACE: Strategy = Strategy {
+    prepare_create: |object| {
+        let mut finalizers: Vec<Value> = crate::object::list_at(object, &["spec", "finalizers"]).to_vec();
+        if !finalizers.iter().any(|f| f == "kubernetes") {
+            finalizers.push("kubernetes".into());
+        }
+        object["spec"] = serde_json::json!({"finalizers": finalizers});
+        object["status"] = serde_json::json!({"phase": "Active"});
+        let name = crate::object::meta(object, "name").to_owned();
+        if !name.is_empty() {
+            label_namespace(object, &name);
+        }
+    },
+    prepare_update: |new, old| {
+        carry(new, old, &["spec", "status"]);
+        let name = crate::object::meta(old, "name").to_owned();
+        label_namespace(new, &name);
+    },
+    delete_returns_object: true,
+    ..Strategy::PLAIN
+};
+
+fn label_namespace(object: &mut Value, name: &str) {
+    let metadata = crate::object::meta_mut(object);
+    let labels = metadata.entry("labels").or_insert_with(|| serde_json::json!({}));
+    if !labels.is_object() {
+        *labels = serde_json::json!({});
+    }
+    labels["kubernetes.io/metadata.name"] = name.into();
+}
+
+/// Copies members of the old object over the new one's.
+pub(super) fn carry(new: &mut Value, old: &Value, members: &[&str]) {
+    let Some(new) = new.as_object_mut() else { return };
+    for member in members {
+        crate::object::set_or_remove(new, member, old.get(*member).cloned());
+    }
+}
+
+static NODE: Strategy =
+    Strategy { prepare_update: |new, old| carry(new, old, &["status"]), ..Strategy::PLAIN };
+
+static POD: Strategy = Strategy {
+    generation: Generation::Spec,
+    prepare_create: super::pod::prepare_create,
+    prepare_update: super::pod::prepare_update,
+    prepare_status: super::pod::prepare_status,
+    grace: Grace::Pod,
+    delete_returns_object: true,
+    ..Strategy::PLAIN
+};
+
+static SERVICE: Strategy = Strategy {
+    prepare_create: |object| object["status"] = serde_json::json!({"loadBalancer": {}}),
+    prepare_update: |new, old| carry(new, old, &["status"]),
+    allocation: Allocation::Service,
+    delete_returns_object: true,
+    ..Strategy::PLAIN
+};
+
+static EVENT: Strategy = Strategy { create_on_update: true, ttl_seconds: 3600, ..Strategy::PLAIN };
+
+static LEASE: Strategy = Strategy { create_on_update: true, unconditional_update: false, ..Strategy::PLAIN };
+
+static SERVICE_ACCOUNT: Strategy = Strategy { delete_returns_object: true, ..Strategy::PLAIN };
+
+static ENDPOINT_SLICE: Strategy = Strategy { generation: Generation::Spec, ..Strategy::PLAIN };
+
+static NAMESPACE_SUB: &[Subresource] = &[
+    sub("finalize", SubresourceKind::Finalize, ("", "v1", "Namespace"), &["update"]),
+    sub("status", SubresourceKind::Status, ("", "v1", "Namespace"), STATUS_VERBS),
+];
+static NODE_SUB: &[Subresource] = &[
+    sub("proxy", SubresourceKind::Connect, ("", "v1", "NodeProxyOptions"), PROXY_VERBS),
+    sub("status", SubresourceKind::Status, ("", "v1", "Node"), STATUS_VERBS),
+];
+static POD_SUB: &[Subresource] = &[
+    sub("attach", SubresourceKind::Connect, ("", "v1", "PodAttachOptions"), &["create", "get"]),
+    sub("binding", SubresourceKind::Binding, ("", "v1", "Binding"), &["create"]),
+    sub("eviction", SubresourceKind::Eviction, ("policy", "v1", "Eviction"), &["create"]),
+    sub("exec", SubresourceKind::Connect, ("", "v1", "PodExecOptions"), &["create", "get"]),
+    sub("log", SubresourceKind::Connect, ("", "v1", "Pod"), &["get"]),
+    sub("portforward", SubresourceKind::Connect, ("", "v1", "PodPortForwardOptions"), &["create", "get"]),
+    sub("proxy", SubresourceKind::Connect, ("", "v1", "PodProxyOptions"), PROXY_VERBS),
+    sub("status", SubresourceKind::Status, ("", "v1", "Pod"), STATUS_VERBS),
+];
+static SERVICE_SUB: &[Subresource] = &[
+    sub("proxy", SubresourceKind::Connect, ("", "v1", "ServiceProxyOptions"), PROXY_VERBS),
+    sub("status", SubresourceKind::Status, ("", "v1", "Service"), STATUS_VERBS),
+];
+
+static POD_FIELDS: &[SelectableField] = &[
+    field!("spec.nodeName", "spec"."nodeName"),
+    field!("spec.restartPolicy", "spec"."restartPolicy"),
+    field!("spec.schedulerName", "spec"."schedulerName"),
+    field!("spec.serviceAccountName", "spec"."serviceAccountName"),
+    SelectableField {
+        label: "spec.hostNetwork",
+        value: |object| crate::object::bool_at(object, &["spec", "hostNetwork"]).to_string(),
+    },
+    field!("status.phase", "status"."phase"),
+    SelectableField {
+        label: "status.podIP",
+        value: |object| match crate::object::list_at(object, &["status", "podIPs"]).first() {
+            Some(first) => str_at(first, &["ip"]).to_owned(),
+            None => str_at(object, &["status", "podIP"]).to_owned(),
+        },
+    },
+    field!("status.nominatedNodeName", "status"."nominatedNodeName"),
+];
+static NODE_FIELDS: &[SelectableField] = &[SelectableField {
+    label: "spec.unschedulable",
+    value: |object| crate::object::bool_at(object, &["spec", "unschedulable"]).to_string(),
+}];
+static NAMESPACE_FIELDS: &[SelectableField] = &[
+    field!("status.phase", "status"."phase"),
+    // Upstream also knows the name without its prefix.
+    field!("name", "metadata"."name"),
+];
+static SECRET_FIELDS: &[SelectableField] = &[field!("type", "type")];
+static SERVICE_FIELDS: &[SelectableField] =
+    &[field!("spec.clusterIP", "spec"."clusterIP"), field!("spec.type", "spec"."type")];
+static EVENT_FIELDS: &[SelectableField] = &[
+    field!("involvedObject.kind", "involvedObject"."kind"),
+    field!("involvedObject.namespace", "involvedObject"."namespace"),
+    field!("involvedObject.name", "involvedObject"."name"),
+    field!("involvedObject.uid", "involvedObject"."uid"),
+    field!("involvedObject.apiVersion", "involvedObject"."apiVersion"),
+    field!("involvedObject.resourceVersion", "involvedObject"."resourceVersion"),
+    field!("involvedObject.fieldPath", "involvedObject"."fieldPath"),
+    field!("reason", "reason"),
+    field!("reportingComponent", "reportingComponent"),
+    SelectableField {
+        label: "source",
+        value: |object| match str_at(object, &["source", "component"]) {
+            "" => str_at(object, &["reportingComponent"]).to_owned(),
+            component => component.to_owned(),
+        },
+    },
+    field!("type", "type"),
+];
+static NEW_EVENT_FIELDS: &[SelectableField] = &[
+    field!("regarding.kind", "regarding"."kind"),
+    field!("regarding.namespace", "regarding"."namespace"),
+    field!("regarding.name", "regarding"."name"),
+    field!("regarding.uid", "regarding"."uid"),
+    field!("regarding.apiVersion", "regarding"."apiVersion"),
+    field!("regarding.resourceVersion", "regarding"."resourceVersion"),
+    field!("regarding.fieldPath", "regarding"."fieldPath"),
+    field!("reason", "reason"),
+    field!("reportingController", "reportingController"),
+    field!("type", "type"),
+];
+
+pub(super) const BASE: Resource = Resource {
+    group: "",
+    version: "v1",
+    plural: "",
+    singular: "",
+    kind: "",
+    namespaced: true,
+    short_names: &[],
+    categories: &[],
+    verbs: ALL_VERBS,
+    storage_hash: "",
+    subresources: &[],
+    storage_prefix: "",
+    stored_as: None,
+    fields: &[],
+    own_field_labels: false,
+    table: &table::SERVICE_ACCOUNT_TABLE,
+    strategy: &PLAIN,
+    deprecated: None,
+};
+
+pub(super) fn rows() -> Vec<Resource> {
+    vec![
+        Resource {
+            plural: "configmaps",
+            singular: "configmap",
+            kind: "ConfigMap",
+            short_names: &["cm"],
+            storage_prefix: "/registry/configmaps/",
+            table: &table::CONFIG_MAP_TABLE,
+            ..BASE
+        },
+        Resource {
+            plural: "endpoints",
+            singular: "endpoints",
+            kind: "Endpoints",
+            short_names: &["ep"],
+            storage_prefix: "/registry/endpoints/",
+            table: &table::ENDPOINTS_TABLE,
+            deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+            ..BASE
+        },
+        Resource {
+            plural: "events",
+            singular: "event",
+            kind: "Event",
+            short_names: &["ev"],
+            storage_prefix: "/registry/events/",
+            fields: EVENT_FIELDS,
+            own_field_labels: true,
+            table: &table::EVENT_TABLE,
+            strategy: &EVENT,
+            ..BASE
+        },
+        Resource {
+            plural: "namespaces",
+            singular: "namespace",
+            kind: "Namespace",
+            namespaced: false,
+            short_names: &["ns"],
+            verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
+            subresources: NAMESPACE_SUB,
+            storage_prefix: "/registry/namespaces/",
+            fields: NAMESPACE_FIELDS,
+            own_field_labels: true,
+            table: &table::NAMESPACE_TABLE,
+            strategy: &NAMESPACE,
+            ..BASE
+        },
+        Resource {
+            plural: "nodes",
+            singular: "node",
+            kind: "Node",
+            namespaced: false,
+            short_names: &["no"],
+            subresources: NODE_SUB,
+            storage_prefix: "/registry/nodes/",
+            fields: NODE_FIELDS,
+            own_field_labels: true,
+            table: &table::NODE_TABLE,
+            strategy: &NODE,
+            ..BASE
+        },
+        Resource {
+            plural: "pods",
+            singular: "pod",
+            kind: "Pod",
+            short_names: &["po"],
+            categories: &["all"],
+            subresources: POD_SUB,
+            storage_prefix: "/registry/pods/",
+            fields: POD_FIELDS,
+            own_field_labels: true,
+            table: &table::POD_TABLE,
+            strategy: &POD,
+            ..BASE
+        },
+        Resource {
+            plural: "secrets",
+            singular: "secret",
+            kind: "Secret",
+            storage_prefix: "/registry/secrets/",
+            fields: SECRET_FIELDS,
+            own_field_labels: true,
+            table: &table::SECRET_TABLE,
+            ..BASE
+        },
+        Resource {
+            plural: "serviceaccounts",
+            singular: "serviceaccount",
+            kind: "ServiceAccount",
+            short_names: &["sa"],
+            storage_prefix: "/registry/serviceaccounts/",
+            strategy: &SERVICE_ACCOUNT,
+            ..BASE
+        },
+        Resource {
+            plural: "services",
+            singular: "service",
+            kind: "Service",
+            short_names: &["svc"],
+            categories: &["all"],
+            subresources: SERVICE_SUB,
+            storage_prefix: "/registry/services/",
+            fields: SERVICE_FIELDS,
+            own_field_labels: true,
+            table: &table::SERVICE_TABLE,
+            strategy: &SERVICE,
+            ..BASE
+        },
+        Resource {
+            group: "events.k8s.io",
+            plural: "events",
+            singular: "event",
+            kind: "Event",
+            short_names: &["ev"],
+            storage_prefix: "/registry/events/",
+            stored_as: Some(StoredAs {
+                kind: "Event",
+                api_version: "v1",
+                encode: super::event::to_core,
+                decode: super::event::from_core,
+            }),
+            fields: NEW_EVENT_FIELDS,
+            own_field_labels: true,
+            table: &table::EVENT_TABLE,
+            strategy: &EVENT,
+            ..BASE
+        },
+        Resource {
+            group: "coordination.k8s.io",
+            plural: "leases",
+            singular: "lease",
+            kind: "Lease",
+            storage_prefix: "/registry/coordination.k8s.io/leases/",
+            table: &table::LEASE_TABLE,
+            strategy: &LEASE,
+            ..BASE
+        },
+        Resource {
+            group: "discovery.k8s.io",
+            plural: "endpointslices",
+            singular: "endpointslice",
+            kind: "EndpointSlice",
+            storage_prefix: "/registry/discovery.k8s.io/endpointslices/",
+            table: &table::ENDPOINT_SLICE_TABLE,
+            strategy: &ENDPOINT_SLICE,
+            ..BASE
+        },
+    ]
+}

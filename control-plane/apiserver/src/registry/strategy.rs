@@ -1,0 +1,76 @@
+//! What a kind may do differently: hooks around create, update and delete.
+
+use serde_json::Value;
+
+/// When `metadata.generation` is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generation {
+    /// Never.
+    None,
+    /// 1 at creation, then one more whenever anything but metadata and status changes.
+    Spec,
+}
+
+/// Resources whose creation takes numbers out of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allocation {
+    /// Nothing.
+    None,
+    /// Cluster addresses and node ports of a Service.
+    Service,
+}
+
+/// How a deletion of an object goes on after finalizers and preconditions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grace {
+    /// Removed at once.
+    None,
+    /// A pod: the node ends it first.
+    Pod,
+}
+
+/// Hooks of a kind. A hook sees whole objects as JSON and must not fail; checks belong to validation.
+pub struct Strategy {
+    /// Generation rule.
+    pub generation: Generation,
+    /// Clears and sets fields of a new object before it is validated.
+    pub prepare_create: fn(&mut Value),
+    /// Carries fields of the old object over to the new one before an update is validated.
+    pub prepare_update: fn(&mut Value, &Value),
+    /// The same for the status subresource, after everything but the status was carried over.
+    pub prepare_status: fn(&mut Value, &Value),
+    /// An update of a missing object creates it.
+    pub create_on_update: bool,
+    /// Updates without a resourceVersion are allowed.
+    pub unconditional_update: bool,
+    /// Numbers taken at creation.
+    pub allocation: Allocation,
+    /// Deletion.
+    pub grace: Grace,
+    /// Seconds objects live; 0 for ever.
+    pub ttl_seconds: i64,
+    /// Deletion answers with the object, not with a Status.
+    pub delete_returns_object: bool,
+    /// Propagation when a delete request names none: `orphan` for old workloads, else background.
+    pub default_orphan: bool,
+}
+
+fn nothing(_: &mut Value) {}
+fn nothing_either(_: &mut Value, _: &Value) {}
+
+impl Strategy {
+    /// No hook at all.
+    pub const PLAIN: Strategy = Strategy {
+        generation: Generation::None,
+        prepare_create: nothing,
+        prepare_update: nothing_either,
+        prepare_status: nothing_either,
+        create_on_update: false,
+        unconditional_update: true,
+        allocation: Allocation::None,
+        grace: Grace::None,
+        ttl_seconds: 0,
+        delete_returns_object: false,
+        default_orphan: false,
+    };
+}

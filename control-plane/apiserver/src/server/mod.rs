@@ -1,0 +1,116 @@
+//! The server: shared state, the request path, connections.
+
+mod compact;
+mod connection;
+mod core;
+mod health;
+mod metrics;
+mod service;
+mod tls;
+
+pub(crate) use core::Core;
+pub use service::ClientService;
+
+use crate::auth::{Authorizer, ComponentPolicy, UserInfo};
+use crate::config::Config;
+use kelp_store::Store;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Why the server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A certificate or key is not usable.
+    #[error("{what}: {why}")]
+    Tls {
+        /// Which part of the configuration.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; choose another address or stop what uses it")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The first objects could not be written.
+    #[error("cannot create the first objects: {0}")]
+    Bootstrap(crate::error::ApiError),
+    /// A range in the configuration is malformed.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// The API server over a store. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    core: Arc<Core>,
+}
+
+impl ApiServer {
+    /// A server that answers in-process requests at once; [`run`](Self::run) opens the port. Ends its tasks with
+    /// `shutdown`.
+    ///
+    /// # Errors
+    /// A malformed address range in the configuration.
+    pub fn new(
+        config: Config,
+        store: Arc<impl Store>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, ServerError> {
+        Self::with_authorizer(config, store, shutdown, Arc::new(ComponentPolicy))
+    }
+
+    /// The same with another policy.
+    ///
+    /// # Errors
+    /// A malformed address range in the configuration.
+    pub fn with_authorizer(
+        config: Config,
+        store: Arc<impl Store>,
+        shutdown: CancellationToken,
+        authorizer: Arc<dyn Authorizer>,
+    ) -> Result<Self, ServerError> {
+        Ok(ApiServer { core: Core::new(config, store, shutdown, authorizer)? })
+    }
+
+    /// Creates the namespaces and the `kubernetes` Service if they are missing. [`run`](Self::run) does it too.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn bootstrap(&self) -> Result<(), ServerError> {
+        crate::bootstrap::run(&self.core).await.map_err(ServerError::Bootstrap)
+    }
+
+    /// A transport for `kube::Client::new(service, "default")`: requests go to the handlers without a connection.
+    pub fn client_service(&self, user: UserInfo) -> ClientService {
+        ClientService::new(self.core.clone(), user)
+    }
+
+    /// Listens on the configured address and serves until the shutdown token fires.
+    ///
+    /// # Errors
+    /// Unusable certificates, an address in use, a store that cannot be written.
+    pub async fn run(&self) -> Result<(), ServerError> {
+        let address = self.core.config.listen;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
+        self.run_on(listener).await
+    }
+
+    /// Serves on a listener that is already bound.
+    ///
+    /// # Errors
+    /// Unusable certificates, a store that cannot be written.
+    pub async fn run_on(&self, listener: TcpListener) -> Result<(), ServerError> {
+        let tls = tls::server_config(&self.core.config.tls)?;
+        self.bootstrap().await?;
+        tokio::spawn(self.core.shutdown.clone().run_until_cancelled_owned(compact::run(self.core.clone())));
+        connection::accept(self.core.clone(), listener, tls).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,328 @@
+//! The request path: identity, limits, authorization, routing, and the HTTP answer.
+
+use super::{Core, health, metrics};
+use crate::auth::{self, UserInfo};
+use crate::discovery;
+use crate::error::ApiError;
+use crate::handlers::{self, Context, Reply, ReplyBody};
+use crate::request::{Accepted, Format, Query, RequestInfo, View, accept};
+use bytes::{Buf, Bytes};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Body, Frame};
+use std::convert::Infallible;
+use std::future::Future;
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Instant;
+
+/// Body of an answer; never fails.
+pub type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Answers larger than this are compressed for clients that accept it, in bytes.
+const GZIP_FROM: usize = 128 << 10;
+
+/// In-process transport for one user; see [`ApiServer::client_service`](crate::ApiServer::client_service).
+#[derive(Clone)]
+pub struct ClientService {
+    core: Arc<Core>,
+    user: UserInfo,
+}
+
+impl ClientService {
+    pub(super) fn new(core: Arc<Core>, user: UserInfo) -> Self {
+        ClientService { core, user }
+    }
+}
+
+impl<B> tower::Service<Request<B>> for ClientService
+where
+    B: Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (core, user) = (self.core.clone(), self.user.clone());
+        Box::pin(async move { Ok(handle(core, user, request).await) })
+    }
+}
+
+/// Serves one request.
+pub(super) async fn handle<B>(core: Arc<Core>, user: UserInfo, request: Request<B>) -> Response<AnswerBody>
+where
+    B: Body + Send,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (parts, body) = request.into_parts();
+    let incoming = Arc::new(Incoming::new(user, parts));
+    let started = Instant::now();
+    // Before the body is read: who may not ask does not make the server read.
+    let early = incoming.admit(&core);
+    let outcome = match early {
+        Err(error) => Err(error),
+        Ok(()) => match read_body(&core, &incoming, body).await {
+            Err(error) => Err(error),
+            Ok(bytes) => {
+                let run = AssertUnwindSafe(boxed(core.clone(), incoming.clone(), bytes)).catch_unwind();
+                match run.await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        tracing::error!(path = %incoming.info.path, "a request handler panicked");
+                        Err(ApiError::internal(
+                            "this request caused apiserver to panic. Look in the logs for details.",
+                        ))
+                    }
+                }
+            }
+        },
+    };
+    let reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
+    core.metrics.observe(&incoming.info, reply.code, started.elapsed());
+    render(&incoming, reply)
+}
+
+struct Incoming {
+    user: UserInfo,
+    info: RequestInfo,
+    query: Query,
+    headers: HeaderMap,
+    method: http::Method,
+    pretty: bool,
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+}
+
+impl Incoming {
+    fn new(user: UserInfo, parts: http::request::Parts) -> Self {
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+        let agent = text(&parts.headers, header::USER_AGENT).unwrap_or_default();
+        // People who look with curl or a browser get indented answers, as upstream does.
+        let pretty = match query.get("pretty") {
+            Some(_) => query.flag("pretty"),
+            None => ["curl", "Wget", "Mozilla/5.0"].iter().any(|name| agent.starts_with(name)),
+        };
+        Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty }
+    }
+
+    fn admit(&self, core: &Core) -> Result<(), ApiError> {
+        // Credentials that this server cannot check are wrong credentials.
+        if self.headers.contains_key(header::AUTHORIZATION) && self.user.in_group(auth::UNAUTHENTICATED) {
+            return Err(ApiError::unauthorized());
+        }
+        if !core.authorizer.allows(&self.user, &self.info) {
+            return Err(auth::denied(&self.user, &self.info));
+        }
+        Ok(())
+    }
+
+    fn error_format(&self) -> Accepted {
+        accept(text(&self.headers, header::ACCEPT).as_deref(), self.pretty, false, false)
+            .map(|accepted| Accepted { view: View::Object, ..accepted })
+            .unwrap_or(Accepted { format: Format::Json, view: View::Object, pretty: self.pretty })
+    }
+
+    fn is_write(&self) -> bool {
+        !matches!(self.info.verb, "get" | "list" | "watch" | "head" | "options")
+    }
+
+    fn is_long(&self) -> bool {
+        self.info.is_resource && self.info.verb == "watch"
+    }
+}
+
+async fn read_body<B>(core: &Core, incoming: &Incoming, body: B) -> Result<Bytes, ApiError>
+where
+    B: Body + Send,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if !matches!(incoming.method.as_str(), "POST" | "PUT" | "PATCH" | "DELETE") {
+        return Ok(Bytes::new());
+    }
+    let limit = core.config.max_body;
+    let body = std::pin::pin!(body);
+    let read = Limited::new(body, limit).collect();
+    match tokio::time::timeout(core.config.request_timeout, read).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(ApiError::request_too_large(limit))
+        }
+        Ok(Err(error)) => Err(ApiError::bad_request(format!("the body could not be read: {error}"))),
+        Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
+    }
+}
+
+/// The handler as one type, so that connections and in-process clients share its code.
+fn boxed(
+    core: Arc<Core>,
+    incoming: Arc<Incoming>,
+    body: Bytes,
+) -> BoxFuture<'static, Result<Reply, ApiError>> {
+    Box::pin(async move { serve(core, &incoming, body).await })
+}
+
+async fn serve(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Reply, ApiError> {
+    let permit = if incoming.is_long() || !incoming.info.is_resource {
+        None
+    } else {
+        let pool = if incoming.is_write() { &core.writes } else { &core.reads };
+        let permit = pool
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| ApiError::too_many_requests("too many requests, please try again later", 1))?;
+        Some(permit)
+    };
+    let work = route(core.clone(), incoming, body);
+    let reply = match tokio::time::timeout(core.config.request_timeout, work).await {
+        Ok(reply) => reply,
+        Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
+    };
+    drop(permit);
+    reply
+}
+
+async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Reply, ApiError> {
+    let info = &incoming.info;
+    let accept = text(&incoming.headers, header::ACCEPT);
+    if !info.is_resource {
+        let store = if health::is_health(&info.path) { health::store(core.clone()).await } else { None };
+        return non_resource(&core, incoming, accept.as_deref(), store);
+    }
+    let Some(resource) = core.registry.find(&info.group, &info.version, &info.resource) else {
+        if core.registry.has_version(&info.group, &info.version) {
+            if let Some(reply) = handlers::virtual_resource(&core, incoming_review(incoming, &body)) {
+                return reply;
+            }
+            return Err(ApiError::unknown_resource());
+        }
+        if let Some(reply) = handlers::virtual_resource(&core, incoming_review(incoming, &body)) {
+            return reply;
+        }
+        return Ok(Reply::text(404, "404 page not found\n"));
+    };
+    let namespace_fits = if resource.namespaced {
+        // Single objects have a namespace; collections may be of all.
+        !info.namespace.is_empty() || matches!(info.verb, "list" | "watch")
+    } else {
+        info.namespace.is_empty() || info.resource == "namespaces"
+    };
+    if !namespace_fits {
+        return Err(ApiError::unknown_resource());
+    }
+    let context = Context {
+        resource: resource.clone(),
+        core: core.clone(),
+        info: info.clone(),
+        query: incoming.query.clone(),
+        accept,
+        content_type: text(&incoming.headers, header::CONTENT_TYPE),
+        pretty: incoming.pretty,
+        body,
+        user: incoming.user.clone(),
+    };
+    handlers::serve(context).await
+}
+
+fn incoming_review<'a>(incoming: &'a Incoming, body: &'a Bytes) -> handlers::Review<'a> {
+    handlers::Review {
+        info: &incoming.info,
+        user: &incoming.user,
+        query: &incoming.query,
+        content_type: text(&incoming.headers, header::CONTENT_TYPE),
+        body,
+        accepted: incoming.error_format(),
+    }
+}
+
+fn non_resource(
+    core: &Core,
+    incoming: &Incoming,
+    accept: Option<&str>,
+    store: Option<String>,
+) -> Result<Reply, ApiError> {
+    let path = incoming.info.path.as_str();
+    if incoming.method != http::Method::GET && incoming.method != http::Method::HEAD {
+        return Err(ApiError::method_not_allowed());
+    }
+    if let Some(reply) = health::serve(core, path, &incoming.query, store) {
+        return Ok(reply);
+    }
+    if path == "/metrics" {
+        return Ok(metrics::serve(core));
+    }
+    discovery::serve(&core.registry, path, accept, incoming.pretty)
+        .unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
+}
+
+fn gzip(bytes: &Bytes) -> Option<Bytes> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 6), Compression::fast());
+    encoder.write_all(bytes).ok()?;
+    encoder.finish().ok().map(Bytes::from)
+}
+
+fn render(incoming: &Incoming, reply: Reply) -> Response<AnswerBody> {
+    let mut response = Response::builder()
+        .status(StatusCode::from_u16(reply.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+    if let Some(headers) = response.headers_mut() {
+        let audit = incoming
+            .headers
+            .get("audit-id")
+            .cloned()
+            .filter(|id| id.len() <= 64)
+            .or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+        if let Some(audit) = audit {
+            headers.insert("audit-id", audit);
+        }
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+        for warning in &reply.warnings {
+            let text = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+                headers.append(header::WARNING, value);
+            }
+        }
+        if let Some(seconds) = reply.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+    }
+    let body = match reply.body {
+        ReplyBody::Stream(stream) => {
+            StreamBody::new(stream.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync()
+        }
+        ReplyBody::Full(bytes) => {
+            let accepts = text(&incoming.headers, header::ACCEPT_ENCODING)
+                .is_some_and(|value| value.split(',').any(|part| part.trim().starts_with("gzip")));
+            let packed = if accepts && bytes.len() >= GZIP_FROM { gzip(&bytes) } else { None };
+            if packed.is_some()
+                && let Some(headers) = response.headers_mut()
+            {
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+            }
+            Full::new(packed.unwrap_or(bytes)).boxed_unsync()
+        }
+    };
+    // The parts were made here and are valid.
+    response.body(body).unwrap_or_default()
+}

@@ -1,0 +1,127 @@
+//! Reading and writing single objects.
+
+use super::StoreHandle;
+use crate::error::ApiError;
+use crate::object::{self, Encoded};
+use crate::registry::Resource;
+use kelp_store::{Compare, KeyValue, Op, OpResult, RangeRequest, TxnRequest};
+use serde_json::Value;
+
+/// An object with its revision; the value carries it as resourceVersion.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The object in the served form.
+    pub object: Value,
+    /// Revision.
+    pub revision: i64,
+    /// Bytes as stored.
+    raw: bytes::Bytes,
+}
+
+/// Result of a conditional write.
+pub enum Written {
+    /// Done; revision of the write.
+    Done(i64),
+    /// The object was at another revision: its present state, `None` when it does not exist.
+    Conflict(Option<Stored>),
+}
+
+/// The value as it is stored.
+pub fn to_stored(resource: &Resource, object: &Value) -> Vec<u8> {
+    match &resource.stored_as {
+        None => object::encode(&resource.head(), object),
+        Some(form) => {
+            let mut object = object.clone();
+            (form.encode)(&mut object);
+            object::encode(&object::head(form.kind, form.api_version), &object)
+        }
+    }
+}
+
+fn stored(resource: &Resource, kv: KeyValue) -> Result<Stored, ApiError> {
+    let damaged = || {
+        let key = String::from_utf8_lossy(&kv.key).into_owned();
+        ApiError::internal(format!("the stored value of {key} is no JSON object"))
+    };
+    let mut value: Value = serde_json::from_slice(&kv.value).map_err(|_| damaged())?;
+    if !value.is_object() {
+        return Err(damaged());
+    }
+    if let Some(form) = &resource.stored_as {
+        (form.decode)(&mut value);
+    }
+    value["kind"] = resource.kind.into();
+    value["apiVersion"] = resource.api_version().into();
+    object::meta_mut(&mut value).insert("resourceVersion".into(), kv.mod_revision.to_string().into());
+    Ok(Stored { object: value, revision: kv.mod_revision, raw: kv.value })
+}
+
+/// Reads an object.
+pub async fn read(store: &StoreHandle, resource: &Resource, key: &str) -> Result<Option<Stored>, ApiError> {
+    let answer = store.range(RangeRequest::key(key.to_owned())).await?;
+    answer.kvs.into_iter().next().map(|kv| stored(resource, kv)).transpose()
+}
+
+/// Reads an object as served bytes.
+pub async fn read_encoded(
+    store: &StoreHandle,
+    resource: &Resource,
+    key: &str,
+) -> Result<Option<Encoded>, ApiError> {
+    let answer = store.range(RangeRequest::key(key.to_owned())).await?;
+    Ok(answer.kvs.first().and_then(|kv| crate::cache::served(resource, &kv.value, kv.mod_revision)))
+}
+
+impl Stored {
+    /// Whether writing the object would change nothing.
+    pub fn is_same(&self, bytes: &[u8]) -> bool {
+        self.raw == bytes
+    }
+}
+
+async fn conditional(
+    store: &StoreHandle,
+    resource: &Resource,
+    key: &str,
+    expected: i64,
+    then: Op,
+) -> Result<Written, ApiError> {
+    let answer = store
+        .txn(TxnRequest {
+            compares: vec![Compare::mod_revision(key.to_owned(), expected)],
+            then: vec![then],
+            or_else: vec![Op::get(key.to_owned())],
+        })
+        .await?;
+    if answer.succeeded {
+        return Ok(Written::Done(answer.revision));
+    }
+    let present = match answer.results.into_iter().next() {
+        Some(OpResult::Range(range)) => range.kvs.into_iter().next(),
+        _ => None,
+    };
+    Ok(Written::Conflict(present.map(|kv| stored(resource, kv)).transpose()?))
+}
+
+/// Writes bytes if the object is still at `expected` (0: does not exist).
+pub async fn write(
+    store: &StoreHandle,
+    resource: &Resource,
+    key: &str,
+    expected: i64,
+    bytes: Vec<u8>,
+    lease: i64,
+) -> Result<Written, ApiError> {
+    let put = Op::Put { key: key.to_owned().into(), value: bytes.into(), lease };
+    conditional(store, resource, key, expected, put).await
+}
+
+/// Deletes the object if it is still at `expected`.
+pub async fn remove(
+    store: &StoreHandle,
+    resource: &Resource,
+    key: &str,
+    expected: i64,
+) -> Result<Written, ApiError> {
+    conditional(store, resource, key, expected, Op::delete(key.to_owned())).await
+}
