@@ -47,6 +47,7 @@ async fn main() -> Result<()> {
 
 async fn run(settings: &Settings) -> Result<Value> {
     let store = EmbeddedStore::open(&settings.dir, StoreOptions::default())?;
+    let empty_rss = resident_kib();
     let mut rows = Vec::new();
     for clients in &settings.clients {
         rows.push(writes(&store, *clients, Duration::from_secs_f64(settings.seconds)).await?);
@@ -67,7 +68,8 @@ async fn run(settings: &Settings) -> Result<Value> {
         "raw_append_and_fdatasync_per_second": raw.round(),
         "disk_bytes_before_compaction": before,
         "open_ms": open_ms.round(),
-        "rss_kib": resident_kib(),
+        "rss_kib_empty": empty_rss,
+        "rss_kib_at_the_end": resident_kib(),
     }))
 }
 

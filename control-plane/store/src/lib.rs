@@ -2,6 +2,21 @@
 //!
 //! One revision per transaction; reads at any revision that is not compacted; watches from a revision that never
 //! skip or repeat an event. A write is acknowledged only after fsync; concurrent writers share one.
+//!
+//! [`EmbeddedStore`] is the [`Store`] in this process:
+//!
+//! - The *writer* (one thread) is the only one that changes anything. It takes all requests that wait, evaluates them
+//!   one after the other on the index and on each other's changes, commits them as one append to the log, and then
+//!   shows them to readers and watchers and answers. Between commits it ends leases and gives compacted space back.
+//! - *Reads* look the revision up in the in-memory index and fetch values from a small cache or from the log. They
+//!   wait for nothing but the moment in which the writer adds finished changes to the index.
+//! - A *watch* (one task each) replays history from the index and the log and then joins the hub, which hands every
+//!   live watcher the same shared batch. A watcher whose bounded queue is full is closed; nobody waits for it.
+//! - The *engine* ([`engine::Engine`]) keeps records by revision: an append-only log in segments
+//!   ([`engine::LogEngine`]), in memory, or failing on purpose. Its files are described in `engine/log/format.rs`.
+//!
+//! Invariants: nothing is visible or answered before it is durable; the index holds no values; the writer never holds
+//! a lock that readers need while it waits for the disk; history is never overwritten, only copied and dropped whole.
 
 #![forbid(unsafe_code)]
 

@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sizes of the log, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +48,10 @@ pub struct LogEngine {
     disk: Arc<dyn Disk>,
     sizes: Sizes,
     state: RwLock<State>,
-    /// Taken by commits and maintenance, before `state`.
+    /// Taken by commits and maintenance, before `state`; held while they wait for the disk.
     writer: Mutex<LogWriter>,
+    /// Blocks that are reserved beyond the end of the segments.
+    spare: AtomicU64,
 }
 
 /// Where everything is.
@@ -90,6 +93,7 @@ impl LogEngine {
             sizes,
             state: RwLock::new(state),
             writer: Mutex::new(writer),
+            spare: AtomicU64::new(0),
         };
         engine.reserve(&mut engine.writer.lock());
         Ok(engine)
@@ -117,6 +121,7 @@ impl LogEngine {
         if let Some(segment) = self.state.write().segments.get_mut(&id) {
             segment.end = end;
         }
+        self.note_spare(writer);
         Ok((id, offset))
     }
 
@@ -137,6 +142,12 @@ impl LogEngine {
         Ok(())
     }
 
+    fn note_spare(&self, writer: &LogWriter) {
+        let reserve = if writer.reserved { self.sizes.reserve } else { 0 };
+        let ahead = writer.active.allocated.saturating_sub(writer.active.end);
+        self.spare.store(reserve + ahead, Ordering::Relaxed);
+    }
+
     /// Makes the next removal or rewriting possible on a full disk, if there is room now.
     fn reserve(&self, writer: &mut LogWriter) {
         if writer.reserved {
@@ -150,6 +161,7 @@ impl LogEngine {
             // What was reserved of it is of no use; nothing depends on its being gone.
             let _ = self.disk.remove(&path);
         }
+        self.note_spare(writer);
     }
 
     /// Runs something that gives space back in the end; on a full disk with the blocks set aside for it.
@@ -257,11 +269,8 @@ impl Engine for LogEngine {
     }
 
     fn disk_bytes(&self) -> u64 {
-        let writer = self.writer.lock();
-        let state = self.state.read();
-        let sealed = state.segments.iter().filter(|(id, _)| **id != writer.active.id);
-        let reserve = if writer.reserved { self.sizes.reserve } else { 0 };
-        sealed.map(|(_, segment)| segment.end).sum::<u64>() + writer.active.allocated + reserve
+        let segments: u64 = self.state.read().segments.values().map(|segment| segment.end).sum();
+        segments + self.spare.load(Ordering::Relaxed)
     }
 }
 
