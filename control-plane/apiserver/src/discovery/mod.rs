@@ -1,6 +1,7 @@
 //! Discovery: what is served, in the plain and the aggregated form.
 
 mod aggregated;
+mod openapi;
 mod plain;
 
 use crate::error::ApiError;
@@ -8,7 +9,6 @@ use crate::handlers::Reply;
 use crate::registry::Registry;
 use crate::request::{Accepted, accept as negotiate};
 use base64::Engine;
-use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// Answers a discovery path; `None` for others.
@@ -43,7 +43,9 @@ pub(crate) fn serve(
                 ["api", version] => plain::resources(registry, "", version)?,
                 ["apis", group] => plain::group(registry, group)?,
                 ["apis", group, version] => plain::resources(registry, group, version)?,
-                ["openapi", "v3"] => json!({"paths": {}}),
+                ["openapi", "v3"] => openapi::index(registry),
+                ["openapi", "v3", "api", version] => openapi::document(registry, "", version)?,
+                ["openapi", "v3", "apis", group, version] => openapi::document(registry, group, version)?,
                 _ => return None,
             }
         }
