@@ -1,0 +1,343 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A Kubernetes node and control plane in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "kelp", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to log: error, warn, info, debug, trace, or a list like `info,kelp_agent=debug`.
+    #[arg(long, env = "KELP_LOG", global = true, default_value = "info")]
+    pub log_level: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this host: control plane, node agent and dataplane.
+    Up(Box<UpArgs>),
+    /// Run the control plane: store, API server, scheduler, controllers.
+    Server(Box<ServerArgs>),
+    /// Run the node agent and its dataplane.
+    Agent(Box<AgentArgs>),
+    /// Work with the images of this node.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Sign a client certificate with the data directory's authority and print a kubeconfig.
+    Kubeconfig(KubeconfigArgs),
+    /// Look whether this host can run Kelp and say how to repair what is missing.
+    Check(CheckArgs),
+    /// Print the version.
+    Version,
+}
+
+/// Arguments of `kelp up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Arguments of `kelp server`.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Parts to run.
+    #[arg(long, value_delimiter = ',', default_values = ["apiserver", "scheduler", "controllers"])]
+    pub components: Vec<Component>,
+    /// Kubeconfig for the scheduler and the controllers when the API server is not among the components.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    #[command(flatten)]
+    pub node: AddressArgs,
+}
+
+/// A part of the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Component {
+    /// Store and API server.
+    Apiserver,
+    /// Scheduler.
+    Scheduler,
+    /// Controllers.
+    Controllers,
+}
+
+/// Arguments of `kelp agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Kubeconfig of the node's identity (`kelp kubeconfig --node NAME` makes one).
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    /// Run only the service dataplane, beside another kubelet (instead of kube-proxy).
+    #[arg(long)]
+    pub dataplane_only: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Where persistent data lives.
+#[derive(Debug, Clone, Args)]
+pub struct DataArgs {
+    /// Persistent data: store, certificates, images, volumes.
+    #[arg(long, default_value = "/var/lib/kelp")]
+    pub data_dir: PathBuf,
+}
+
+/// Address ranges of the cluster; the same on every host.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterArgs {
+    /// Service addresses: one range a family, the first is the primary family.
+    #[arg(long, value_delimiter = ',', default_values = ["10.96.0.0/16", "fd00:10:96::/112"])]
+    pub service_cidr: Vec<Cidr>,
+    /// Pod addresses: one range a family. A node gets a /24 or a /64 of it.
+    #[arg(long, value_delimiter = ',', default_values = ["10.244.0.0/16", "fd00:10:244::/56"])]
+    pub cluster_cidr: Vec<Cidr>,
+    /// Ports for NodePort services.
+    #[arg(long, default_value = "30000-32767")]
+    pub node_port_range: PortRange,
+}
+
+/// How the API server is reached.
+#[derive(Debug, Clone, Args)]
+pub struct ApiArgs {
+    /// Address and port to serve the API on. A listening socket inherited by LISTEN_FDS is served too.
+    #[arg(long, default_value = "[::]:6443")]
+    pub listen: SocketAddr,
+    /// Address other hosts reach the API server by [default: the node's address].
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    /// Further host names and addresses for the serving certificate.
+    #[arg(long = "extra-san", value_name = "NAME|ADDRESS", value_delimiter = ',')]
+    pub extra_sans: Vec<String>,
+    /// Also write the administrator's kubeconfig here.
+    #[arg(long, value_name = "PATH")]
+    pub write_kubeconfig: Option<PathBuf>,
+    /// Server URL in the written kubeconfigs [default: https://127.0.0.1:PORT].
+    #[arg(long, value_name = "URL")]
+    pub kubeconfig_server: Option<String>,
+}
+
+/// The host's name and addresses.
+#[derive(Debug, Clone, Args)]
+pub struct AddressArgs {
+    /// Name of this node [default: the host name in lower case].
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// Addresses of this node, one a family [default: those of the default route's interface].
+    #[arg(long, value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
+}
+
+/// The node's own settings.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    #[command(flatten)]
+    pub address: AddressArgs,
+    /// Run-time state, lost at a reboot.
+    #[arg(long, default_value = "/run/kelp")]
+    pub run_dir: PathBuf,
+    /// Logs of the pods.
+    #[arg(long, default_value = "/var/log/pods")]
+    pub log_dir: PathBuf,
+    /// Cgroup under which the pods' cgroups are made, relative to each hierarchy's mount point.
+    #[arg(long, default_value = "kelp")]
+    pub cgroup_root: PathBuf,
+    /// cgroup v2 directory where socket programs attach [default: the mount point].
+    #[arg(long)]
+    pub cgroup2_attach: Option<PathBuf>,
+    /// Directory of the pinned BPF maps and links.
+    #[arg(long, default_value = "/sys/fs/bpf/kelp")]
+    pub bpf_dir: PathBuf,
+}
+
+/// `kelp image …`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Import an OCI or docker archive.
+    Import {
+        #[command(flatten)]
+        data: DataArgs,
+        /// The archive, a tar file.
+        archive: PathBuf,
+    },
+    /// List the images.
+    Ls {
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Remove an image.
+    Rm {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Reference or ID of the image.
+        image: String,
+    },
+    /// Remove layers that no image uses.
+    Prune {
+        #[command(flatten)]
+        data: DataArgs,
+    },
+}
+
+/// Arguments of `kelp kubeconfig`.
+#[derive(Debug, Args)]
+pub struct KubeconfigArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// User name of the client.
+    #[arg(long, required_unless_present = "node", conflicts_with = "node")]
+    pub user: Option<String>,
+    /// Group of the client; may be given more than once.
+    #[arg(long = "group", requires = "user")]
+    pub groups: Vec<String>,
+    /// Make the identity of the agent on this node.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// URL of the API server [default: as in the data directory's admin.kubeconfig].
+    #[arg(long)]
+    pub server: Option<String>,
+}
+
+/// Arguments of `kelp check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+/// A range of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// First address.
+    pub network: IpAddr,
+    /// Leading bits that all addresses share.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// The address `index` steps after the first; `None` past the end of the range.
+    pub fn nth(&self, index: u64) -> Option<IpAddr> {
+        match self.network {
+            IpAddr::V4(network) => {
+                let size = 1u64 << (32 - u32::from(self.prefix));
+                let index = u32::try_from(index).ok().filter(|&i| u64::from(i) < size)?;
+                Some(IpAddr::V4(u32::from(network).checked_add(index)?.into()))
+            }
+            IpAddr::V6(network) => {
+                let host_bits = 128 - u32::from(self.prefix);
+                if host_bits < 64 && index >> host_bits != 0 {
+                    return None;
+                }
+                Some(IpAddr::V6(u128::from(network).checked_add(index.into())?.into()))
+            }
+        }
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let example = "write it like 10.96.0.0/16 or fd00:10:96::/112";
+        let (network, prefix) = text.split_once('/').ok_or(format!("no prefix length; {example}"))?;
+        let network: IpAddr =
+            network.parse().map_err(|_| format!("{network:?} is not an address; {example}"))?;
+        let bits: u8 = if network.is_ipv4() { 32 } else { 128 };
+        let prefix: u8 =
+            prefix.parse().ok().filter(|p| *p <= bits).ok_or(format!("prefix length must be 0 to {bits}"))?;
+        let has_host_bits = match network {
+            IpAddr::V4(a) => prefix < 32 && u32::from(a) << prefix != 0,
+            IpAddr::V6(a) => prefix < 128 && u128::from(a) << prefix != 0,
+        };
+        if has_host_bits {
+            return Err(format!("{network} has bits set after the first {prefix}"));
+        }
+        Ok(Self { network, prefix })
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
+/// A range of ports, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').ok_or("write it like 30000-32767")?;
+        let parse = |port: &str| port.parse::<u16>().map_err(|_| format!("{port:?} is not a port"));
+        let range = Self { first: parse(first)?, last: parse(last)? };
+        if range.first == 0 || range.first > range.last {
+            return Err("the first port must be at least 1 and at most the last".to_owned());
+        }
+        Ok(range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ranges() {
+        let cidr: Cidr = "10.96.0.0/16".parse().expect("range");
+        assert_eq!(cidr.nth(1), Some("10.96.0.1".parse().expect("address")));
+        assert_eq!(cidr.nth(65535), Some("10.96.255.255".parse().expect("address")));
+        assert_eq!(cidr.nth(65536), None);
+        let six: Cidr = "fd00:10:96::/112".parse().expect("range");
+        assert_eq!(six.nth(1), Some("fd00:10:96::1".parse().expect("address")));
+        assert_eq!(six.nth(1 << 16), None);
+        assert_eq!("::/0".parse::<Cidr>().expect("range").nth(7), Some("::7".parse().expect("address")));
+        assert_eq!(
+            "0.0.0.0/0".parse::<Cidr>().expect("range").nth(7),
+            Some("0.0.0.7".parse().expect("address"))
+        );
+        for bad in ["10.96.0.1/16", "10.96.0.0", "10.96.0.0/33", "fd00::1/64", "x/8", "::/129"] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+        assert_eq!("1-65535".parse(), Ok(PortRange { first: 1, last: 65535 }));
+        for bad in ["", "5", "5-4", "0-3", "1-65536", "-1-3"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
+    }
+}
