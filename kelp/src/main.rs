@@ -1,15 +1,20 @@
 //! One binary: node agent, dataplane and control plane.
 //!
-//! Argument parsing and wiring only. [`up`] starts the parts by hand; each part is a library that takes its
+//! Argument parsing and wiring only. [`run`] starts the parts by hand; each part is a library that takes its
 //! configuration, a ready Kubernetes client and a shutdown token.
 
 mod check;
 mod cli;
+mod control_plane;
 mod host;
+mod image;
 mod kubeconfig;
 mod logging;
+mod node;
 mod node_address;
+mod parts;
 mod pki;
+mod run;
 mod signals;
 mod systemd;
 
@@ -36,7 +41,7 @@ fn main() -> ExitCode {
         _ => Cli::parse(),
     };
     logging::init(&cli.log_level);
-    match run(cli) {
+    match execute(cli) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("kelp: {error:#}");
@@ -54,8 +59,13 @@ fn invoked_as() -> Option<&'static str> {
         .find(|&component| component == name)
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn execute(cli: Cli) -> Result<ExitCode> {
+    let served = |result: Result<()>| result.map(|()| ExitCode::SUCCESS);
     match cli.command {
+        Command::Up(args) => served(runtime()?.block_on(run::up(*args))),
+        Command::Server(args) => served(runtime()?.block_on(run::server(*args))),
+        Command::Agent(args) => served(runtime()?.block_on(run::agent(*args))),
+        Command::Image(command) => served(image::run(&command)),
         Command::Kubeconfig(args) => kubeconfig::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Version => {

@@ -81,22 +81,36 @@ fn default_routes_v6(table: &str) -> Vec<String> {
     found.into_iter().map(|(_, interface)| interface).collect()
 }
 
+/// The host's interface addresses.
+fn interface_addresses() -> Result<Vec<InterfaceAddress>> {
+    let all = nix::ifaddrs::getifaddrs().context("cannot list the network interfaces")?;
+    let addresses = all.filter_map(|entry| {
+        let storage = entry.address?;
+        let address = storage
+            .as_sockaddr_in()
+            .map(|a| IpAddr::from(a.ip()))
+            .or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))?;
+        Some(InterfaceAddress { interface: entry.interface_name, address })
+    });
+    Ok(addresses.collect())
+}
+
+/// Name of the interface that has one of `addresses`, the first first; not the loopback one, which leads nowhere.
+///
+/// # Errors
+/// Fails if the interfaces cannot be listed.
+pub fn interface_of(addresses: &[IpAddr]) -> Result<Option<String>> {
+    let all = interface_addresses()?;
+    let found = addresses.iter().find_map(|wanted| all.iter().find(|a| a.address == *wanted));
+    Ok(found.map(|a| a.interface.clone()).filter(|name| name != "lo"))
+}
+
 /// This host's addresses; see [`pick`].
 ///
 /// # Errors
 /// Fails if the interfaces cannot be listed or none has a usable address.
 pub fn detect() -> Result<Vec<IpAddr>> {
-    let addresses = nix::ifaddrs::getifaddrs()
-        .context("cannot list the network interfaces")?
-        .filter_map(|entry| {
-            let storage = entry.address?;
-            let address = storage
-                .as_sockaddr_in()
-                .map(|a| IpAddr::from(a.ip()))
-                .or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))?;
-            Some(InterfaceAddress { interface: entry.interface_name, address })
-        })
-        .collect::<Vec<_>>();
+    let addresses = interface_addresses()?;
     // Absent when the kernel lacks the family.
     let mut routes = default_routes_v4(&std::fs::read_to_string("/proc/net/route").unwrap_or_default());
     routes.extend(default_routes_v6(&std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default()));

@@ -56,6 +56,16 @@ pub trait PodDatapath: Send + Sync + 'static {
     -> impl Future<Output = Result<(), DatapathError>> + Send;
 }
 
+impl<T: PodDatapath> PodDatapath for Arc<T> {
+    async fn attach_endpoint(&self, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        (**self).attach_endpoint(endpoint).await
+    }
+
+    async fn detach_endpoint(&self, addresses: &[IpAddr]) -> Result<(), DatapathError> {
+        (**self).detach_endpoint(addresses).await
+    }
+}
+
 /// What can go wrong between the agent and the kernel programs.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {

@@ -73,11 +73,6 @@ impl Pki {
         self.authority.cert_pem()
     }
 
-    /// File of the authority's certificate.
-    pub fn ca_path(&self) -> PathBuf {
-        self.dir.join("ca.crt")
-    }
-
     /// File of the key that signs service account tokens (`sa.pub` beside it verifies them).
     pub fn service_account_key_path(&self) -> PathBuf {
         self.dir.join("sa.key")

@@ -56,11 +56,6 @@ impl LeafSpec {
         Self::client("controller-manager", "system:kube-controller-manager", &[])
     }
 
-    /// The API server towards kubelets.
-    pub fn kubelet_client() -> Self {
-        Self::client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"])
-    }
-
     /// A node's agent.
     pub fn node(name: &str) -> Self {
         Self::client(&format!("node-{name}"), &format!("system:node:{name}"), &["system:nodes"])
@@ -73,18 +68,6 @@ impl LeafSpec {
             common_name: "kube-apiserver".to_owned(),
             organizations: Vec::new(),
             dns_names,
-            addresses,
-            usage: Usage::Server,
-        }
-    }
-
-    /// A node's serving certificate (port 10250).
-    pub fn kubelet_serving(name: &str, addresses: Vec<IpAddr>) -> Self {
-        Self {
-            file: format!("kubelet-{name}"),
-            common_name: format!("system:node:{name}"),
-            organizations: vec!["system:nodes".to_owned()],
-            dns_names: vec![name.to_owned()],
             addresses,
             usage: Usage::Server,
         }

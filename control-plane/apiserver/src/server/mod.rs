@@ -107,10 +107,27 @@ impl ApiServer {
     /// # Errors
     /// Unusable certificates, a store that cannot be written.
     pub async fn run_on(&self, listener: TcpListener) -> Result<(), ServerError> {
-        let tls = tls::server_config(&self.core.config.tls)?;
+        let certificate = tls::fixed_certificate(&self.core.config.tls)?;
+        self.serve(vec![listener], certificate).await
+    }
+
+    /// Serves on listeners that are already bound, with a certificate that may be replaced meanwhile (the
+    /// configuration's is not used).
+    ///
+    /// # Errors
+    /// Unusable certificates, a store that cannot be written.
+    pub async fn serve(
+        &self,
+        listeners: Vec<TcpListener>,
+        certificate: Arc<dyn rustls::server::ResolvesServerCert>,
+    ) -> Result<(), ServerError> {
+        let tls = tls::server_config(&self.core.config.tls, certificate)?;
         self.bootstrap().await?;
         tokio::spawn(self.core.shutdown.clone().run_until_cancelled_owned(compact::run(self.core.clone())));
-        connection::accept(self.core.clone(), listener, tls).await;
+        let accepting = listeners
+            .into_iter()
+            .map(|listener| connection::accept(self.core.clone(), listener, tls.clone()));
+        futures::future::join_all(accepting).await;
         Ok(())
     }
 }

@@ -5,16 +5,31 @@ use crate::config::TlsFiles;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use std::sync::Arc;
 
-pub(super) fn server_config(files: &TlsFiles) -> Result<Arc<rustls::ServerConfig>, ServerError> {
-    let bad = |what: &'static str| move |why: String| ServerError::Tls { what, why };
-    let certificates = |pem: &[u8]| {
-        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
-    };
+fn bad(what: &'static str) -> impl Fn(String) -> ServerError {
+    move |why| ServerError::Tls { what, why }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
+}
+
+/// The certificate of the configuration, for as long as the server runs.
+pub(super) fn fixed_certificate(files: &TlsFiles) -> Result<Arc<dyn ResolvesServerCert>, ServerError> {
     let chain = certificates(&files.certificate).map_err(bad("the server certificate"))?;
     let key = PrivateKeyDer::from_pem_slice(&files.key).map_err(|e| bad("the server key")(e.to_string()))?;
+    let certified = CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
+        .map_err(|e| bad("the server certificate and key")(e.to_string()))?;
+    Ok(Arc::new(SingleCertAndKey::from(certified)))
+}
+
+pub(super) fn server_config(
+    files: &TlsFiles,
+    certificate: Arc<dyn ResolvesServerCert>,
+) -> Result<Arc<rustls::ServerConfig>, ServerError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&files.client_ca).map_err(bad("the client authority"))? {
         roots.add(certificate).map_err(|e| bad("the client authority")(e.to_string()))?;
@@ -28,8 +43,7 @@ pub(super) fn server_config(files: &TlsFiles) -> Result<Arc<rustls::ServerConfig
         .with_safe_default_protocol_versions()
         .map_err(|e| bad("the TLS versions")(e.to_string()))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|e| bad("the server certificate and key")(e.to_string()))?;
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

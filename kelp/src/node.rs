@@ -1,0 +1,146 @@
+//! Starting the node agent with its runtime and dataplane.
+
+use crate::cli::{Cidr, ClusterArgs, NodeArgs};
+use crate::host::Host;
+use crate::node_address;
+use crate::parts::Parts;
+use anyhow::{Context, Result};
+use kelp_agent::app::{self, Parts as AgentParts};
+use kelp_agent::config::AgentConfig;
+use kelp_agent::dataplane::{self, Dataplane};
+use kelp_agent::image::ImageStore;
+use kelp_agent::runtime::{RuntimeConfig, ShimRuntime};
+use kube::Client;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What the agent is started with.
+pub struct Settings<'a> {
+    /// Persistent data.
+    pub data_dir: &'a Path,
+    /// Address ranges.
+    pub cluster: &'a ClusterArgs,
+    /// The node's own settings.
+    pub node: &'a NodeArgs,
+    /// This host.
+    pub host: &'a Host,
+}
+
+/// Directory of the image store.
+pub fn image_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("images")
+}
+
+/// Starts the agent, or only its dataplane; programs are attached when this returns.
+///
+/// # Errors
+/// Fails if the host lacks what the agent needs.
+pub async fn start(
+    settings: Settings<'_>,
+    client: Client,
+    dataplane_only: bool,
+    parts: &mut Parts,
+) -> Result<()> {
+    let Settings { data_dir, cluster, node, host } = settings;
+    let cgroup2 = match &node.cgroup2_attach {
+        Some(dir) => dir.clone(),
+        None => cgroup2_mount()?,
+    };
+    std::fs::create_dir_all(&cgroup2).with_context(|| format!("cannot create {}", cgroup2.display()))?;
+    let ranges = |cidrs: &[Cidr]| cidrs.iter().map(|cidr| (cidr.network, cidr.prefix)).collect::<Vec<_>>();
+    let dataplane_config = dataplane::Config {
+        node_name: host.node_name.clone(),
+        node_addresses: host.node_ips.clone(),
+        uplink: node_address::interface_of(&host.node_ips)?,
+        service_cidrs: ranges(&cluster.service_cidr),
+        cluster_cidrs: ranges(&cluster.cluster_cidr),
+        node_ports: cluster.node_port_range.first..=cluster.node_port_range.last,
+        cgroup: cgroup2.clone(),
+        bpf_directory: node.bpf_dir.clone(),
+        ..dataplane::Config::default()
+    };
+    let dataplane = dataplane::start(dataplane_config, client.clone(), parts.shutdown())
+        .await
+        .context("cannot start the dataplane; `kelp check` tells what the host lacks")?;
+    if dataplane_only {
+        let shutdown = parts.shutdown();
+        parts.spawn("dataplane", async move {
+            shutdown.cancelled().await;
+            drop(dataplane);
+            Ok(())
+        });
+        return Ok(());
+    }
+
+    let images = ImageStore::open(&image_dir(data_dir))?;
+    let runtime_config = RuntimeConfig {
+        run_dir: node.run_dir.clone(),
+        data_dir: data_dir.to_owned(),
+        cgroup_root: node.cgroup_root.clone(),
+        cgroup2_dir: node.cgroup2_attach.clone(),
+    };
+    let runtime =
+        ShimRuntime::open(&runtime_config, images.clone()).await.context("cannot start the runtime")?;
+    let mut config = AgentConfig::new(host.node_name.clone(), host.node_ips.clone());
+    config.data_dir = data_dir.to_owned();
+    config.run_dir = node.run_dir.clone();
+    config.pod_log_dir = node.log_dir.clone();
+    config.cgroup_root = node.cgroup_root.clone();
+    config.cluster_dns = cluster.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).collect();
+    let (synced, datapath_synced) = watch::channel(false);
+    let shutdown = parts.shutdown();
+    let agent = app::run_with(
+        config,
+        client,
+        AgentParts {
+            runtime,
+            images,
+            datapath: dataplane.clone(),
+            datapath_synced,
+            on_pod_cidrs: tell_pod_cidrs(dataplane.clone()),
+        },
+        shutdown.clone(),
+    );
+    parts.spawn("agent", async move { agent.await.context("the agent failed") });
+    parts.spawn("dataplane", async move {
+        let wait = async {
+            dataplane.synced().await;
+            // The agent that listens has ended: so do we.
+            let _ = synced.send(true);
+            shutdown.cancelled().await;
+        };
+        shutdown.run_until_cancelled(wait).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+fn tell_pod_cidrs(
+    dataplane: Arc<Dataplane>,
+) -> Box<dyn Fn(&[kelp_agent::network::ipam::Prefix]) + Send + Sync> {
+    Box::new(move |cidrs| {
+        let ranges = cidrs.iter().map(|cidr| (cidr.address, cidr.length)).collect::<Vec<_>>();
+        if let Err(error) = dataplane.set_pod_cidrs(&ranges) {
+            let error = anyhow::Error::from(error);
+            tracing::error!(
+                error = format!("{error:#}"),
+                "cannot tell the dataplane the node's pod addresses"
+            );
+        }
+    })
+}
+
+/// Mount point of the cgroup v2 hierarchy.
+fn cgroup2_mount() -> Result<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let mut mounts =
+        table.lines().map(|line| line.split_ascii_whitespace().skip(1).take(2).collect::<Vec<_>>());
+    let found = mounts.find_map(|fields| match fields.as_slice() {
+        [point, "cgroup2"] => Some(PathBuf::from(point)),
+        _ => None,
+    });
+    found.context(
+        "no cgroup v2 hierarchy is mounted; `mount -t cgroup2 none /sys/fs/cgroup/unified` mounts one",
+    )
+}

@@ -1,0 +1,119 @@
+//! `kelp up`, `kelp server` and `kelp agent`.
+
+use crate::cli::{AgentArgs, Component, ServerArgs, UpArgs};
+use crate::host::Host;
+use crate::parts::Parts;
+use crate::pki::LeafSpec;
+use crate::{control_plane, node, signals, systemd};
+use anyhow::{Context, Result};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+
+/// Starts parts, tells the service manager, and waits for their end.
+async fn supervise(start: impl AsyncFnOnce(&mut Parts) -> Result<()>) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    signals::install(shutdown.clone())?;
+    let mut parts = Parts::new(shutdown.clone());
+    let started = tokio::select! {
+        started = start(&mut parts) => started,
+        () = shutdown.cancelled() => Ok(()),
+    };
+    match started {
+        Ok(()) => {
+            systemd::notify_ready();
+            parts.run().await
+        }
+        Err(error) => {
+            parts.stop().await;
+            Err(error)
+        }
+    }
+}
+
+/// `kelp up`: everything on this host.
+///
+/// # Errors
+/// Fails if a part cannot start or ends on its own.
+pub async fn up(args: UpArgs) -> Result<()> {
+    let inherited = systemd::inherited_listeners()?;
+    let host = Host::resolve(&args.node.address)?;
+    let data_dir = &args.data.data_dir;
+    supervise(async |parts| {
+        let settings = control_plane::Settings {
+            data_dir,
+            cluster: &args.cluster,
+            api: &args.api,
+            host: &host,
+            inherited,
+        };
+        let api = control_plane::start_apiserver(settings, parts).await?;
+        control_plane::start_scheduler(api.client(&LeafSpec::scheduler()), &host.host_name, parts);
+        let controllers = api.client(&LeafSpec::controller_manager());
+        control_plane::start_controllers(controllers, &args.cluster, Some(api.ca_pem()), parts)?;
+        let settings = node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host };
+        node::start(settings, api.client(&LeafSpec::node(&host.node_name)), false, parts).await
+    })
+    .await
+}
+
+/// `kelp server`: the control plane, or parts of it.
+///
+/// # Errors
+/// Fails if a part cannot start or ends on its own.
+pub async fn server(args: ServerArgs) -> Result<()> {
+    let inherited = systemd::inherited_listeners()?;
+    let host = Host::resolve(&args.node)?;
+    let runs = |component| args.components.contains(&component);
+    supervise(async |parts| {
+        let api = if runs(Component::Apiserver) {
+            let (data_dir, cluster) = (args.data.data_dir.as_path(), &args.cluster);
+            let settings =
+                control_plane::Settings { data_dir, cluster, api: &args.api, host: &host, inherited };
+            Some(control_plane::start_apiserver(settings, parts).await?)
+        } else {
+            None
+        };
+        let client = async |spec: LeafSpec| match (&api, &args.kubeconfig) {
+            (Some(api), _) => Ok(api.client(&spec)),
+            (None, Some(path)) => client_of(path).await,
+            (None, None) => anyhow::bail!("without the apiserver component, --kubeconfig must name one"),
+        };
+        if runs(Component::Scheduler) {
+            control_plane::start_scheduler(client(LeafSpec::scheduler()).await?, &host.host_name, parts);
+        }
+        if runs(Component::Controllers) {
+            let client = client(LeafSpec::controller_manager()).await?;
+            let ca_pem = api.as_ref().map(control_plane::Apiserver::ca_pem);
+            control_plane::start_controllers(client, &args.cluster, ca_pem, parts)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// `kelp agent`: the node.
+///
+/// # Errors
+/// Fails if a part cannot start or ends on its own.
+pub async fn agent(args: AgentArgs) -> Result<()> {
+    let host = Host::resolve(&args.node.address)?;
+    supervise(async |parts| {
+        let client = client_of(&args.kubeconfig).await?;
+        let data_dir = &args.data.data_dir;
+        let settings = node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host };
+        node::start(settings, client, args.dataplane_only, parts).await
+    })
+    .await
+}
+
+/// A client by a kubeconfig file.
+async fn client_of(path: &Path) -> Result<Client> {
+    let problem = || format!("cannot use the kubeconfig {}", path.display());
+    let kubeconfig = Kubeconfig::read_from(path).with_context(problem)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(problem)?;
+    Client::try_from(config).with_context(problem)
+}
