@@ -144,6 +144,12 @@ impl ApiError {
         Self::new(403, "Forbidden", message, Self::about(group, resource, name))
     }
 
+    /// With words before the message.
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        self.0.message.insert_str(0, prefix);
+        self
+    }
+
     /// Adds a cause, e.g. `NamespaceTerminating`.
     pub fn with_cause(mut self, reason: &str, message: &str, field: &str) -> Self {
         let cause = Cause { reason: reason.into(), message: message.into(), field: field.into() };
@@ -178,6 +184,11 @@ impl ApiError {
     /// 406 `NotAcceptable`: no representation the client accepts.
     pub fn not_acceptable(accepted: &[&str]) -> Self {
         let message = format!("only the following media types are accepted: {}", accepted.join(", "));
+        Self::new(406, "NotAcceptable", message, None)
+    }
+
+    /// 406 `NotAcceptable` with its own words.
+    pub fn not_acceptable_because(message: impl Into<String>) -> Self {
         Self::new(406, "NotAcceptable", message, None)
     }
 

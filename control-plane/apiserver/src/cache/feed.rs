@@ -44,8 +44,8 @@ async fn follow(cache: &Arc<Cache>) -> StoreError {
 async fn load(cache: &Arc<Cache>) -> Result<Watcher, StoreError> {
     let prefix = cache.resource.prefix("");
     let now = cache.store.revision();
-    let first = (now - HISTORY).max(0);
-    let mut at = if first > 1 { first } else { 0 };
+    // Revision 1 is the empty store.
+    let mut at = if now > 1 { (now - HISTORY).max(1) } else { 0 };
     let answer = loop {
         let mut request = RangeRequest::prefix(prefix.clone());
         request.revision = at;

@@ -50,7 +50,7 @@ pub(crate) fn serve(
             }
         }
     };
-    let accepted = match negotiate(accept, pretty, false, false) {
+    let accepted = match negotiate(accept, pretty, false, false, "") {
         Ok(accepted) => Accepted { view: crate::request::View::Object, ..accepted },
         Err(error) => return Some(Err(error)),
     };

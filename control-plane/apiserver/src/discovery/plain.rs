@@ -52,8 +52,11 @@ pub(super) fn resources(registry: &Registry, group: &str, version: &str) -> Opti
     rows.sort_by_key(|r| r.plural);
     for row in rows {
         let mut value = json!({"name": row.plural, "singularName": row.singular,
-            "namespaced": row.namespaced, "kind": row.kind, "verbs": row.verbs,
-            "storageVersionHash": storage_hash(row.group, row.version, row.kind)});
+        "namespaced": row.namespaced, "kind": row.kind, "verbs": row.verbs,
+        });
+        if row.verbs.contains(&"list") {
+            value["storageVersionHash"] = storage_hash(row.group, row.version, row.kind).into();
+        }
         if !row.short_names.is_empty() {
             value["shortNames"] = row.short_names.into();
         }

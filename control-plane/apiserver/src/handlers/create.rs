@@ -85,8 +85,10 @@ pub(super) async fn insert(
             Ok(Written::Conflict(_)) if generate => {
                 return Err(ApiError::generate_name_conflict(resource.group, resource.plural, &name));
             }
-            Ok(Written::Conflict(_)) => {
-                return Err(ApiError::already_exists(resource.group, resource.plural, &name));
+            Ok(Written::Conflict(present)) => {
+                let error = ApiError::already_exists(resource.group, resource.plural, &name);
+                let leaving = present.is_some_and(|p| crate::object::is_deleting(&p.object));
+                return Err(if leaving { error.with_prefix("object is being deleted: ") } else { error });
             }
             Err(error) => return Err(error),
         }

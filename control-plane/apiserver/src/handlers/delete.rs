@@ -2,6 +2,7 @@
 
 use super::modify::{Change, Outcome, modify};
 use super::{Context, Reply, lifecycle};
+use crate::codec;
 use crate::error::ApiError;
 use crate::gvk::GroupVersionKind;
 use crate::machinery::{self, FieldValidation};
@@ -71,6 +72,22 @@ pub(super) fn options(context: &Context) -> Result<DeleteOptions, ApiError> {
 
 fn body(context: &Context) -> Result<Value, ApiError> {
     let kind = GroupVersionKind::new("", "v1", "DeleteOptions");
+    let media = context.content_type.as_deref().unwrap_or("application/json");
+    if media.starts_with("application/json") {
+        // Upstream decodes these options with another scheme, whose words differ.
+        let value = codec::parse_json(&context.body).map_err(|why| {
+            ApiError::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
+        })?;
+        let named = object::str_at(&value, &["kind"]);
+        if !matches!(named, "" | "DeleteOptions") {
+            return Err(ApiError::bad_request(format!(
+                "no kind {} is registered for version {} in scheme \
+                 \"pkg/apis/meta/internalversion/scheme/register.go:27\"",
+                crate::error::quote(named),
+                crate::error::quote(object::str_at(&value, &["apiVersion"]))
+            )));
+        }
+    }
     Ok(machinery::decode(context.content_type.as_deref(), &context.body, &kind, FieldValidation::Ignore)?
         .object)
 }
@@ -131,7 +148,7 @@ fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<C
     let resource = &context.resource;
     let mut new = old.clone();
     if resource.kind == "Namespace" {
-        return namespace(context, old, new);
+        return namespace(old, new);
     }
     propagate(&mut new, options.propagation);
     let held = object::finalizers(&new).next().is_some();
@@ -152,10 +169,10 @@ fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<C
                 metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
             }
             let left = object::int_at(&new, &["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
-            return Ok(if left == 0 && !held { Change::Remove(new) } else { Change::Put(new) });
+            return Ok(if left == 0 && !held { Change::MarkThenRemove(new) } else { Change::Put(new) });
         }
         mark(&mut new, grace);
-        return Ok(if grace == 0 && !held { Change::Remove(new) } else { Change::Put(new) });
+        return Ok(if grace == 0 && !held { Change::MarkThenRemove(new) } else { Change::Put(new) });
     }
     if !held {
         return Ok(Change::Remove(new));
@@ -166,22 +183,26 @@ fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<C
     Ok(Change::Put(new))
 }
 
-fn namespace(context: &Context, old: &Value, mut new: Value) -> Result<Change, ApiError> {
+/// The first deletion only marks: what the namespace holds has to go before it.
+fn namespace(old: &Value, mut new: Value) -> Result<Change, ApiError> {
     if !is_deleting(old) {
         let metadata = meta_mut(&mut new);
         metadata.insert("deletionTimestamp".into(), object::now().into());
         object::map_mut(&mut new, "status").insert("phase".into(), "Terminating".into());
-        return Ok(Change::Put(new));
+        return Ok(Change::Mark(new));
     }
-    if !list_at(old, &["spec", "finalizers"]).is_empty() {
-        let why = "The system is ensuring all content is removed from this namespace.  Upon completion, this \
-                   namespace will automatically be purged by the system.";
-        return Err(ApiError::conflict("", "namespaces", &context.info.name, why));
-    }
-    Ok(if object::finalizers(old).next().is_some() { Change::Put(new) } else { Change::Remove(new) })
+    let held = !list_at(old, &["spec", "finalizers"]).is_empty() || object::finalizers(old).next().is_some();
+    Ok(if held { Change::Mark(new) } else { Change::Remove(new) })
 }
 
+/// Namespaces that a cluster cannot be without.
+const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
+
 async fn run(context: &Context, options: &DeleteOptions) -> Result<Outcome, ApiError> {
+    if context.resource.kind == "Namespace" && IMMORTAL.contains(&context.info.name.as_str()) {
+        let why = "this namespace may not be deleted";
+        return Err(ApiError::forbidden("", "namespaces", &context.info.name, why));
+    }
     modify(context, options.dry_run, |stored| computed(context, options, &stored.object)).await
 }
 

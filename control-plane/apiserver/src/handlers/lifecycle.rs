@@ -53,15 +53,13 @@ pub(super) fn place(context: &Context, object: &mut Value) -> Result<(), ApiErro
 
 /// Metadata of a new object that only the server sets.
 pub(super) fn new_metadata(object: &mut Value, generation: bool) {
+    if generation {
+        meta_mut(object).remove("generation");
+    }
     let metadata = meta_mut(object);
-    for field in [
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "selfLink",
-        "resourceVersion",
-        "generation",
-        "managedFields",
-    ] {
+    for field in
+        ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "managedFields"]
+    {
         metadata.remove(field);
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());

@@ -170,11 +170,8 @@ async fn page(context: &Context, options: &ListOptions, filter: &Filter) -> Resu
         }
         (None, version) if !version.is_empty() && options.limit > 0 => {
             // A first page at a version is that of exactly this version.
-            if wanted > context.core.store.revision() {
-                cache.wait_for(wanted).await?;
-            }
             cache.wait_for(wanted).await?;
-            Ok(from_cache(context, options, filter, None))
+            from_store(context, options, filter, wanted, None).await
         }
         (_, version) if !version.is_empty() => {
             cache.wait_for(wanted).await?;

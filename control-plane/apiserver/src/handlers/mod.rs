@@ -58,12 +58,21 @@ impl Context {
 
     /// What the client accepts for a single object.
     pub(crate) fn accepted(&self) -> Result<Accepted, ApiError> {
-        accept(self.accept.as_deref(), self.pretty, false, false)
+        accept(self.accept.as_deref(), self.pretty, false, false, &self.go_type(""))
     }
 
     /// What the client accepts for a collection.
     pub(crate) fn accepted_list(&self, watch: bool) -> Result<Accepted, ApiError> {
-        accept(self.accept.as_deref(), self.pretty, true, watch)
+        accept(self.accept.as_deref(), self.pretty, true, watch, &self.go_type("List"))
+    }
+
+    /// The type as error messages name it, e.g. `*core.PodList`.
+    fn go_type(&self, suffix: &str) -> String {
+        let package = match self.resource.group.split('.').next().unwrap_or_default() {
+            "" => "core",
+            first => first,
+        };
+        format!("*{package}.{}{suffix}", self.resource.kind)
     }
 
     /// 404 about the named object.
@@ -149,6 +158,7 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
         "get" => get::get(&context).await,
         "list" => list::list(&context).await,
         "watch" => watch::watch(&context).await,
+        "create" if context.resource.kind == "Binding" => subresource::bind_named(context).await,
         "create" => create::create(&context).await,
         "update" => update::update(&context, update::Part::Main).await,
         "patch" => update::patch(&context, update::Part::Main).await,

@@ -1,7 +1,7 @@
 //! The loop of every change: read, compute, write if nothing else was written in between.
 
 use super::{Context, lifecycle};
-use crate::error::ApiError;
+use crate::error::{ApiError, FieldError};
 use crate::object::{is_deleting, meta_mut};
 use crate::storage::{self, Stored, Written};
 use serde_json::Value;
@@ -13,8 +13,12 @@ const ATTEMPTS: usize = 100;
 pub(super) enum Change {
     /// Write it, or remove it when its deletion is complete.
     Put(Value),
+    /// Write it, whatever its state.
+    Mark(Value),
     /// Remove it; the state to answer with.
     Remove(Value),
+    /// Write its last state for watchers to see, then remove it.
+    MarkThenRemove(Value),
 }
 
 /// Result of a change.
@@ -49,31 +53,46 @@ pub(super) async fn modify(
     let mut current = storage::read(store, resource, &key).await?;
     for _ in 0..ATTEMPTS {
         let Some(stored) = current else { return Err(context.not_found()) };
-        let change = compute(&stored)?;
-        let written = match change {
-            Change::Put(object) if !is_done(&object) => {
+        let (object, revision, update) = match compute(&stored)? {
+            Change::Put(object) if is_done(&object) => (object, stored.revision, true),
+            Change::Remove(object) => (object, stored.revision, false),
+            Change::MarkThenRemove(object) => match put(context, &stored, object, &key, dry).await? {
+                Ok(outcome) => (outcome.object, outcome.revision, false),
+                Err(conflict) => {
+                    current = conflict;
+                    continue;
+                }
+            },
+            Change::Put(object) | Change::Mark(object) => {
                 match put(context, &stored, object, &key, dry).await? {
                     Ok(outcome) => return Ok(outcome),
-                    Err(conflict) => conflict,
-                }
-            }
-            Change::Put(mut object) | Change::Remove(mut object) => {
-                if dry {
-                    return Ok(Outcome { object, revision: stored.revision, removed: true });
-                }
-                match storage::remove(store, resource, &key, stored.revision).await? {
-                    Written::Done(revision) => {
-                        meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
-                        context.core.release(resource, &stored.object).await;
-                        return Ok(Outcome { object, revision, removed: true });
+                    Err(conflict) => {
+                        current = conflict;
+                        continue;
                     }
-                    Written::Conflict(present) => present,
                 }
             }
         };
-        current = written;
+        if dry {
+            return Ok(Outcome { object, revision, removed: true });
+        }
+        match storage::remove(store, resource, &key, revision).await? {
+            Written::Done(removed) => {
+                context.core.release(resource, &stored.object).await;
+                // An update that ends a deletion answers with the version it saw, a deletion with its own.
+                let shown = if update { revision } else { removed };
+                return Ok(Outcome { object: versioned(object, shown), revision: shown, removed: true });
+            }
+            Written::Conflict(present) => current = present,
+        }
     }
     Err(ApiError::modified(resource.group, resource.plural, &context.info.name))
+}
+
+/// The object with a resourceVersion.
+fn versioned(mut object: Value, revision: i64) -> Value {
+    meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
+    object
 }
 
 async fn put(
@@ -86,9 +105,10 @@ async fn put(
     let resource = &context.resource;
     let held = context.core.allocate(resource, Some(&stored.object), &mut object, dry).await?;
     let bytes = storage::to_stored(resource, &object);
-    let with_version = |mut object: Value, revision: i64| {
-        meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
-        Outcome { object, revision, removed: false }
+    let with_version = |object: Value, revision: i64| Outcome {
+        object: versioned(object, revision),
+        revision,
+        removed: false,
     };
     if dry || stored.is_same(&bytes) {
         // Nothing changes: no write, no event, the old version.
@@ -111,6 +131,11 @@ pub(super) fn check_version(context: &Context, new: &Value, stored: &Stored) -> 
     let uid = crate::object::meta(new, "uid");
     let present = crate::object::meta(&stored.object, "uid");
     if !uid.is_empty() && uid != present {
+        if context.info.verb == "patch" {
+            let immutable = || FieldError::invalid("metadata.uid", uid, "field is immutable");
+            let errors = [immutable(), immutable()];
+            return Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &errors));
+        }
         let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {present}");
         return Err(ApiError::conflict(resource.group, resource.plural, &context.info.name, &why));
     }
@@ -121,11 +146,8 @@ pub(super) fn check_version(context: &Context, new: &Value, stored: &Stored) -> 
         Ok(version) if version == stored.revision => Ok(()),
         Ok(_) => Err(ApiError::modified(resource.group, resource.plural, &context.info.name)),
         Err(_) => {
-            let error = crate::error::FieldError::invalid(
-                "metadata.resourceVersion",
-                version,
-                "must be specified for an update",
-            );
+            let error =
+                FieldError::invalid("metadata.resourceVersion", version, "must be specified for an update");
             Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &[error]))
         }
     }

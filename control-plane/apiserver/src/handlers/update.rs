@@ -47,9 +47,12 @@ fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> R
             crate::machinery::apply_defaults(&resource.gvk(), &mut new);
         }
         Part::Finalize => {
-            let finalizers = new.pointer("/spec/finalizers").cloned();
-            new = old.clone();
-            object::set_or_remove(object::map_mut(&mut new, "spec"), "finalizers", finalizers);
+            let status = old.get("status").cloned();
+            if let Some(map) = new.as_object_mut() {
+                object::set_or_remove(map, "status", status);
+            }
+            lifecycle::keep_metadata(&mut new, old);
+            crate::registry::label_namespace(&mut new);
             if object::list_at(&new, &["spec", "finalizers"]).is_empty() {
                 object::map_mut(&mut new, "spec").remove("finalizers");
             }
@@ -58,7 +61,7 @@ fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> R
     let errors = match part {
         Part::Main => crate::machinery::validate_update(&resource.gvk(), &new, old),
         Part::Status => crate::machinery::validate_status(&resource.gvk(), &new, old),
-        Part::Finalize => Vec::new(),
+        Part::Finalize => crate::machinery::validate_create(&resource.gvk(), &new),
     };
     if errors.is_empty() {
         return Ok(new);
@@ -85,7 +88,7 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
                 crate::error::BadValue::Text("0".to_owned()),
                 "must be specified for an update",
             );
-            return Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &[error]));
+            return Err(ApiError::invalid(resource.group, resource.plural, &context.info.name, &[error]));
         }
     }
     let result =

@@ -32,21 +32,19 @@ static NAMESPACE: Strategy = Strategy {
         }
         object["spec"] = serde_json::json!({"finalizers": finalizers});
         object["status"] = serde_json::json!({"phase": "Active"});
-        let name = crate::object::meta(object, "name").to_owned();
-        if !name.is_empty() {
-            label_namespace(object, &name);
-        }
+        label_namespace(object);
     },
     prepare_update: |new, old| {
         carry(new, old, &["spec", "status"]);
-        let name = crate::object::meta(old, "name").to_owned();
-        label_namespace(new, &name);
+        label_namespace(new);
     },
     delete_returns_object: true,
     ..Strategy::PLAIN
 };
 
-fn label_namespace(object: &mut Value, name: &str) {
+/// Every namespace is labelled with its name.
+pub(crate) fn label_namespace(object: &mut Value) {
+    let name = crate::object::meta(object, "name").to_owned();
     let metadata = crate::object::meta_mut(object);
     let labels = metadata.entry("labels").or_insert_with(|| serde_json::json!({}));
     if !labels.is_object() {
@@ -201,6 +199,15 @@ pub(super) const BASE: Resource = Resource {
 
 pub(super) fn rows() -> Vec<Resource> {
     vec![
+        // Not stored: a binding is applied to its pod.
+        Resource {
+            plural: "bindings",
+            singular: "binding",
+            kind: "Binding",
+            verbs: &["create"],
+            storage_prefix: "/registry/bindings/",
+            ..BASE
+        },
         Resource {
             plural: "configmaps",
             singular: "configmap",

@@ -8,6 +8,7 @@ pub(crate) mod event;
 pub(crate) mod pod;
 mod strategy;
 
+pub(crate) use core::label_namespace;
 pub use strategy::*;
 
 use crate::gvk::GroupVersionKind;

@@ -11,7 +11,7 @@ pub(super) fn prepare_create(object: &mut Value) {
     if gated {
         object["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False",
             "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates",
-            "lastProbeTime": null, "lastTransitionTime": null}]);
+            "lastProbeTime": null, "lastTransitionTime": crate::object::now()}]);
     }
 }
 

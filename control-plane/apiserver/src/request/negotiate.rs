@@ -71,8 +71,21 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
     out
 }
 
+fn mismatch(asked: &str, is: &str, object: &str) -> ApiError {
+    ApiError::not_acceptable_because(format!(
+        "you requested {asked}, but the requested object is {is} ({object})"
+    ))
+}
+
 /// Chooses from an Accept header. `list`: whether the answer is a collection; `watch`: only framed JSON is served.
-pub fn accept(header: Option<&str>, pretty: bool, list: bool, watch: bool) -> Result<Accepted, ApiError> {
+/// `object` names the answer's type for the error when single and list are confused.
+pub fn accept(
+    header: Option<&str>,
+    pretty: bool,
+    list: bool,
+    watch: bool,
+    object: &str,
+) -> Result<Accepted, ApiError> {
     let header = header.map(str::trim).filter(|h| !h.is_empty()).unwrap_or("application/json");
     for clause in clauses(header) {
         let format = match clause.main {
@@ -90,10 +103,16 @@ pub fn accept(header: Option<&str>, pretty: bool, list: bool, watch: bool) -> Re
         let view = match (parameter("as"), version) {
             (None, _) => View::Object,
             (Some("Table"), Some(version)) if own_group => View::Table(version),
-            (Some("PartialObjectMetadata"), Some(version)) if own_group && (!list || watch) => {
+            (Some("PartialObjectMetadata"), Some(version)) if own_group => {
+                if list && !watch {
+                    return Err(mismatch("PartialObjectMetadata", "a list", object));
+                }
                 View::Partial(version)
             }
-            (Some("PartialObjectMetadataList"), Some(version)) if own_group && list && !watch => {
+            (Some("PartialObjectMetadataList"), Some(version)) if own_group => {
+                if !list || watch {
+                    return Err(mismatch("PartialObjectMetadataList", "not a list", object));
+                }
                 View::Partial(version)
             }
             _ => continue,
@@ -110,15 +129,24 @@ mod tests {
     #[test]
     fn kubectl_and_client_go_headers() {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
-        assert_eq!(accept(Some(kubectl), false, true, false).map(|a| a.view), Ok(View::Table("v1")));
+        assert_eq!(
+            accept(Some(kubectl), false, true, false, "*core.Pod").map(|a| a.view),
+            Ok(View::Table("v1"))
+        );
         let typed = "application/vnd.kubernetes.protobuf,application/json";
-        assert_eq!(accept(Some(typed), false, true, false).map(|a| a.view), Ok(View::Object));
+        assert_eq!(accept(Some(typed), false, true, false, "*core.Pod").map(|a| a.view), Ok(View::Object));
         let meta = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
-        assert_eq!(accept(Some(meta), false, true, false).map(|a| a.view), Ok(View::Partial("v1")));
-        assert_eq!(accept(None, false, false, false).map(|a| a.format), Ok(Format::Json));
-        assert_eq!(accept(Some("*/*"), false, false, false).map(|a| a.format), Ok(Format::Json));
-        assert_eq!(accept(Some("application/yaml"), false, false, false).map(|a| a.format), Ok(Format::Yaml));
-        let error = accept(Some("text/plain"), false, false, false).expect_err("not served");
+        assert_eq!(
+            accept(Some(meta), false, true, false, "*core.Pod").map(|a| a.view),
+            Ok(View::Partial("v1"))
+        );
+        assert_eq!(accept(None, false, false, false, "*core.Pod").map(|a| a.format), Ok(Format::Json));
+        assert_eq!(accept(Some("*/*"), false, false, false, "*core.Pod").map(|a| a.format), Ok(Format::Json));
+        assert_eq!(
+            accept(Some("application/yaml"), false, false, false, "*core.Pod").map(|a| a.format),
+            Ok(Format::Yaml)
+        );
+        let error = accept(Some("text/plain"), false, false, false, "*core.Pod").expect_err("not served");
         assert_eq!(error.code(), 406);
     }
 }

@@ -137,7 +137,7 @@ impl Incoming {
     }
 
     fn error_format(&self) -> Accepted {
-        accept(text(&self.headers, header::ACCEPT).as_deref(), self.pretty, false, false)
+        accept(text(&self.headers, header::ACCEPT).as_deref(), self.pretty, false, false, "")
             .map(|accepted| Accepted { view: View::Object, ..accepted })
             .unwrap_or(Accepted { format: Format::Json, view: View::Object, pretty: self.pretty })
     }
@@ -295,7 +295,9 @@ fn render(incoming: &Incoming, reply: Reply) -> Response<AnswerBody> {
             headers.insert("audit-id", audit);
         }
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+        if !reply.content_type.is_empty() {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+        }
         for warning in &reply.warnings {
             let text = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
