@@ -1,0 +1,282 @@
+//! The server behind kube's client: informers, restarts, conflicts, limits.
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
+use kelp_apiserver::{ApiServer, Config, TlsFiles, UserInfo};
+use kelp_store::{EmbeddedStore, StoreOptions};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchParams};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// One life of the server over a directory.
+struct Life {
+    server: ApiServer,
+    store: Arc<EmbeddedStore>,
+    shutdown: CancellationToken,
+}
+
+impl Life {
+    async fn begin(directory: &Path) -> Result<Self> {
+        let tls = TlsFiles { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
+        let mut config = Config::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), tls);
+        config.service_cidrs.truncate(1);
+        let store = Arc::new(EmbeddedStore::open(directory, StoreOptions::default())?);
+        let shutdown = CancellationToken::new();
+        let server = ApiServer::new(config, store.clone(), shutdown.clone())?;
+        server.bootstrap().await?;
+        Ok(Life { server, store, shutdown })
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.server.client_service(UserInfo::admin("admin")), "default")
+    }
+
+    async fn end(self) {
+        self.shutdown.cancel();
+        self.store.close().await;
+    }
+}
+
+fn config_map(name: &str, value: &str) -> Result<ConfigMap> {
+    Ok(serde_json::from_value(json!({"metadata": {"name": name}, "data": {"v": value}}))?)
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), wait).await.with_context(|| format!("waiting for {what}"))
+}
+
+/// What an informer's cache holds, as name → (version, value).
+fn contents(store: &reflector::Store<ConfigMap>) -> BTreeMap<String, (Option<String>, Option<String>)> {
+    store
+        .state()
+        .iter()
+        .map(|c| {
+            let value = c.data.as_ref().and_then(|d| d.get("v").cloned());
+            (c.name_any(), (c.resource_version(), value))
+        })
+        .collect()
+}
+
+async fn listed(client: &Client) -> Result<BTreeMap<String, (Option<String>, Option<String>)>> {
+    let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    Ok(api
+        .list(&ListParams::default())
+        .await?
+        .into_iter()
+        .map(|c| {
+            let value = c.data.as_ref().and_then(|d| d.get("v").cloned());
+            (c.name_any(), (c.resource_version(), value))
+        })
+        .collect())
+}
+
+#[tokio::test]
+async fn informers_hold_what_the_server_holds() -> Result<()> {
+    for streaming in [false, true] {
+        let directory = tempfile::tempdir()?;
+        let life = Life::begin(directory.path()).await?;
+        let client = life.client();
+        let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
+        api.create(&PostParams::default(), &config_map("early", "0")?).await?;
+        let (reader, writer) = reflector::store();
+        let config = if streaming {
+            watcher::Config::default().streaming_lists()
+        } else {
+            watcher::Config::default().page_size(2)
+        };
+        let stream = watcher(api.clone(), config).default_backoff().reflect(writer);
+        let informer = tokio::spawn(async move { stream.for_each(|_| async {}).await });
+        reader.wait_until_ready().await?;
+        for n in 0..20 {
+            let name = format!("c{}", n % 7);
+            match n % 3 {
+                0 | 1 => {
+                    let patch = Patch::Merge(json!({"data": {"v": n.to_string()}}));
+                    if api.patch(&name, &PatchParams::default(), &patch).await.is_err() {
+                        api.create(&PostParams::default(), &config_map(&name, "new")?).await?;
+                    }
+                }
+                _ => drop(api.delete(&name, &DeleteParams::default()).await),
+            }
+        }
+        let want = listed(&client).await?;
+        ensure!(want.contains_key("early"));
+        eventually("the informer", || contents(&reader) == want).await?;
+        informer.abort();
+        life.end().await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was_before_a_restart() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let api: Api<ConfigMap> = Api::default_namespaced(life.client());
+    let first = api.create(&PostParams::default(), &config_map("a", "1")?).await?;
+    let version = first.resource_version().context("version")?;
+    api.create(&PostParams::default(), &config_map("b", "1")?).await?;
+    api.delete("a", &DeleteParams::default()).await?;
+    drop(api);
+    life.end().await;
+
+    let life = Life::begin(directory.path()).await?;
+    let api: Api<ConfigMap> = Api::default_namespaced(life.client());
+    ensure!(api.get("b").await?.data.is_some());
+    ensure!(api.get_opt("a").await?.is_none());
+    let mut events = api.watch(&WatchParams::default().timeout(5), &version).await?.boxed();
+    let mut seen = Vec::new();
+    while let Some(event) = events.try_next().await? {
+        match event {
+            kube::api::WatchEvent::Added(o) => seen.push(format!("added {}", o.name_any())),
+            kube::api::WatchEvent::Modified(o) => seen.push(format!("modified {}", o.name_any())),
+            kube::api::WatchEvent::Deleted(o) => seen.push(format!("deleted {}", o.name_any())),
+            kube::api::WatchEvent::Bookmark(_) => {}
+            kube::api::WatchEvent::Error(e) => anyhow::bail!("{e:?}"),
+        }
+        if seen.len() == 2 {
+            break;
+        }
+    }
+    ensure!(seen == ["added b", "deleted a"], "{seen:?}");
+    drop(events);
+    life.end().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_writers_with_one_version_one_wins() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let api: Api<ConfigMap> = Api::default_namespaced(life.client());
+    let seen = api.create(&PostParams::default(), &config_map("a", "0")?).await?;
+    let writes = (1..=16).map(|n| {
+        let (api, mut mine) = (api.clone(), seen.clone());
+        mine.data = Some(BTreeMap::from([("v".to_owned(), n.to_string())]));
+        async move { api.replace("a", &PostParams::default(), &mine).await }
+    });
+    let results = futures::future::join_all(writes).await;
+    let won = results.iter().filter(|r| r.is_ok()).count();
+    ensure!(won == 1, "{won} writers won");
+    for error in results.into_iter().filter_map(Result::err) {
+        ensure!(matches!(&error, kube::Error::Api(status) if status.code == 409), "{error}");
+    }
+    // Patches without a version never conflict: each is applied to what is there.
+    let patches = (0..16).map(|n| {
+        let api = api.clone();
+        let patch = Patch::Merge(json!({"data": {format!("k{n}"): "x"}}));
+        async move { api.patch("a", &PatchParams::default(), &patch).await }
+    });
+    for result in futures::future::join_all(patches).await {
+        result?;
+    }
+    ensure!(api.get("a").await?.data.map(|d| d.len()) == Some(17));
+    life.end().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn everybody_else_is_refused() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let bob = UserInfo::authenticated("bob", Vec::new());
+    let client = Client::new(life.server.client_service(bob), "default");
+    let error = Api::<Pod>::default_namespaced(client).list(&ListParams::default()).await.err();
+    let Some(kube::Error::Api(status)) = error else { anyhow::bail!("{error:?}") };
+    ensure!(status.code == 403 && status.reason == "Forbidden", "{status:?}");
+    let node = UserInfo::authenticated("system:node:n", ["system:nodes".to_owned()]);
+    let client = Client::new(life.server.client_service(node), "default");
+    let nodes: Api<Node> = Api::all(client);
+    let object: Node = serde_json::from_value(json!({"metadata": {"name": "n"}}))?;
+    nodes.create(&PostParams::default(), &object).await?;
+    life.end().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_lists_come_whole_and_in_pages() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let api: Api<ConfigMap> = Api::default_namespaced(life.client());
+    let creates = (0..250).map(|n| {
+        let api = api.clone();
+        async move {
+            api.create(&PostParams::default(), &config_map(&format!("c{n:03}"), "x")?).await?;
+            anyhow::Ok(())
+        }
+    });
+    futures::stream::iter(creates).buffer_unordered(32).try_collect::<Vec<()>>().await?;
+    let whole = api.list(&ListParams::default()).await?;
+    ensure!(whole.items.len() == 250);
+    let mut pages = Vec::new();
+    let mut params = ListParams::default().limit(99);
+    loop {
+        let page = api.list(&params).await?;
+        let remaining = page.metadata.remaining_item_count;
+        let next = page.metadata.continue_.clone();
+        pages.extend(page.items.iter().map(ResourceExt::name_any));
+        ensure!(remaining.unwrap_or(0) as usize == 250 - pages.len());
+        match next.filter(|n| !n.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => break,
+        }
+    }
+    let names: Vec<String> = whole.items.iter().map(ResourceExt::name_any).collect();
+    ensure!(pages == names);
+    life.end().await;
+    Ok(())
+}
+
+async fn raw(client: &Client, request: http::Request<Vec<u8>>) -> Result<(u16, Value)> {
+    let response = client.send(request.map(kube::client::Body::from)).await?;
+    let code = response.status().as_u16();
+    let bytes = http_body_util::BodyExt::collect(response.into_body()).await?.to_bytes();
+    Ok((code, serde_json::from_slice(&bytes).unwrap_or_default()))
+}
+
+#[tokio::test]
+async fn bad_input_gets_the_right_status() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let client = life.client();
+    let post = |body: Vec<u8>, media: &str| {
+        http::Request::post("/api/v1/namespaces/default/configmaps")
+            .header("content-type", media)
+            .body(body)
+            .context("request")
+    };
+    let (code, status) = raw(&client, post(vec![b'x'; 4 << 20], "application/json")?).await?;
+    ensure!(code == 413 && status["reason"] == "RequestEntityTooLarge", "{code} {status}");
+    let mut deep = vec![b'['; 100_000];
+    deep.extend(vec![b']'; 100_000]);
+    let (code, _) = raw(&client, post(deep, "application/json")?).await?;
+    ensure!(code == 400, "{code}");
+    let (code, _) =
+        raw(&client, post(b"k8s\0\xff\xff\xff".to_vec(), "application/vnd.kubernetes.protobuf")?).await?;
+    ensure!(code == 400, "{code}");
+    let (code, _) = raw(&client, post(b"{}".to_vec(), "text/plain")?).await?;
+    ensure!(code == 415, "{code}");
+    let get = |path: &str| http::Request::get(path).body(Vec::new()).context("request");
+    let (code, _) =
+        raw(&client, get("/api/v1/namespaces/default/pods?resourceVersion=9223372036854775807")?).await?;
+    ensure!(code == 504, "{code}");
+    let (code, _) = raw(&client, get("/api/v1/nonsense")?).await?;
+    ensure!(code == 404, "{code}");
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    ensure!(namespaces.get("default").await.is_ok());
+    life.end().await;
+    Ok(())
+}
