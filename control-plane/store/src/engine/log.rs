@@ -21,7 +21,7 @@ use format::{FRAME_HEADER, FrameWriter, MAX_PAYLOAD, RECORD_HEADER};
 use parking_lot::{Mutex, RwLock};
 use reclaim::Rewrite;
 use segment::{Active, Dead, Place, Segment};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,7 +61,7 @@ struct State {
     meta: BTreeMap<String, Bytes>,
     segments: BTreeMap<u32, Segment>,
     /// Copies of records that are not needed any more but still on disk.
-    dead: HashMap<RevKey, Dead>,
+    dead: BTreeMap<RevKey, Dead>,
 }
 
 struct LogWriter {

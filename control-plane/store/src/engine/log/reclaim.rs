@@ -99,7 +99,7 @@ impl LogEngine {
                     }
                     Entry::Removal { at } => {
                         let needed = state.dead.get(&at).filter(|dead| dead.removal == Some(rewrite.id));
-                        if needed.is_some_and(|dead| dead.copies.iter().any(|copy| *copy != rewrite.id)) {
+                        if needed.is_some_and(|dead| dead.has_copy_outside(rewrite.id)) {
                             frame.removal(at);
                             removals.push(at);
                         }

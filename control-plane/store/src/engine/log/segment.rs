@@ -5,6 +5,7 @@ use super::format::{FrameWriter, REMOVAL, SEGMENT_HEADER, segment_header};
 use super::{EngineError, State, record_size};
 use crate::record::RevKey;
 use bytes::Bytes;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,12 +30,38 @@ pub(super) struct Segment {
 }
 
 /// A record that is not needed any more and still on disk: its removal must stay on disk as long.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Dead {
-    /// Segments that hold a copy.
-    pub copies: Vec<u32>,
+    /// A segment that holds a copy.
+    copy: u32,
     /// Segment that holds the removal; none while another copy of the record is in use.
     pub removal: Option<u32>,
+    /// Other segments that hold a copy: rare, so small when there are none.
+    #[expect(clippy::box_collection, reason = "one word instead of three in each of very many")]
+    more: Option<Box<Vec<u32>>>,
+}
+
+impl Dead {
+    /// A copy lies in another segment than this one.
+    pub(super) fn has_copy_outside(&self, segment: u32) -> bool {
+        self.copy != segment
+            || self.more.as_ref().is_some_and(|more| more.iter().any(|copy| *copy != segment))
+    }
+
+    fn has_copy_in(&self, segment: u32) -> bool {
+        self.copy == segment || self.more.as_ref().is_some_and(|more| more.contains(&segment))
+    }
+
+    /// Forgets the copies in a segment; `false`: there are no others.
+    fn keeps_without(&mut self, segment: u32) -> bool {
+        let mut left = self.more.take().map_or_else(Vec::new, |more| *more);
+        left.push(self.copy);
+        left.retain(|copy| *copy != segment);
+        let Some(copy) = left.pop() else { return false };
+        self.copy = copy;
+        self.more = (!left.is_empty()).then(|| Box::new(left));
+        true
+    }
 }
 
 pub(super) fn path(dir: &Path, id: u32) -> PathBuf {
@@ -54,12 +81,22 @@ impl State {
         }
     }
 
+    /// A copy of a record is not needed any more.
+    fn bury(&mut self, at: RevKey, segment: u32) {
+        match self.dead.entry(at) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Dead { copy: segment, removal: None, more: None });
+            }
+            Entry::Occupied(dead) => dead.into_mut().more.get_or_insert_default().push(segment),
+        }
+    }
+
     /// A record was written; an older copy of it is not needed any more.
     pub(super) fn place(&mut self, at: RevKey, place: Place) {
         self.live(place.segment, |live| live + record_size(place.len));
         if let Some(old) = self.places.insert(at, place) {
             self.live(old.segment, |live| live.saturating_sub(record_size(old.len)));
-            self.dead.entry(at).or_default().copies.push(old.segment);
+            self.bury(at, old.segment);
         }
     }
 
@@ -67,7 +104,7 @@ impl State {
     pub(super) fn remove(&mut self, at: RevKey, segment: u32) {
         if let Some(old) = self.places.remove(&at) {
             self.live(old.segment, |live| live.saturating_sub(record_size(old.len)));
-            self.dead.entry(at).or_default().copies.push(old.segment);
+            self.bury(at, old.segment);
         }
         // A removal of what is not on disk has nothing to keep away.
         let Some(dead) = self.dead.get_mut(&at) else { return };
@@ -81,8 +118,7 @@ impl State {
     /// The copy of a record in `segment` is gone from disk, or about to be.
     pub(super) fn forget_copy(&mut self, at: RevKey, segment: u32) {
         let Some(dead) = self.dead.get_mut(&at) else { return };
-        dead.copies.retain(|copy| *copy != segment);
-        if dead.copies.is_empty() {
+        if !dead.keeps_without(segment) {
             let removal = dead.removal;
             self.dead.remove(&at);
             if let Some(removal) = removal {
@@ -95,7 +131,7 @@ impl State {
     pub(super) fn forget_segment(&mut self, segment: u32) {
         self.segments.remove(&segment);
         let copies: Vec<_> =
-            self.dead.iter().filter(|(_, dead)| dead.copies.contains(&segment)).map(|(at, _)| *at).collect();
+            self.dead.iter().filter(|(_, dead)| dead.has_copy_in(segment)).map(|(at, _)| *at).collect();
         for at in copies {
             self.forget_copy(at, segment);
         }
