@@ -66,8 +66,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
                         self.wake(&sandbox);
                     }
                     Err(broadcast::error::RecvError::Lagged(_)) => {
-                        let all: Vec<String> = self.workers.keys().cloned().collect();
-                        all.iter().for_each(|uid| self.wake(uid));
+                        self.wake_all();
                     }
                     Err(broadcast::error::RecvError::Closed) => events = self.context.runtime.events(),
                 },
@@ -178,6 +177,11 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
             // A full inbox wakes the worker as well.
             let _ = worker.inbox.try_send(Message::Runtime);
         }
+    }
+
+    /// Events were missed: every pod is looked at.
+    pub fn wake_all(&self) {
+        self.workers.keys().for_each(|uid| self.wake(uid));
     }
 
     /// Waits until every worker has ended by itself.

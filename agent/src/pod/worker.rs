@@ -97,12 +97,14 @@ pub struct Worker<R, N> {
     /// Back-offs already told.
     told: HashSet<(String, Timestamp)>,
     errors: u32,
+    /// Failed attempts to make or start something, in a row.
+    failures: u32,
 }
 
 /// Wait after an error of the runtime, doubled up to [`MAX_ERROR_DELAY`].
 const ERROR_DELAY: Duration = Duration::from_millis(250);
 const MAX_ERROR_DELAY: Duration = Duration::from_secs(10);
-/// Time after which a failed volume, network or configuration is tried again without a change.
+/// Longest time after which a failed volume, network or configuration is tried again without a change.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The sending ends of a worker.
@@ -146,6 +148,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             image_backoff: HashMap::new(),
             told: HashSet::new(),
             errors: 0,
+            failures: 0,
             pod: slot.pod,
         };
         (worker, Handle { slot: slot_sender, inbox: sender })
@@ -341,6 +344,12 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let names: HashSet<String> = observed.containers.iter().map(|c| c.name.clone()).collect();
         for name in names {
             let Some(record) = observed.latest(&name) else { continue };
+            if let (State::Exited(_), Some(memory)) = (&record.state, self.memories.get_mut(&name)) {
+                memory.killing = false;
+                memory.unhealthy = None;
+                memory.in_post_start = false;
+                self.kills.ended(&format!("{name}.{}", record.attempt));
+            }
             if self.attempts.get(&name) == Some(&record.attempt) {
                 continue;
             }
@@ -370,6 +379,13 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             stopped,
             ending,
         }
+    }
+
+    /// When to try again what just failed: after a second at first, later after [`RETRY`].
+    fn retry(&mut self) -> Wake {
+        let delay = Duration::from_secs(1) * 2u32.saturating_pow(self.failures.min(8));
+        self.failures = self.failures.saturating_add(1);
+        after(delay.min(RETRY))
     }
 
     /// Reports the status if it changed.

@@ -39,6 +39,13 @@ pub struct Kills {
 }
 
 impl Kills {
+    /// A container has ended.
+    pub fn ended(&mut self, id: &str) {
+        if let Some(task) = self.tasks.remove(id) {
+            task.abort();
+        }
+    }
+
     /// Stops waiting; processes that were told to end go on ending.
     pub fn clear(&mut self) {
         self.tasks.drain().for_each(|(_, task)| task.abort());

@@ -113,9 +113,12 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                     changed = true;
                 }
                 Action::CreateSandbox => match self.create_sandbox().await {
-                    Ok(()) => changed = true,
+                    Ok(()) => {
+                        self.failures = 0;
+                        changed = true;
+                    }
                     Err(()) => {
-                        *wake = earlier(*wake, after(RETRY));
+                        *wake = earlier(*wake, self.retry());
                         return Ok(false);
                     }
                 },

@@ -69,6 +69,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             Ok(_) => {
                 events.container(&self.reference, &path, Kind::Normal, "Created", "Container created");
                 events.container(&self.reference, &path, Kind::Normal, "Started", "Container started");
+                self.failures = 0;
                 let memory = self.memories.entry(name.to_owned()).or_default();
                 memory.waiting = None;
                 memory.retry_at = None;
@@ -100,7 +101,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             Err(error) => {
                 let text = chain(&error);
                 events.container(&self.reference, &path, Kind::Warning, "Failed", format!("Error: {text}"));
-                self.hold(name, ("CreateContainerError".into(), text), after(RETRY));
+                let retry = self.retry();
+                self.hold(name, ("CreateContainerError".into(), text), retry);
                 false
             }
         }
