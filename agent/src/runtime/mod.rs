@@ -54,7 +54,8 @@ pub trait Runtime: Send + Sync + 'static {
         container: &str,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
-    /// Removes a sandbox with all its containers; afterwards no process, cgroup, mount or file of it is left.
+    /// Removes a sandbox with all its containers; afterwards no process, cgroup, mount or file of it is left but its
+    /// logs, which go with the Pod.
     fn remove_sandbox(&self, sandbox: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// Everything on this node, read from the shims.

@@ -568,7 +568,7 @@ impl Runtime for ShimRuntime {
             let Inner { layout, images, .. } = &*this.inner;
             let id = &description.id;
             layout::remove(&layout.sandbox_data(id))?;
-            layout::remove(&description.log_dir)?;
+            // Logs outlive the sandbox: a finished pod's are read until its Pod is deleted.
             for record in layout.records(id)? {
                 images.release(&record.image_id, &lease(id, &record.id)).map_err(image_error)?;
             }

@@ -1,4 +1,6 @@
-//! Pods on a fake runtime, a fake network and a fake API server.
+//! Pods on a fake runtime, a fake network and a fake API server; and in [`real`] on the real runtime and network.
+
+mod real;
 
 use crate::config::AgentConfig;
 use crate::image::ImageConfig;

@@ -167,7 +167,7 @@ impl Node {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&dir), "mounts are left: {mounts}");
         assert_eq!(processes_mentioning(&dir), Vec::<String>::new());
-        for left in ["run/pods", "data/containers", "images/leases", "logs"] {
+        for left in ["run/pods", "data/containers", "images/leases"] {
             let entries = fs::read_dir(self.dir.path().join(left)).into_iter().flatten().flatten();
             let names: Vec<_> = entries.map(|e| e.file_name()).collect();
             assert!(names.is_empty(), "{left} has {names:?}");
