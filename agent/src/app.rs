@@ -43,8 +43,11 @@ pub struct Parts<R, D> {
     /// Resolves once the dataplane knows all services.
     pub datapath_synced: BoxFuture<'static, ()>,
     /// Called with the node's podCIDRs once they are known.
-    pub on_pod_cidrs: Box<dyn Fn(&[Prefix]) + Send + Sync>,
+    pub on_pod_cidrs: OnPodCidrs,
 }
+
+/// Takes the node's podCIDRs.
+pub type OnPodCidrs = Box<dyn Fn(&[Prefix]) + Send + Sync>;
 
 /// What keeps the agent from starting.
 #[derive(Debug, thiserror::Error)]
@@ -261,7 +264,7 @@ async fn follow_datapath(
 /// Reads: the node's podCIDRs. Writes: the dataplane's settings.
 async fn follow_cidrs(
     mut cidrs: watch::Receiver<Vec<Prefix>>,
-    tell: Box<dyn Fn(&[Prefix]) + Send + Sync>,
+    tell: OnPodCidrs,
     shutdown: CancellationToken,
 ) {
     loop {
