@@ -12,8 +12,8 @@
 //! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
 
 use crate::config::AgentConfig;
-use crate::dataplane::{self, DatapathError, Dataplane, Endpoint, PodDatapath};
-use crate::image::{ImageError, ImageStore};
+use crate::dataplane::PodDatapath;
+use crate::image::ImageStore;
 use crate::network::ipam::Prefix;
 use crate::network::{self, Network, NetworkError};
 use crate::node::{self, NodeTask, Readiness, facts};
@@ -23,9 +23,7 @@ use crate::pod::manager::Manager;
 use crate::pod::objects::Objects;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
-use crate::runtime::{Runtime, RuntimeConfig, RuntimeError, ShimRuntime};
-use futures::future::BoxFuture;
-use std::net::IpAddr;
+use crate::runtime::{Runtime, RuntimeError};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -40,8 +38,8 @@ pub struct Parts<R, D> {
     pub images: ImageStore,
     /// The dataplane, as the pod network sees it.
     pub datapath: D,
-    /// Resolves once the dataplane knows all services.
-    pub datapath_synced: BoxFuture<'static, ()>,
+    /// Turns `true` once the dataplane knows all services.
+    pub datapath_synced: watch::Receiver<bool>,
     /// Called with the node's podCIDRs once they are known.
     pub on_pod_cidrs: OnPodCidrs,
 }
@@ -65,107 +63,8 @@ pub enum AgentError {
     #[error("cannot set up the pod network")]
     Network(#[from] NetworkError),
     /// The runtime does not answer.
-    #[error("cannot start the container runtime")]
+    #[error("cannot list what runs on this node")]
     Runtime(#[from] RuntimeError),
-    /// The image store cannot be opened.
-    #[error("cannot open the image store")]
-    Images(#[from] ImageError),
-    /// The kernel refused the dataplane's programs.
-    #[error("cannot start the dataplane")]
-    Dataplane(#[from] DatapathError),
-}
-
-/// Runs the agent until `shutdown`: runtime, images and dataplane of this host. Must be called in the network
-/// namespace of the node.
-///
-/// # Errors
-/// It cannot start; pods that run go on running.
-pub async fn run(
-    config: AgentConfig,
-    client: kube::Client,
-    shutdown: CancellationToken,
-) -> Result<(), AgentError> {
-    let images = ImageStore::open(&config.data_dir.join("images"))?;
-    let runtime_config = RuntimeConfig {
-        run_dir: config.run_dir.clone(),
-        data_dir: config.data_dir.clone(),
-        cgroup_root: config.cgroup_root.clone(),
-        cgroup2_dir: config.cgroup2_dir.clone(),
-    };
-    let runtime = ShimRuntime::open(&runtime_config, images.clone()).await?;
-    let dataplane = start_dataplane(&config, client.clone(), shutdown.clone()).await?;
-    let (synced, told) = (dataplane.clone(), dataplane.clone());
-    let parts = Parts {
-        runtime,
-        images,
-        datapath: Shared(dataplane),
-        datapath_synced: Box::pin(async move { synced.synced().await }),
-        on_pod_cidrs: Box::new(move |prefixes| {
-            let networks: Vec<_> = prefixes.iter().map(|p| (p.address, p.length)).collect();
-            if let Err(error) = told.set_pod_cidrs(&networks) {
-                tracing::error!(error = %network::chain(&error), "the dataplane did not take the node's podCIDRs");
-            }
-        }),
-    };
-    run_with(config, client, parts, shutdown).await
-}
-
-/// Starts the service dataplane as the node's configuration says.
-///
-/// # Errors
-/// The programs cannot be loaded or attached.
-pub async fn start_dataplane(
-    config: &AgentConfig,
-    client: kube::Client,
-    shutdown: CancellationToken,
-) -> Result<Arc<Dataplane>, AgentError> {
-    let cgroup = config.cgroup2_dir.clone().or_else(cgroup2_mount);
-    let settings = dataplane::Config {
-        node_name: config.node_name.clone(),
-        node_addresses: config.node_ips.clone(),
-        uplink: config.uplink.clone().or_else(|| device_with(&config.node_ips)),
-        service_cidrs: config.service_cidrs.clone(),
-        cluster_cidrs: config.cluster_cidrs.clone(),
-        node_ports: config.node_ports.clone(),
-        cgroup: cgroup.unwrap_or_else(|| dataplane::Config::default().cgroup),
-        bpf_directory: config.bpf_dir.clone(),
-        ..dataplane::Config::default()
-    };
-    Ok(dataplane::start(settings, client, shutdown).await?)
-}
-
-/// Where cgroup v2 is mounted: the whole hierarchy, or the one beside v1.
-fn cgroup2_mount() -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(at))
-    })
-}
-
-/// The device that has one of these addresses.
-fn device_with(addresses: &[IpAddr]) -> Option<String> {
-    let found = nix::ifaddrs::getifaddrs().ok()?.find(|interface| {
-        let address = interface.address.as_ref();
-        let v4 = address.and_then(|a| a.as_sockaddr_in()).map(|a| IpAddr::V4(a.ip()));
-        let v6 = address.and_then(|a| a.as_sockaddr_in6()).map(|a| IpAddr::V6(a.ip()));
-        v4.or(v6).is_some_and(|ip| addresses.contains(&ip))
-    });
-    found.map(|interface| interface.interface_name)
-}
-
-/// The dataplane, shared with those who ask it.
-struct Shared(Arc<Dataplane>);
-
-impl PodDatapath for Shared {
-    async fn attach_endpoint(&self, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        self.0.attach_endpoint(endpoint).await
-    }
-
-    async fn detach_endpoint(&self, addresses: &[IpAddr]) -> Result<(), DatapathError> {
-        self.0.detach_endpoint(addresses).await
-    }
 }
 
 /// Runs the agent with these parts until `shutdown`.
@@ -247,13 +146,14 @@ fn starting() -> Readiness {
 
 /// Reads: the dataplane's state. Writes: readiness.
 async fn follow_datapath(
-    synced: BoxFuture<'static, ()>,
+    mut synced: watch::Receiver<bool>,
     readiness: watch::Sender<Readiness>,
     shutdown: CancellationToken,
 ) {
+    let ready = synced.wait_for(|synced| *synced);
     tokio::select! {
         () = shutdown.cancelled() => return,
-        () = synced => {}
+        result = ready => if result.is_err() { return },
     }
     readiness.send_modify(|r| {
         r.parts.remove("datapath");

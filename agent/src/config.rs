@@ -1,9 +1,7 @@
 //! What the agent is told about its node and cluster.
 
-use crate::dataplane;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Configuration of the node agent. [`AgentConfig::new`] gives the defaults.
@@ -33,18 +31,6 @@ pub struct AgentConfig {
     pub mtu: Option<u32>,
     /// Port of the kubelet API.
     pub kubelet_port: u16,
-    /// Service ranges, at most one a family.
-    pub service_cidrs: Vec<(IpAddr, u8)>,
-    /// Ranges of all pods of the cluster, at most one a family.
-    pub cluster_cidrs: Vec<(IpAddr, u8)>,
-    /// Node ports.
-    pub node_ports: RangeInclusive<u16>,
-    /// Device to other nodes; `None`: the one that has the node's address.
-    pub uplink: Option<String>,
-    /// cgroup v2 directory where socket programs attach and below which pods live; `None`: its mount point.
-    pub cgroup2_dir: Option<PathBuf>,
-    /// Directory of the pinned BPF maps and links.
-    pub bpf_dir: PathBuf,
     /// The node's resolv.conf, from which pods inherit.
     pub resolv_conf: PathBuf,
     /// The node's hosts file, for pods on the host network.
@@ -54,7 +40,6 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// Defaults for a node of this name with these addresses.
     pub fn new(node_name: impl Into<String>, node_ips: Vec<IpAddr>) -> Self {
-        let dataplane = dataplane::Config::default();
         Self {
             node_name: node_name.into(),
             node_ips,
@@ -68,12 +53,6 @@ impl AgentConfig {
             max_pods: 110,
             mtu: None,
             kubelet_port: 10250,
-            service_cidrs: dataplane.service_cidrs,
-            cluster_cidrs: dataplane.cluster_cidrs,
-            node_ports: dataplane.node_ports,
-            uplink: None,
-            cgroup2_dir: None,
-            bpf_dir: dataplane.bpf_directory,
             resolv_conf: "/etc/resolv.conf".into(),
             hosts_file: "/etc/hosts".into(),
         }
