@@ -26,8 +26,8 @@ impl<O: Kind, K: Kind + Serialize> Claim<'_, O, K> {
     /// Adopts matching `orphans`, releases those of `owned` that no longer match, and returns what belongs to the owner.
     ///
     /// # Errors
-    /// An adoption that was refused; objects that changed or went away in the meantime are skipped and come again with
-    /// their event.
+    /// An adoption or release that was refused, also because the object changed in the meantime: counting without it would
+    /// create one too many.
     pub async fn run(
         &self,
         owned: Vec<Arc<K>>,
@@ -57,7 +57,7 @@ impl<O: Kind, K: Kind + Serialize> Claim<'_, O, K> {
             }
             let mut adopted = K::clone(&object);
             adopted.meta_mut().owner_references.get_or_insert_default().push(self.reference.clone());
-            if let Some(written) = changed_or_gone(write::update(&self.api, &object, &adopted).await)? {
+            if let Some(written) = unless_gone(write::update(&self.api, &object, &adopted).await)? {
                 mine.push(Arc::new(written.unwrap_or(adopted)));
             }
         }
@@ -69,7 +69,7 @@ impl<O: Kind, K: Kind + Serialize> Claim<'_, O, K> {
         if let Some(references) = &mut released.meta_mut().owner_references {
             references.retain(|r| r.uid != self.reference.uid);
         }
-        changed_or_gone(write::update(&self.api, object, &released).await)?;
+        unless_gone(write::update(&self.api, object, &released).await)?;
         Ok(())
     }
 
@@ -84,10 +84,10 @@ impl<O: Kind, K: Kind + Serialize> Claim<'_, O, K> {
     }
 }
 
-fn changed_or_gone<T>(result: Result<T>) -> Result<Option<T>> {
+fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.is_conflict() || error.is_not_found() => Ok(None),
+        Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }
 }
