@@ -1,5 +1,7 @@
-//! Durable writes a second, with one client and with many: `cargo run --release -p kelp-store --example bench -- DIR`.
+//! Durable writes a second, with one client and with many:
+//! `cargo run --release -p kelp-store --example bench -- [DIR [SECONDS [CLIENTS,CLIENTS…]]]`.
 //!
+//! DIR (default: `target` here) should be on the disk that the store will use, not in memory.
 //! Prints one JSON object. Every client puts keys of its own, one after the other, and counts a put when it is
 //! acknowledged, that is, after the fsync.
 
@@ -23,7 +25,7 @@ struct Settings {
 
 fn settings() -> Result<Settings> {
     let mut args = std::env::args().skip(1);
-    let dir = args.next().context("usage: bench DIR [SECONDS [CLIENTS,CLIENTS…]]")?;
+    let dir = args.next().unwrap_or_else(|| "target".to_owned());
     let seconds =
         args.next().map_or(Ok(3.0), |seconds| seconds.parse()).context("SECONDS must be a number")?;
     let clients = args.next().unwrap_or_else(|| "1,256".to_owned());
