@@ -308,7 +308,7 @@ async fn a_container_is_confined() {
     fs::create_dir(&shared).unwrap();
     let script = "id -u; id -g; id -G; pwd; hostname; cat /etc/hostname; echo $HOSTNAME $GREETING; \
         grep CapEff /proc/self/status; touch /x 2>&1; touch /shared/y && echo shared; \
-        touch /fixed/z 2>&1; umask; cat /proc/1/comm; ls -A /dev/shm /proc/scsi | grep -v :; \
+        touch /fixed/z 2>&1; umask; cat /proc/1/comm; cat /proc/keys /proc/timer_list | wc -c; \
         echo 1 2>&1 > /proc/sys/kernel/hostname; cat /proc/self/oom_score_adj; ls /sys/class/net";
     let mount = |destination: &str, read_only| Mount {
         source: shared.clone(),
@@ -343,7 +343,7 @@ async fn a_container_is_confined() {
         "touch: /fixed/z: Read-only file system",
         "0022",
         "sh",
-        "",
+        "0",
         "/bin/sh: can't create /proc/sys/kernel/hostname: Read-only file system",
         "500",
         "lo",
@@ -410,6 +410,15 @@ async fn containers_of_a_pod_share_network_and_memory() {
     node.ended("a", "two.0").await;
     let expected = format!("hi\n{}\n80\n1", netns.display());
     assert_eq!(node.output("a", "two"), expected);
+    // The dataplane's cgroup programs find containers in the cgroup v2 directory of the node's pods.
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", node.pid("a", "one.0").await)).unwrap();
+    let unified = cgroups.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    let root = Path::new("/").join(&node.config.cgroup_root);
+    assert!(Path::new(unified).starts_with(&root), "{cgroups}");
+    if !node.runtime.inner.cgroups.is_unified() {
+        assert_eq!(Path::new(unified), root.join("pods/a"));
+        assert!(cgroups.lines().any(|l| l.ends_with("kubepods/besteffort/poda/one.0")), "{cgroups}");
+    }
     node.finish().await;
 }
 
