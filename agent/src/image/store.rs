@@ -285,15 +285,14 @@ impl ImageStore {
         let path = leases.join(user);
         // Another container's release may remove the empty directory in between.
         let make = || fs::create_dir_all(&leases).and_then(|()| File::create(&path));
-        (0..8)
-            .find_map(|_| {
-                make().map_or_else(
-                    |e| (e.kind() != io::ErrorKind::NotFound).then_some(Err(e)),
-                    |_| Some(Ok(())),
-                )
-            })
-            .unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
-            .map_err(|e| ImageError::io("create", &path, e))?;
+        let mut made = make();
+        for _ in 0..8 {
+            match made {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => made = make(),
+                _ => break,
+            }
+        }
+        made.map_err(|e| ImageError::io("create", &path, e))?;
         // The lease is visible now: an image that is still there cannot go any more.
         let Some(image) = self.resolve(id)? else {
             self.release(id, user)?;

@@ -294,8 +294,8 @@ fn whiteout(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let hidden = OsStr::from_bytes(hidden);
     let c_name = c_string(hidden)?;
     match file_type(parent, &c_name)? {
-        // SAFETY: `parent` is an open directory and `c_name` a terminated string.
         None => {
+            // SAFETY: `parent` is an open directory and `c_name` a terminated string.
             check(unsafe { libc::mknodat(parent.as_raw_fd(), c_name.as_ptr(), libc::S_IFCHR, 0) }).map(drop)
         }
         // The layer itself brings a new directory of that name: what is below it must not show through.

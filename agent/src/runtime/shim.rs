@@ -485,7 +485,7 @@ impl Runtime for ShimRuntime {
             tokio::task::spawn_blocking(move || this.prepare_container(&description, &spec_copy, shim.pid));
         let start = start.await.map_err(|e| shim_error(sandbox, e.to_string()))??;
         let connection = self.connect(sandbox)?;
-        let answer = within(START, connection.call(&Request::Start(start), &[])).await;
+        let answer = within(START, connection.call(&Request::Start(Box::new(start)), &[])).await;
         match answer.map_err(|e| shim_error(sandbox, e.to_string()))? {
             Response::Started { .. } => find(self.observe(sandbox).await?)
                 .ok_or_else(|| RuntimeError::NotFound { kind: "container", id: spec.id.clone() }),
@@ -609,7 +609,7 @@ impl Runtime for ShimRuntime {
         let layout = &self.inner.layout;
         let record: Record = layout::read(&layout.record(sandbox, container))?
             .ok_or_else(|| RuntimeError::NotFound { kind: "container", id: container.to_owned() })?;
-        let request = Request::Exec(protocol::Exec {
+        let request = Request::Exec(Box::new(protocol::Exec {
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             job: protocol::ExecJob {
                 container: container.to_owned(),
@@ -619,7 +619,7 @@ impl Runtime for ShimRuntime {
                 tty: false,
                 oom_score_adj: record.oom_score_adj,
             },
-        });
+        }));
         let failed = |error: io::Error| shim_error(sandbox, format!("cannot exec: {error}"));
         let connection = self.connect(sandbox)?;
         let null = std::fs::File::open("/dev/null").map_err(failed)?;

@@ -87,7 +87,7 @@ pub enum Request {
     Status,
     /// Starts a container; answered by [`Response::Started`] or [`Response::Failed`] once `execve` is decided.
     /// A container that the shim already has is not started again; its fate is the answer.
-    Start(Start),
+    Start(Box<Start>),
     /// Sends a signal to the first process of a container. Answered by [`Response::Done`], also when it has ended.
     Signal {
         /// Container id.
@@ -103,7 +103,7 @@ pub enum Request {
     /// Runs a process in a container; three descriptors are attached: its standard input, output and error. With
     /// [`ExecJob::tty`] they are ignored, and the terminal's controlling side comes attached to
     /// [`Response::Started`], which is sent in addition. Answered by [`Response::Exited`] or [`Response::Failed`].
-    Exec(Exec),
+    Exec(Box<Exec>),
     /// Closes and reopens the log file of a container, after it was renamed for rotation.
     ReopenLog {
         /// Container id.
@@ -345,7 +345,7 @@ mod tests {
             tty: false,
             oom_score_adj: Some(-997),
         };
-        let text = serde_json::to_string(&Request::Exec(Exec { timeout_ms: 5, job })).unwrap();
+        let text = serde_json::to_string(&Request::Exec(Box::new(Exec { timeout_ms: 5, job }))).unwrap();
         let Request::Exec(exec) = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
         assert_eq!((exec.timeout_ms, exec.job.oom_score_adj), (5, Some(-997)));
         let state = ContainerState::Exited(ExitRecord {

@@ -202,10 +202,10 @@ impl Shim {
     fn request(&mut self, index: usize, request: Request, fds: Vec<OwnedFd>) {
         let response = match request {
             Request::Status => Some(Response::Status(self.status())),
-            Request::Start(start) => self.start(index, start),
+            Request::Start(start) => self.start(index, *start),
             Request::Signal { container, signal } => Some(self.signal(&container, signal)),
             Request::Remove { container } => self.remove(index, &container),
-            Request::Exec(exec) => self.exec(index, exec, fds),
+            Request::Exec(exec) => self.exec(index, *exec, fds),
             Request::ReopenLog { container } => Some(self.reopen_log(&container)),
             Request::Subscribe => {
                 self.connections[index].waiting = Waiting::Events;

@@ -199,12 +199,12 @@ fn bad_archives_are_refused_with_a_reason() {
     refused("no image for linux/");
     // One flipped bit of a layer: its blob's digest does not fit, and for docker's format its diff id.
     let content = b"some content of a file in a layer";
-    let layer = Layer::new().file("f", 0o644, content).bytes();
+    let layers = [Layer::new().file("f", 0o644, content).bytes()];
     for (is_oci, reason) in [(true, "does not have the digest"), (false, "the archive is damaged")] {
         if is_oci {
-            oci_archive(&archive, "app:1", &[layer.clone()], &json!({}), Packing::Plain);
+            oci_archive(&archive, "app:1", &layers, &json!({}), Packing::Plain);
         } else {
-            docker_archive(&archive, "app:1", &[layer.clone()], &json!({}));
+            docker_archive(&archive, "app:1", &layers, &json!({}));
         }
         let mut bytes = fs::read(&archive).unwrap();
         let place = bytes.windows(content.len()).position(|w| w == content).unwrap();
