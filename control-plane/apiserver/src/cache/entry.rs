@@ -1,6 +1,6 @@
 //! Cached objects and events.
 
-use crate::object::{Encoded, meta};
+use crate::object::Encoded;
 use crate::registry::Resource;
 use crate::selector::{FieldSelector, LabelSelector};
 use bytes::Bytes;
@@ -17,8 +17,6 @@ pub fn entry_key(namespaced: bool, namespace: &str, name: &str) -> String {
 pub struct Entry {
     /// `namespace/name` or `name`.
     pub key: Arc<str>,
-    /// Revision of the object.
-    pub revision: i64,
     /// As served.
     pub encoded: Encoded,
     labels: Box<[(Box<str>, Box<str>)]>,
@@ -28,7 +26,7 @@ pub struct Entry {
 
 impl Entry {
     /// Parses what selectors need out of the served bytes.
-    pub fn new(resource: &Resource, key: &str, revision: i64, encoded: Encoded) -> Self {
+    pub fn new(resource: &Resource, key: &str, encoded: Encoded) -> Self {
         let object = encoded.parse();
         let labels = object
             .pointer("/metadata/labels")
@@ -38,14 +36,13 @@ impl Entry {
             .map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into()))
             .collect();
         let fields = resource.fields.iter().map(|f| (f.value)(&object).into()).collect();
-        Entry { key: key.into(), revision, encoded, labels, fields }
+        Entry { key: key.into(), encoded, labels, fields }
     }
 
     /// The same object as it was when it was deleted or left a selector.
     pub fn at_revision(&self, revision: i64) -> Entry {
         Entry {
             key: self.key.clone(),
-            revision,
             encoded: self.encoded.at_revision(revision),
             labels: self.labels.clone(),
             fields: self.fields.clone(),
@@ -66,7 +63,8 @@ impl Entry {
         self.labels.iter().find(|(k, _)| **k == *key).map(|(_, v)| &**v)
     }
 
-    fn field(&self, resource: &Resource, label: &str) -> Option<&str> {
+    /// Value of a selectable field.
+    pub fn field(&self, resource: &Resource, label: &str) -> Option<&str> {
         match label {
             "metadata.name" => Some(self.name()),
             "metadata.namespace" => Some(self.namespace()),
@@ -199,9 +197,4 @@ pub fn frame_of(kind: &str, object: &[u8]) -> Bytes {
     out.extend_from_slice(object);
     out.extend_from_slice(b"}\n");
     out.into()
-}
-
-/// Name and namespace of an object from its bytes' metadata, for keys.
-pub fn key_of(resource: &Resource, object: &Value) -> String {
-    entry_key(resource.namespaced, meta(object, "namespace"), meta(object, "name"))
 }

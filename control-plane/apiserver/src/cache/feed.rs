@@ -92,7 +92,7 @@ pub(crate) fn entry_of(resource: &Resource, kv: &KeyValue) -> Option<Entry> {
         tracing::error!(key, "the stored value is no JSON object; it is left out");
         return None;
     };
-    Some(Entry::new(resource, key, kv.mod_revision, encoded))
+    Some(Entry::new(resource, key, encoded))
 }
 
 /// Served bytes of stored bytes, converted when the resource is stored in another form.

@@ -139,10 +139,24 @@ impl Cache {
         self.wait_for(1).await
     }
 
-    /// Objects of a namespace (all with an empty one) after the key `start`, if given.
-    pub fn snapshot(&self, namespace: &str, start: Option<&str>) -> Snapshot {
+    /// Whether everything the store holds is in; `false` too when the cache was not used yet.
+    pub fn is_current(&self) -> bool {
+        let reached = *self.reached.borrow();
+        reached > 0 && reached >= self.store.revision()
+    }
+
+    /// Objects that a filter may select, after the key `start` (relative to the filter's namespace), if given.
+    pub fn snapshot(&self, filter: &Filter, start: Option<&str>) -> Snapshot {
         let state = self.state.read();
-        let entries = state.range(self.resource.namespaced, namespace, start);
+        let namespaced = self.resource.namespaced;
+        let whole_key = !namespaced || !filter.namespace.is_empty();
+        let entries = match filter.fields.exact("metadata.name").filter(|_| whole_key && start.is_none()) {
+            Some(name) => {
+                let key = entry_key(namespaced, &filter.namespace, name);
+                state.objects.get(key.as_str()).cloned().into_iter().collect()
+            }
+            None => state.range(namespaced, &filter.namespace, start),
+        };
         let cursor =
             Cursor { epoch: state.epoch, sequence: state.window.next_sequence(), after: state.revision };
         Snapshot { entries, revision: state.revision, cursor }

@@ -4,8 +4,8 @@ use crate::handlers::Reply;
 use crate::registry::{Registry, Resource};
 use serde_json::{Value, json};
 
-/// Whether a client asks for the aggregated form, and in which version.
-pub(super) fn wanted(accept: Option<&str>) -> Option<&'static str> {
+/// `Some` when a client asks for the aggregated form.
+pub(super) fn wanted(accept: Option<&str>) -> Option<()> {
     for clause in accept?.split(',') {
         let mut parts = clause.split(';').map(str::trim);
         if parts.next() != Some("application/json") {
@@ -14,7 +14,7 @@ pub(super) fn wanted(accept: Option<&str>) -> Option<&'static str> {
         let parts: Vec<&str> = parts.collect();
         if parts.contains(&"g=apidiscovery.k8s.io") && parts.contains(&"as=APIGroupDiscoveryList") {
             if parts.contains(&"v=v2") {
-                return Some("v2");
+                return Some(());
             }
             continue;
         }
@@ -75,7 +75,7 @@ pub(super) fn list(registry: &Registry, core: bool) -> Value {
 }
 
 /// The document with its media type.
-pub(super) fn reply(list: Value, _version: &str) -> Reply {
-    let body = list.to_string();
-    Reply::bytes(200, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", body)
+pub(super) fn reply(list: Value) -> Reply {
+    let media = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+    Reply::bytes(200, media, list.to_string())
 }

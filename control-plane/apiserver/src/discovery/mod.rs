@@ -19,10 +19,7 @@ pub(crate) fn serve(
     pretty: bool,
 ) -> Option<Result<Reply, ApiError>> {
     let path = if path.len() > 1 { path.trim_end_matches('/') } else { path };
-    let aggregated = |list| match aggregated::wanted(accept) {
-        Some(version) => Some(Ok(aggregated::reply(list, version))),
-        None => None,
-    };
+    let aggregated = |list| aggregated::wanted(accept).map(|()| Ok(aggregated::reply(list)));
     let value = match path {
         "/" => plain::root(registry),
         "/api" => {

@@ -243,7 +243,7 @@ pub(super) async fn delete_collection(context: &Context) -> Result<Reply, ApiErr
     let filter = context.filter(&options)?;
     let cache = context.cache();
     cache.wait_fresh().await?;
-    let snapshot = cache.snapshot(&filter.namespace, None);
+    let snapshot = cache.snapshot(&filter, None);
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
     let chosen: Vec<_> =
         snapshot.entries.into_iter().filter(|e| filter.matches(&context.resource, e)).take(limit).collect();

@@ -35,7 +35,12 @@ pub(super) async fn get(context: &Context) -> Result<Reply, ApiError> {
     if wanted > store.revision() {
         context.cache().wait_for(wanted).await?;
     }
-    let found = storage::read_encoded(store, &context.resource, &context.key()).await?;
+    let cache = context.cache();
+    let found = if cache.is_current() {
+        cache.get(context.namespace(), &context.info.name).map(|entry| entry.encoded.clone())
+    } else {
+        storage::read_encoded(store, &context.resource, &context.key()).await?
+    };
     let encoded = found.ok_or_else(|| context.not_found())?;
     Ok(Reply::object(200, &context.resource, &encoded, accepted, include))
 }

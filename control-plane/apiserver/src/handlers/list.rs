@@ -8,10 +8,14 @@ use crate::object::Encoded;
 use crate::request::{Accepted, Format, ListOptions, VersionMatch, View};
 use crate::table;
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use kelp_store::{RangeRequest, StoreError};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+
+/// Base64 of tokens, as lenient as Go's.
+const ENCODING: GeneralPurpose =
+    GeneralPurpose::new(&base64::alphabet::URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// One page of a list.
 struct Page {
@@ -33,7 +37,7 @@ impl Token {
         let bad = |why: &str| {
             ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
         };
-        let bytes = URL_SAFE_NO_PAD
+        let bytes = ENCODING
             .decode(text.trim_end_matches('='))
             .map_err(|_| bad("illegal base64 data at input byte 0"))?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|_| {
@@ -60,7 +64,7 @@ impl Token {
 
     fn render(&self) -> String {
         let value = json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": self.start});
-        URL_SAFE_NO_PAD.encode(value.to_string())
+        ENCODING.encode(value.to_string())
     }
 }
 
@@ -185,7 +189,7 @@ async fn page(context: &Context, options: &ListOptions, filter: &Filter) -> Resu
 }
 
 fn from_cache(context: &Context, options: &ListOptions, filter: &Filter, start: Option<&str>) -> Page {
-    let snapshot = context.cache().snapshot(&filter.namespace, start);
+    let snapshot = context.cache().snapshot(filter, start);
     cut(context, options, filter, snapshot.entries, snapshot.revision)
 }
 
@@ -245,7 +249,7 @@ async fn from_store(
         .filter_map(|kv| {
             let key = std::str::from_utf8(&kv.key).ok()?.strip_prefix(context.resource.storage_prefix)?;
             let encoded = crate::cache::served(&context.resource, &kv.value, kv.mod_revision)?;
-            Some(Arc::new(Entry::new(&context.resource, key, kv.mod_revision, encoded)))
+            Some(Arc::new(Entry::new(&context.resource, key, encoded)))
         })
         .collect();
     Ok(cut(context, options, filter, entries, revision))

@@ -35,7 +35,6 @@ pub(crate) struct Context {
     pub(crate) pretty: bool,
     pub(crate) body: Bytes,
     /// Who asks; audit and field managers read it.
-    #[expect(dead_code, reason = "for admission and field managers")]
     pub(crate) user: UserInfo,
     pub(crate) resource: Arc<Resource>,
 }

@@ -124,7 +124,7 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
             "" => cache.wait_fresh().await?,
             _ => cache.wait_for(wanted).await?,
         }
-        let snapshot = cache.snapshot(&filter.namespace, None);
+        let snapshot = cache.snapshot(&filter, None);
         for entry in snapshot.entries.iter().filter(|e| filter.matches(&context.resource, e)) {
             pending.push_back(shape.frame(EventType::Added, entry, None));
         }

@@ -186,7 +186,6 @@ pub(super) const BASE: Resource = Resource {
     short_names: &[],
     categories: &[],
     verbs: ALL_VERBS,
-    storage_hash: "",
     subresources: &[],
     storage_prefix: "",
     stored_as: None,

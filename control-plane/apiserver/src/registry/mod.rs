@@ -80,8 +80,6 @@ pub struct Resource {
     pub categories: &'static [&'static str],
     /// Verbs served.
     pub verbs: &'static [&'static str],
-    /// Hash that discovery shows for the stored encoding.
-    pub storage_hash: &'static str,
     /// Subresources.
     pub subresources: &'static [Subresource],
     /// First part of its keys in the store, with the ending slash.
@@ -164,11 +162,6 @@ impl Resource {
     /// A subresource by name.
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|s| s.name == name)
-    }
-
-    /// Whether the status subresource is served.
-    pub fn has_status(&self) -> bool {
-        self.subresource("status").is_some()
     }
 }
 

@@ -51,8 +51,6 @@ pub struct Strategy {
     pub ttl_seconds: i64,
     /// Deletion answers with the object, not with a Status.
     pub delete_returns_object: bool,
-    /// Propagation when a delete request names none: `orphan` for old workloads, else background.
-    pub default_orphan: bool,
 }
 
 fn nothing(_: &mut Value) {}
@@ -71,6 +69,5 @@ impl Strategy {
         grace: Grace::None,
         ttl_seconds: 0,
         delete_returns_object: false,
-        default_orphan: false,
     };
 }

@@ -1,7 +1,7 @@
 //! Rows of namespaces, configuration and events.
 
 use super::*;
-use crate::object::{int_at, list_at, str_at};
+use crate::object::{int_at, str_at};
 
 /// Namespaces.
 pub static NAMESPACE_TABLE: TableSpec =
@@ -94,9 +94,4 @@ fn event(object: &Value, now: Timestamp) -> Vec<Value> {
         count.into(),
         name(object),
     ]
-}
-
-/// Number of entries of a list field; shared by tables that count.
-pub(crate) fn count(object: &Value, path: &[&str]) -> usize {
-    list_at(object, path).len()
 }
