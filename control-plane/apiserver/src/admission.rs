@@ -1,10 +1,12 @@
 //! Built-in admission: changes and checks after authorization that need more than the object.
 
+use crate::cache::Entry;
 use crate::error::ApiError;
-use crate::object::{list_at, map_mut, meta, str_at};
+use crate::object::{get, list_at, map_mut, meta, str_at};
 use crate::registry::Resource;
 use crate::server::Core;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a new pod waits for the default ServiceAccount of its namespace, which a controller makes.
@@ -43,49 +45,61 @@ fn not_ready(object: &mut Value) {
     }
 }
 
-/// Every pod runs as a ServiceAccount that exists.
+/// Every pod runs as a ServiceAccount that exists, and pulls images with its secrets.
 async fn service_account(core: &Core, object: &mut Value) -> Result<(), ApiError> {
-    let spec = map_mut(object, "spec");
-    let account = spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or_default();
-    let account = if account.is_empty() { "default".to_owned() } else { account.to_owned() };
-    spec.insert("serviceAccountName".into(), account.clone().into());
-    // The old name of the field is kept for old clients.
-    spec.insert("serviceAccount".into(), account.clone().into());
-    let namespace = meta(object, "namespace");
-    if !account_exists(core, namespace, &account).await? {
+    if get(object, &["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some() {
+        // A static pod's mirror is what the node made it.
+        return Ok(());
+    }
+    let old_name = str_at(object, &["spec", "serviceAccount"]);
+    let name = match str_at(object, &["spec", "serviceAccountName"]) {
+        "" if old_name.is_empty() => "default",
+        "" => old_name,
+        name => name,
+    }
+    .to_owned();
+    let namespace = meta(object, "namespace").to_owned();
+    let Some(account) = account(core, &namespace, &name).await? else {
         let why = format!(
-            "error looking up service account {namespace}/{account}: serviceaccount {} not found",
-            crate::error::quote(&account)
+            "error looking up service account {namespace}/{name}: serviceaccount {} not found",
+            crate::error::quote(&name)
         );
         return Err(forbidden(object, &why));
+    };
+    let spec = map_mut(object, "spec");
+    spec.insert("serviceAccountName".into(), name.clone().into());
+    // The old name of the field is kept for old clients.
+    spec.insert("serviceAccount".into(), name.into());
+    if list_at(object, &["spec", "imagePullSecrets"]).is_empty()
+        && let Some(secrets) = get(&account.encoded.parse(), &["imagePullSecrets"])
+    {
+        map_mut(object, "spec").insert("imagePullSecrets".into(), secrets.clone());
     }
     Ok(())
 }
 
-async fn account_exists(core: &Core, namespace: &str, name: &str) -> Result<bool, ApiError> {
-    let Some(accounts) = core.registry.find("", "v1", "serviceaccounts") else { return Ok(true) };
+async fn account(core: &Core, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>, ApiError> {
+    let Some(accounts) = core.registry.find("", "v1", "serviceaccounts") else { return Ok(None) };
     let cache = core.cache(accounts);
     cache.wait_loaded().await?;
-    if cache.get(namespace, name).is_some() {
-        return Ok(true);
+    if let Some(found) = cache.get(namespace, name) {
+        return Ok(Some(found));
     }
     cache.wait_fresh().await?;
     if name != "default" {
-        return Ok(cache.get(namespace, name).is_some());
+        return Ok(cache.get(namespace, name));
     }
     let mut changes = cache.changes();
     let appears = async {
         loop {
             changes.mark_unchanged();
-            if cache.get(namespace, name).is_some() {
-                return true;
+            if let Some(found) = cache.get(namespace, name) {
+                return Some(found);
             }
-            if changes.changed().await.is_err() {
-                return false;
-            }
+            changes.changed().await.ok()?;
         }
     };
-    Ok(tokio::time::timeout(ACCOUNT_WAIT, appears).await.unwrap_or(false))
+    Ok(tokio::time::timeout(ACCOUNT_WAIT, appears).await.unwrap_or_default())
 }
 
 /// The built-in priority classes; others would be objects of a kind that is not served yet.

@@ -2,6 +2,8 @@
 
 mod authn;
 mod authz;
+mod impersonate;
 
 pub use authn::*;
 pub use authz::*;
+pub use impersonate::*;

@@ -72,10 +72,11 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (parts, body) = request.into_parts();
-    let incoming = Arc::new(Incoming::new(user, parts));
+    let mut incoming = Incoming::new(user, parts);
     let started = Instant::now();
     // Before the body is read: who may not ask does not make the server read.
     let early = incoming.admit(&core);
+    let incoming = Arc::new(incoming);
     let outcome = match early {
         Err(error) => Err(error),
         Ok(()) => match read_body(&core, &incoming, body).await {
@@ -125,10 +126,13 @@ impl Incoming {
         Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty }
     }
 
-    fn admit(&self, core: &Core) -> Result<(), ApiError> {
+    fn admit(&mut self, core: &Core) -> Result<(), ApiError> {
         // Credentials that this server cannot check are wrong credentials.
         if self.headers.contains_key(header::AUTHORIZATION) && self.user.in_group(auth::UNAUTHENTICATED) {
             return Err(ApiError::unauthorized());
+        }
+        if let Some(other) = auth::impersonated(&*core.authorizer, &self.user, &self.headers)? {
+            self.user = other;
         }
         if !core.authorizer.allows(&self.user, &self.info) {
             return Err(auth::denied(&self.user, &self.info));
