@@ -150,6 +150,7 @@ fn apply(cache: &Cache, revision: i64, events: Vec<Event>) {
 }
 
 fn apply_one(resource: &Resource, state: &mut State, event: &Event, entry: Option<Entry>) {
+    let now = std::time::Instant::now();
     let Some(entry) = entry else {
         let Some(key) =
             std::str::from_utf8(&event.kv.key).ok().and_then(|k| k.strip_prefix(resource.storage_prefix))
@@ -158,10 +159,10 @@ fn apply_one(resource: &Resource, state: &mut State, event: &Event, entry: Optio
         };
         let Some(previous) = state.objects.remove(key) else { return };
         let gone = Arc::new(previous.at_revision(event.kv.mod_revision));
-        state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, gone, Some(previous), true)));
+        state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, gone, Some(previous), true)), now);
         return;
     };
     let entry = Arc::new(entry);
     let previous = state.objects.insert(entry.key.clone(), entry.clone());
-    state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, entry, previous, false)));
+    state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, entry, previous, false)), now);
 }

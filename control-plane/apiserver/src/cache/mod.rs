@@ -198,6 +198,11 @@ impl Cache {
         Ok((events, revision.max(after)))
     }
 
+    /// Asks the store how far this cache is.
+    pub fn request_progress(&self) {
+        self.progress.lock().request();
+    }
+
     /// Wakes with every change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

@@ -239,7 +239,8 @@ impl Watch {
     }
 
     fn bookmark(&mut self) {
-        // Read again: progress without events moves the revision only.
+        // A quiet resource's version moves only when it is asked for: the next bookmark shows the answer.
+        self.cache.request_progress();
         if let Ok((events, revision)) = self.cache.read(&mut self.cursor.clone(), BATCH)
             && events.is_empty()
         {
