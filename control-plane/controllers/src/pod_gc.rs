@@ -89,14 +89,13 @@ impl PodGc {
         match by_node(&pod).first() {
             None if pods::is_terminating(&pod) => return self.delete(&pod, None).await,
             None => {}
-            Some(name) => {
-                if self.nodes.get(name).is_none() {
-                    let nodes: Api<Node> = Api::all(self.context.client.clone());
-                    if ignore_not_found(nodes.get_metadata(name).await)?.is_none() {
-                        return self.delete(&pod, Some("PodGC: node no longer exists")).await;
-                    }
+            Some(name) if self.nodes.get(name).is_none() => {
+                let nodes: Api<Node> = Api::all(self.context.client.clone());
+                if ignore_not_found(nodes.get_metadata(name).await)?.is_none() {
+                    return self.delete(&pod, Some("PodGC: node no longer exists")).await;
                 }
             }
+            Some(_) => {}
         }
         if pods::is_terminal(&pod) { self.thin_out().await } else { Ok(()) }
     }

@@ -21,10 +21,7 @@ pub fn desired_subsets<'a>(
     let publish = spec.and_then(|s| s.publish_not_ready_addresses) == Some(true);
     let no_ports = spec.and_then(|s| s.ports.as_ref()).is_none_or(Vec::is_empty);
     // Keyed so that neither the order of pods nor that of ports matters.
-    let mut subsets: BTreeMap<
-        Vec<PortKey>,
-        (BTreeMap<String, EndpointAddress>, BTreeMap<String, EndpointAddress>),
-    > = BTreeMap::new();
+    let mut subsets: BTreeMap<Vec<PortKey>, (ByIp, ByIp)> = BTreeMap::new();
     for pod in pods {
         if pods::is_terminal(pod) || (pods::is_terminating(pod) && !publish) {
             continue;
@@ -59,9 +56,7 @@ pub fn desired_subsets<'a>(
             unready.insert(ip.into(), address);
         }
     }
-    let list = |map: BTreeMap<String, EndpointAddress>| {
-        (!map.is_empty()).then(|| map.into_values().collect::<Vec<_>>())
-    };
+    let list = |map: ByIp| (!map.is_empty()).then(|| map.into_values().collect::<Vec<_>>());
     subsets
         .into_iter()
         .map(|(ports, (ready, unready))| EndpointSubset {
@@ -94,6 +89,9 @@ pub fn truncate(subsets: &mut Vec<EndpointSubset>) -> bool {
     subsets.retain(|s| total(std::slice::from_ref(s)) > 0);
     true
 }
+
+/// Addresses in order.
+type ByIp = BTreeMap<String, EndpointAddress>;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct PortKey {

@@ -27,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest time anything in these tests may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Annotation that tells the stand-in what becomes of a pod: `running` (not ready), `pending`, `ready,hold`.
+/// Annotation that tells the stand-in what becomes of a pod: `running` (not ready), `pending`, `succeed`, `fail=CODE`;
+/// with `,hold` its deletion is not finished.
 pub const BEHAVIOUR: &str = "test/kubelet";
 
 /// The cluster.
@@ -59,6 +60,11 @@ pub fn settings() -> Config {
 impl Cluster {
     /// A cluster with the node `n1`.
     pub async fn start(config: Config) -> Result<Self> {
+        Self::with_nodes(config, &["n1"]).await
+    }
+
+    /// A cluster with these nodes.
+    pub async fn with_nodes(config: Config, nodes: &[&str]) -> Result<Self> {
         let stop = CancellationToken::new();
         let tls = TlsFiles { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
         let settings = kelp_apiserver::Config::new(IpAddr::V4(Ipv4Addr::LOCALHOST), tls);
@@ -68,7 +74,9 @@ impl Cluster {
         let mut cluster = Self { client: client.clone(), server, stop, controllers: None, config };
         cluster.start_controllers();
         tokio::spawn(cluster.stop.clone().run_until_cancelled_owned(stand_in(client)));
-        cluster.create_node("n1").await?;
+        for node in nodes {
+            cluster.create_node(node).await?;
+        }
         Ok(cluster)
     }
 
@@ -209,9 +217,11 @@ async fn serve(
         }
         return Ok(());
     }
-    if pod.spec.as_ref().and_then(|s| s.node_name.as_ref()).is_none() {
+    let spec = pod.spec.clone().unwrap_or_default();
+    if spec.node_name.is_none() {
+        let wanted = spec.node_selector.and_then(|s| s.get("kubernetes.io/hostname").cloned());
         let binding: Binding = serde_json::from_value(json!({
-            "metadata": {"name": name}, "target": {"kind": "Node", "name": "n1"},
+            "metadata": {"name": name}, "target": {"kind": "Node", "name": wanted.unwrap_or_else(|| "n1".into())},
         }))
         .map_err(kube::Error::SerdeError)?;
         api.create_subresource::<_, Value>("binding", &name, &PostParams::default(), &binding).await?;
@@ -229,6 +239,16 @@ async fn serve(
         "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
         "conditions": conditions(!behaviour.starts_with("running")),
     }});
+    api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    let end = if behaviour.starts_with("succeed") {
+        "Succeeded"
+    } else if behaviour.starts_with("fail") {
+        "Failed"
+    } else {
+        return Ok(());
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let patch = json!({"status": {"phase": end, "conditions": conditions(false)}});
     api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
     Ok(())
 }
