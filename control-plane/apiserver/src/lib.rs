@@ -27,6 +27,7 @@ mod selector;
 mod server;
 mod storage;
 mod table;
+pub mod validation;
 
 pub use auth::UserInfo;
 pub use config::{Config, TlsFiles};

@@ -6,7 +6,7 @@ pub use crate::patch::PatchKind;
 use crate::error::{ApiError, FieldError};
 use crate::gvk::GroupVersionKind;
 use crate::schema::{self, TypeSchema};
-use crate::{codec, defaults, patch};
+use crate::{codec, defaults, patch, validation};
 use serde_json::Value;
 
 fn schema_of(gvk: &GroupVersionKind) -> Result<&'static TypeSchema, ApiError> {
@@ -40,16 +40,16 @@ pub fn apply_defaults(gvk: &GroupVersionKind, object: &mut Value) {
 }
 
 /// Checks a new object.
-pub fn validate_create(_gvk: &GroupVersionKind, _object: &Value) -> Vec<FieldError> {
-    Vec::new()
+pub fn validate_create(gvk: &GroupVersionKind, object: &Value) -> Vec<FieldError> {
+    validation::create(gvk, object)
 }
 
 /// Checks a changed object.
-pub fn validate_update(_gvk: &GroupVersionKind, _new: &Value, _old: &Value) -> Vec<FieldError> {
-    Vec::new()
+pub fn validate_update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldError> {
+    validation::update(gvk, new, old)
 }
 
 /// Checks a changed status.
-pub fn validate_status(_gvk: &GroupVersionKind, _new: &Value, _old: &Value) -> Vec<FieldError> {
-    Vec::new()
+pub fn validate_status(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldError> {
+    validation::update_status(gvk, new, old)
 }

@@ -1,0 +1,238 @@
+//! Validation: upstream's rules, field paths and words, over objects in canonical form with defaults set.
+//!
+//! Kinds without rules of their own here get the rules for every object's metadata.
+
+mod apps;
+mod container;
+mod discovery;
+mod events;
+mod meta;
+mod net;
+mod node;
+mod pod;
+mod podspec;
+mod resources;
+mod selector;
+mod service;
+mod simple;
+mod volume;
+
+use serde_json::{Map, Value};
+
+use crate::error::FieldError;
+use crate::gvk::GroupVersionKind;
+
+pub use meta::NameRule;
+pub use service::cluster_ips as service_cluster_ips;
+
+/// Errors of one validation.
+type Errors = Vec<FieldError>;
+
+const NULL: &Value = &Value::Null;
+
+/// Validates an object that is to be created. Its name has been generated, its namespace set.
+#[must_use]
+pub fn create(gvk: &GroupVersionKind, object: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    if !(gvk.kind == "Event" && gvk.group.is_empty()) {
+        meta::create(gvk, object, &mut errs);
+    }
+    spec(gvk, object, &mut errs, None);
+    errs
+}
+
+/// Validates an update of everything but the status.
+#[must_use]
+pub fn update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    // Upstream checks the metadata of every update once for all kinds, and again for the single kind.
+    meta::update(new, old, &mut errs);
+    if !(gvk.kind == "Event" && gvk.group.is_empty()) {
+        meta::update(new, old, &mut errs);
+    }
+    match (gvk.group.as_str(), gvk.kind.as_str()) {
+        ("", "Pod") => pod::update(gvk, new, old, &mut errs),
+        ("", "Service") => service::update(new, old, &mut errs),
+        ("", "Node") => node::update(new, old, &mut errs),
+        ("", "ConfigMap") => simple::config_map_update(new, old, &mut errs),
+        ("", "Secret") => simple::secret_update(new, old, &mut errs),
+        ("", "Namespace") => {}
+        ("" | "events.k8s.io", "Event") => events::update(gvk, new, old, &mut errs),
+        ("discovery.k8s.io", "EndpointSlice") => discovery::slice_update(new, old, &mut errs),
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") => {
+            spec(gvk, new, &mut errs, Some(old));
+            apps::update(&gvk.kind, new, old, &mut errs);
+        }
+        _ => spec(gvk, new, &mut errs, Some(old)),
+    }
+    errs
+}
+
+/// Validates an update of the status subresource.
+#[must_use]
+pub fn update_status(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    meta::update(new, old, &mut errs);
+    meta::update(new, old, &mut errs);
+    match (gvk.group.as_str(), gvk.kind.as_str()) {
+        ("", "Pod") => pod::status(new, old, &mut errs),
+        ("", "Service") => service::status(new, &mut errs),
+        ("", "Node") => node::update(new, old, &mut errs),
+        ("", "Namespace") => simple::namespace_status(new, &mut errs),
+        ("apps", _) | ("", "ReplicationController") => apps::status(&gvk.kind, new, old, &mut errs),
+        _ => {}
+    }
+    errs
+}
+
+/// Validates an update of another subresource that writes the object itself: `finalize` of a Namespace,
+/// `ephemeralcontainers` and `resize` of a Pod.
+#[must_use]
+pub fn update_subresource(
+    gvk: &GroupVersionKind,
+    subresource: &str,
+    new: &Value,
+    old: &Value,
+) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    match (gvk.kind.as_str(), subresource) {
+        ("Namespace", "finalize") => {
+            meta::update(new, old, &mut errs);
+            meta::update(new, old, &mut errs);
+            simple::namespace_finalizers(new, &mut errs);
+        }
+        ("Pod", "ephemeralcontainers") => {
+            meta::update(new, old, &mut errs);
+            meta::update(new, old, &mut errs);
+            pod::ephemeral_containers(gvk, new, old, &mut errs);
+        }
+        ("Pod", "resize") => {
+            meta::update(new, old, &mut errs);
+            meta::update(new, old, &mut errs);
+            pod::resize(gvk, new, old, &mut errs);
+        }
+        (_, "status") => return update_status(gvk, new, old),
+        _ => return update(gvk, new, old),
+    }
+    errs
+}
+
+/// Validates the body of `pods/binding`.
+#[must_use]
+pub fn binding(object: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    pod::binding(object, &mut errs);
+    errs
+}
+
+/// Validates the body of a scale subresource.
+#[must_use]
+pub fn scale(object: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    let replicas = int(at(object, "spec"), "replicas").unwrap_or_default();
+    nonnegative(&mut errs, "spec.replicas", replicas);
+    errs
+}
+
+/// The rules of single kinds that hold for creations and updates.
+fn spec(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors, old: Option<&Value>) {
+    match (gvk.group.as_str(), gvk.kind.as_str()) {
+        ("", "Pod") => pod::create(object, errs),
+        ("", "PodTemplate") => podspec::template(at(object, "template"), "template", errs),
+        ("", "Service") => service::create(object, errs),
+        ("", "Node") => node::create(object, errs),
+        ("", "ConfigMap") => simple::config_map(object, errs),
+        ("", "Secret") => simple::secret(object, errs),
+        ("", "Namespace") => simple::namespace(object, errs),
+        ("", "Endpoints") => discovery::endpoints(object, errs),
+        ("", "LimitRange") => resources::limit_range(object, errs),
+        ("", "ResourceQuota") => resources::quota(object, old, errs),
+        ("discovery.k8s.io", "EndpointSlice") => discovery::slice(object, errs),
+        ("" | "events.k8s.io", "Event") => events::create(gvk, object, errs),
+        ("coordination.k8s.io", "Lease") => simple::lease(object, errs),
+        ("apps", _) | ("", "ReplicationController") => apps::create(&gvk.kind, object, errs),
+        _ => {}
+    }
+}
+
+// Readers: what is missing or of another type is null, empty or none.
+
+fn at<'a>(value: &'a Value, name: &str) -> &'a Value {
+    value.get(name).unwrap_or(NULL)
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    at(value, name).as_str().unwrap_or_default()
+}
+
+fn int(value: &Value, name: &str) -> Option<i64> {
+    at(value, name).as_i64()
+}
+
+fn flag(value: &Value, name: &str) -> bool {
+    at(value, name).as_bool() == Some(true)
+}
+
+fn set(value: &Value, name: &str) -> bool {
+    !at(value, name).is_null()
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    at(value, name).as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn map<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    at(value, name).as_object().into_iter().flat_map(Map::iter)
+}
+
+/// The texts of a list of strings.
+fn texts<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a str> {
+    list(value, name).iter().map(|v| v.as_str().unwrap_or_default())
+}
+
+// Rules used in many places.
+
+/// Adds an `Invalid value` error for each message.
+fn invalid_each(errs: &mut Errors, path: &str, value: &str, messages: Vec<String>) {
+    errs.extend(messages.into_iter().map(|m| FieldError::invalid(path, value, m)));
+}
+
+fn nonnegative(errs: &mut Errors, path: &str, value: i64) {
+    if value < 0 {
+        errs.push(FieldError::invalid(path, value, "must be greater than or equal to 0"));
+    }
+}
+
+/// A field that must not change.
+fn immutable(errs: &mut Errors, path: &str, new: &Value, old: &Value) {
+    if !same(new, old) {
+        errs.push(FieldError::invalid(path, new, "field is immutable"));
+    }
+}
+
+/// Equality in upstream's sense: nothing, null and empty lists and maps are the same.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            x.iter().all(|(k, v)| same(v, y.get(k).unwrap_or(NULL)))
+                && y.iter().all(|(k, v)| x.contains_key(k) || same(NULL, v))
+        }
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(a, b)| same(a, b)),
+        (Value::Null, Value::Object(m)) | (Value::Object(m), Value::Null) => m.is_empty(),
+        (Value::Null, Value::Array(l)) | (Value::Array(l), Value::Null) => l.is_empty(),
+        (Value::String(x), Value::String(y)) => x == y,
+        _ => a == b,
+    }
+}
+
+/// A value out of a fixed set; the empty text is `Required`.
+fn one_of(errs: &mut Errors, path: &str, value: &str, supported: &[&str]) {
+    if value.is_empty() {
+        errs.push(FieldError::required(path, ""));
+    } else if !supported.contains(&value) {
+        errs.push(FieldError::not_supported(path, value, supported));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,363 @@
+//! Resource names and quantities: containers, nodes, quotas, limit ranges.
+
+use std::cmp::Ordering;
+
+use kelp_model::names;
+use kelp_model::quantity::Quantity;
+use serde_json::Value;
+
+use super::{Errors, at, immutable, invalid_each, list, map, nonnegative, set, text};
+use crate::error::FieldError;
+
+const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+
+fn quantity(value: &Value) -> Quantity {
+    value.as_str().and_then(|s| Quantity::parse(s).ok()).unwrap_or(Quantity::ZERO)
+}
+
+const COUNTED: [&str; 9] = [
+    "pods",
+    "services",
+    "replicationcontrollers",
+    "resourcequotas",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
+fn standard(name: &str) -> bool {
+    COUNTED.contains(&name)
+        || name.starts_with("hugepages-")
+        || matches!(
+            name,
+            "cpu"
+                | "memory"
+                | "ephemeral-storage"
+                | "storage"
+                | "requests.cpu"
+                | "requests.memory"
+                | "requests.storage"
+                | "requests.ephemeral-storage"
+                | "limits.cpu"
+                | "limits.memory"
+                | "limits.ephemeral-storage"
+        )
+}
+
+fn standard_for_quota(name: &str) -> bool {
+    COUNTED.contains(&name)
+        || name.starts_with("requests.hugepages-")
+        || matches!(
+            name,
+            "cpu"
+                | "memory"
+                | "ephemeral-storage"
+                | "requests.cpu"
+                | "requests.memory"
+                | "requests.storage"
+                | "requests.ephemeral-storage"
+                | "limits.cpu"
+                | "limits.memory"
+                | "limits.ephemeral-storage"
+        )
+        || name.starts_with("hugepages-")
+}
+
+fn native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+fn extended(name: &str) -> bool {
+    !native(name)
+        && !name.starts_with("requests.")
+        && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
+fn resource_name(name: &str, path: &str, errs: &mut Errors) -> bool {
+    let bad = names::qualified_name(name);
+    if !bad.is_empty() {
+        invalid_each(errs, path, name, bad);
+        return false;
+    }
+    if !name.contains('/') && !standard(name) {
+        errs.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
+    }
+    true
+}
+
+fn container_resource_name(name: &str, path: &str, errs: &mut Errors) {
+    resource_name(name, path, errs);
+    if !name.contains('/') {
+        if !(matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")) {
+            errs.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+        }
+    } else if !native(name) && !extended(name) {
+        errs.push(FieldError::invalid(path, name, "doesn't follow extended resource name standard"));
+    }
+}
+
+/// A quantity that fits its resource.
+pub(super) fn quantity_value(name: &str, value: &Value, path: &str, errs: &mut Errors) {
+    let q = quantity(value);
+    if q.signum() < 0 {
+        errs.push(FieldError::invalid(path, q.to_string(), NOT_NEGATIVE));
+    }
+    if (COUNTED.contains(&name) || extended(name)) && !q.is_multiple_of_scale(0) {
+        errs.push(FieldError::invalid(path, q.to_string(), "must be an integer"));
+    }
+}
+
+/// The resources of a container; `claims` are the names of the pod's claims.
+pub(super) fn requirements(resources: &Value, claims: &[&str], path: &str, errs: &mut Errors) {
+    let (limits, requests) = (at(resources, "limits"), at(resources, "requests"));
+    let overcommit = |name: &str| native(name) && !name.starts_with("hugepages-");
+    let (mut pages, mut compute) = (false, false);
+    for (field, values) in [("limits", limits), ("requests", requests)] {
+        for (name, value) in values.as_object().into_iter().flatten() {
+            let at_name = format!("{path}.{field}[{name}]");
+            container_resource_name(name, &at_name, errs);
+            quantity_value(name, value, &at_name, errs);
+            let q = quantity(value);
+            if field == "requests" {
+                let whole = format!("{path}.requests");
+                match limits.get(name).map(quantity) {
+                    Some(limit) if q != limit && !overcommit(name) => errs.push(FieldError::invalid(
+                        whole,
+                        q.to_string(),
+                        format!("must be equal to {name} limit of {limit}"),
+                    )),
+                    Some(limit) if q.cmp(&limit) == Ordering::Greater => errs.push(FieldError::invalid(
+                        whole,
+                        q.to_string(),
+                        format!("must be less than or equal to {name} limit of {limit}"),
+                    )),
+                    None if !overcommit(name) => errs.push(FieldError::required(
+                        format!("{path}.limits"),
+                        "Limit must be set for non overcommitable resources",
+                    )),
+                    _ => {}
+                }
+            }
+            if let Some(size) = name.strip_prefix("hugepages-") {
+                pages = true;
+                huge_page(size, q, &at_name, errs);
+            }
+            compute |= matches!(name.as_str(), "cpu" | "memory");
+        }
+    }
+    if pages && !compute {
+        errs.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
+    }
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (i, claim) in list(resources, "claims").iter().enumerate() {
+        let path = format!("{path}.claims[{i}]");
+        let (name, request) = (text(claim, "name"), text(claim, "request"));
+        if name.is_empty() {
+            errs.push(FieldError::required(format!("{path}.name"), ""));
+        } else if seen.contains(&(name, request)) {
+            errs.push(FieldError::duplicate(path.as_str(), name));
+        } else {
+            seen.push((name, request));
+        }
+        if !name.is_empty() && !claims.contains(&name) {
+            errs.push(FieldError::not_found(format!("{path}.name"), name));
+        }
+    }
+}
+
+fn huge_page(size: &str, q: Quantity, path: &str, errs: &mut Errors) {
+    match Quantity::parse(size) {
+        Ok(page) if page.signum() > 0 && page.is_multiple_of_scale(0) => {
+            if q.value() % page.value().max(1) != 0 {
+                let detail = format!("{q} is not positive integer multiple of {page}");
+                errs.push(FieldError::invalid(path, q.to_string(), detail));
+            }
+        }
+        Ok(_) => errs.push(FieldError::invalid(path, q.to_string(), "resource page size must be positive")),
+        Err(e) => errs.push(FieldError::invalid(path, q.to_string(), e.to_string())),
+    }
+}
+
+/// Resources that a whole pod may ask for.
+pub(super) fn pod_level(spec: &Value, path: &str, errs: &mut Errors) {
+    let resources = at(spec, "resources");
+    if set(resources, "claims") {
+        errs.push(FieldError::forbidden(
+            format!("{path}.claims"),
+            "claims cannot be set for Resources at pod-level",
+        ));
+    }
+    for field in ["limits", "requests"] {
+        for (name, value) in map(resources, field) {
+            let at_name = format!("{path}.{field}[{name}]");
+            if !resource_name(name, &at_name, errs) {
+                continue;
+            }
+            if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with("hugepages-") {
+                errs.push(FieldError::not_supported(
+                    at_name.as_str(),
+                    name,
+                    &["cpu", "hugepages-", "memory"],
+                ));
+            }
+            quantity_value(name, value, &at_name, errs);
+            let limit = at(resources, "limits").get(name).map(quantity);
+            if let Some(limit) = limit.filter(|l| field == "requests" && quantity(value) > *l) {
+                errs.push(FieldError::invalid(
+                    format!("{path}.requests"),
+                    quantity(value).to_string(),
+                    format!("must be less than or equal to {name} limit of {limit}"),
+                ));
+            }
+        }
+    }
+    for (i, c) in list(spec, "containers").iter().enumerate() {
+        for (name, limit) in map(at(c, "resources"), "limits") {
+            let Some(pod) = at(resources, "limits").get(name).map(quantity) else { continue };
+            if quantity(limit) > pod {
+                errs.push(FieldError::invalid(
+                    format!("{path}.containers[{i}][{name}].limits"),
+                    quantity(limit).to_string(),
+                    format!("must be less than or equal to pod limits of {pod}"),
+                ));
+            }
+        }
+    }
+}
+
+pub(super) fn quota(object: &Value, old: Option<&Value>, errs: &mut Errors) {
+    const SCOPES: [&str; 7] = [
+        "BestEffort",
+        "CrossNamespacePodAffinity",
+        "NotBestEffort",
+        "NotTerminating",
+        "PriorityClass",
+        "Terminating",
+        "VolumeAttributesClass",
+    ];
+    let spec = at(object, "spec");
+    for (name, value) in map(spec, "hard") {
+        let path = format!("spec.hard[{name}]");
+        resource_name(name, &path, errs);
+        if !name.contains('/') && !standard_for_quota(name) {
+            errs.push(FieldError::invalid(path.as_str(), name, "must be a standard resource for quota"));
+        }
+        quantity_value(name, value, &path, errs);
+    }
+    for scope in list(spec, "scopes").iter().filter_map(Value::as_str) {
+        if !SCOPES.contains(&scope) {
+            errs.push(FieldError::invalid("spec.scopes", at(spec, "scopes"), "unsupported scope"));
+        }
+    }
+    if let Some(old) = old {
+        immutable(errs, "spec.scopes", at(spec, "scopes"), at(at(old, "spec"), "scopes"));
+    }
+}
+
+pub(super) fn limit_range(object: &Value, errs: &mut Errors) {
+    let mut types: Vec<&str> = Vec::new();
+    for (i, limit) in list(at(object, "spec"), "limits").iter().enumerate() {
+        let path = format!("spec.limits[{i}]");
+        let kind = text(limit, "type");
+        let bad = names::qualified_name(kind);
+        if bad.is_empty() {
+            if !kind.contains('/') && !matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim") {
+                let detail = "must be a standard limit type or fully qualified";
+                errs.push(FieldError::invalid(format!("{path}.type"), kind, detail));
+            }
+        } else {
+            invalid_each(errs, &format!("{path}.type"), kind, bad);
+        }
+        if types.contains(&kind) {
+            errs.push(FieldError::duplicate(format!("{path}.type"), kind));
+        }
+        types.push(kind);
+        limit_item(limit, kind, &path, errs);
+    }
+}
+
+fn limit_item(limit: &Value, kind: &str, path: &str, errs: &mut Errors) {
+    let mut keys: Vec<&String> = Vec::new();
+    for field in ["max", "min", "default", "defaultRequest"] {
+        if kind == "Pod" && field.starts_with("default") {
+            if map(limit, field).next().is_some() {
+                let detail = "may not be specified when `type` is 'Pod'";
+                errs.push(FieldError::forbidden(format!("{path}.{field}"), detail));
+            }
+            continue;
+        }
+        for (name, _) in map(limit, field) {
+            let at_name = format!("{path}.{field}[{name}]");
+            if matches!(kind, "Pod" | "Container") {
+                container_resource_name(name, &at_name, errs);
+            } else {
+                resource_name(name, &at_name, errs);
+            }
+            keys.push(name);
+        }
+    }
+    if kind == "PersistentVolumeClaim" {
+        let storage = |field: &str| at(limit, field).get("storage").is_some();
+        if !storage("min") && !storage("max") {
+            errs.push(FieldError::required(
+                format!("{path}.limits"),
+                "either minimum or maximum storage value is required, but neither was provided",
+            ));
+        }
+    }
+    for (name, _) in map(limit, "maxLimitRequestRatio") {
+        keys.push(name);
+    }
+    keys.sort();
+    keys.dedup();
+    for key in keys {
+        let get = |field: &str| at(limit, field).get(key).map(quantity);
+        let (min, max) = (get("min"), get("max"));
+        let (standard, request) = (get("default"), get("defaultRequest"));
+        let mut bad = |field: &str, q: Quantity, detail: String| {
+            errs.push(FieldError::invalid(format!("{path}.{field}[{key}]"), q.to_string(), detail));
+        };
+        let above = |a: Option<Quantity>, b: Option<Quantity>| a.zip(b).filter(|(a, b)| a > b);
+        if let Some((min, max)) = above(min, max) {
+            bad("min", min, format!("min value {min} is greater than max value {max}"));
+        }
+        if let Some((min, request)) = above(min, request) {
+            bad(
+                "defaultRequest",
+                request,
+                format!("min value {min} is greater than default request value {request}"),
+            );
+        }
+        if let Some((request, max)) = above(request, max) {
+            bad(
+                "defaultRequest",
+                request,
+                format!("default request value {request} is greater than max value {max}"),
+            );
+        }
+        if let Some((request, standard)) = above(request, standard) {
+            let detail =
+                format!("default request value {request} is greater than default limit value {standard}");
+            bad("defaultRequest", request, detail);
+        }
+        if let Some((min, standard)) = above(min, standard) {
+            bad("default", min, format!("min value {min} is greater than default value {standard}"));
+        }
+        if let Some((standard, max)) = above(standard, max) {
+            bad("default", standard, format!("default value {standard} is greater than max value {max}"));
+        }
+        if let Some(ratio) = get("maxLimitRequestRatio").filter(|r| *r < Quantity::from_milli(1000)) {
+            bad("maxLimitRequestRatio", ratio, format!("ratio {ratio} is less than 1"));
+        }
+    }
+}
+
+/// Whole numbers of a status that may not be negative.
+pub(super) fn nonnegative_fields(status: &Value, path: &str, fields: &[&str], errs: &mut Errors) {
+    for field in fields {
+        let value = super::int(status, field).unwrap_or_default();
+        nonnegative(errs, &format!("{path}.{field}"), value);
+    }
+}
