@@ -1,119 +1,111 @@
-//! Cluster addresses and node ports of services.
+//! Cluster addresses and node ports of services: the allocator of this server, filled from the store at first use.
 
+use crate::allocator::{Allocator, IpRange, PortRange, Taken};
 use crate::config::Config;
-use crate::error::{ApiError, FieldError};
-use crate::object::{list_at, map_mut, meta, str_at};
+use crate::error::ApiError;
 use crate::storage::StoreHandle;
 use kelp_store::RangeRequest;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
-use std::collections::HashSet;
-use std::marker::PhantomData;
-use std::net::Ipv4Addr;
+use serde_json::Value;
 
 /// Takes addresses and ports for services.
 pub(crate) struct ServiceAllocator {
     store: StoreHandle,
-    base: u32,
-    lock: tokio::sync::Mutex<()>,
-    pending: Mutex<HashSet<String>>,
-    node_ports: std::ops::RangeInclusive<u16>,
+    /// Nothing taken.
+    blank: Allocator,
+    state: Mutex<Option<Allocator>>,
+    /// Held while the state is read from the store.
+    loading: tokio::sync::Mutex<()>,
 }
 
-/// Numbers taken.
-pub(crate) struct Held<'a>(PhantomData<&'a ()>);
+/// Numbers taken for a write; they go back unless the write is said to have succeeded.
+pub(crate) struct Held<'a>(Option<(&'a ServiceAllocator, Taken)>);
 
 impl Held<'_> {
     pub(crate) fn nothing() -> Self {
-        Held(PhantomData)
+        Held(None)
     }
 
     /// The write succeeded.
-    pub(crate) fn keep(self) {}
+    pub(crate) fn keep(mut self) {
+        if let Some((allocator, taken)) = self.0.take()
+            && let Some(state) = allocator.state.lock().as_mut()
+        {
+            state.settle(taken);
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some((allocator, taken)) = self.0.take()
+            && let Some(state) = allocator.state.lock().as_mut()
+        {
+            state.undo(taken);
+        }
+    }
 }
 
 impl ServiceAllocator {
     pub(crate) fn new(config: &Config, store: StoreHandle) -> Result<Self, String> {
-        let first = config.service_cidrs.first().map(String::as_str).unwrap_or_default();
-        let base: Ipv4Addr = first
-            .split('/')
-            .next()
-            .and_then(|t| t.parse().ok())
-            .ok_or_else(|| format!("service range {first} is no address range"))?;
+        let ranges = config.service_cidrs.iter().map(|c| IpRange::parse(c)).collect::<Result<Vec<_>, _>>()?;
+        let ipv6 = ranges.iter().filter(|r| r.is_ipv6()).count();
+        if ranges.is_empty() || ipv6 > 1 || ranges.len() - ipv6 > 1 {
+            return Err("give one service range for each address family, the default one first".to_owned());
+        }
+        let ports = PortRange::new(*config.node_ports.start(), *config.node_ports.end());
         Ok(ServiceAllocator {
             store,
-            base: base.into(),
-            lock: tokio::sync::Mutex::default(),
-            pending: Mutex::default(),
-            node_ports: config.node_ports.clone(),
+            blank: Allocator::new(ranges, ports),
+            state: Mutex::new(None),
+            loading: tokio::sync::Mutex::default(),
         })
     }
 
+    /// The address of the `kubernetes` service.
     pub(crate) fn first(&self) -> String {
-        Ipv4Addr::from(self.base + 1).to_string()
+        self.blank.first().map(|ip| ip.to_string()).unwrap_or_default()
     }
 
+    /// Reads the stored services once; all later changes go through this allocator.
+    async fn load(&self) -> Result<(), ApiError> {
+        if self.state.lock().is_some() {
+            return Ok(());
+        }
+        let _guard = self.loading.lock().await;
+        if self.state.lock().is_some() {
+            return Ok(());
+        }
+        let answer = self.store.range(RangeRequest::prefix("/registry/services/")).await?;
+        let mut allocator = self.blank.clone();
+        for kv in &answer.kvs {
+            if let Ok(service) = serde_json::from_slice::<Value>(&kv.value) {
+                allocator.insert(&service);
+            }
+        }
+        *self.state.lock() = Some(allocator);
+        Ok(())
+    }
+
+    /// Fills in what a new or changed service gets.
     pub(crate) async fn allocate(
         &self,
         old: Option<&Value>,
         object: &mut Value,
-        _dry: bool,
+        dry: bool,
     ) -> Result<Held<'_>, ApiError> {
-        let _guard = self.lock.lock().await;
-        let answer = self.store.range(RangeRequest::prefix("/registry/services/")).await?;
-        let mut used: HashSet<String> = HashSet::new();
-        let mut ports: HashSet<i64> = HashSet::new();
-        for kv in &answer.kvs {
-            let Ok(service) = serde_json::from_slice::<Value>(&kv.value) else { continue };
-            if meta(&service, "name") == meta(object, "name")
-                && meta(&service, "namespace") == meta(object, "namespace")
-            {
-                continue;
-            }
-            used.insert(str_at(&service, &["spec", "clusterIP"]).to_owned());
-            for port in list_at(&service, &["spec", "ports"]) {
-                ports.extend(crate::object::int_at(port, &["nodePort"]));
-            }
+        self.load().await?;
+        let mut state = self.state.lock();
+        match state.as_mut() {
+            Some(allocator) => allocator.allocate(object, old, dry).map(|taken| Held(Some((self, taken)))),
+            None => Ok(Held::nothing()),
         }
-        self.pending.lock().clear();
-        let kind = str_at(object, &["spec", "type"]).to_owned();
-        if kind == "ExternalName" {
-            return Ok(Held::nothing());
-        }
-        let mut wanted = str_at(object, &["spec", "clusterIP"]).to_owned();
-        if wanted.is_empty()
-            && let Some(old) = old
-        {
-            wanted = str_at(old, &["spec", "clusterIP"]).to_owned();
-        }
-        if wanted.is_empty() {
-            let free = (256..65535).map(|n| Ipv4Addr::from(self.base + n).to_string());
-            let free = free.into_iter().find(|ip| !used.contains(ip));
-            wanted = free.ok_or_else(|| ApiError::internal("range is full"))?;
-        } else if wanted != "None" && used.contains(&wanted) {
-            let why = format!("failed to allocate IP {wanted}: provided IP is already allocated");
-            let error = FieldError::invalid("spec.clusterIPs", json!([wanted]), why);
-            return Err(ApiError::invalid("", "Service", meta(object, "name"), &[error]));
-        }
-        let node_port = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
-        let range = self.node_ports.clone();
-        let spec = map_mut(object, "spec");
-        spec.insert("clusterIP".into(), wanted.clone().into());
-        spec.insert("clusterIPs".into(), json!([wanted]));
-        spec.entry("type").or_insert(json!("ClusterIP"));
-        spec.entry("ipFamilies").or_insert(json!(["IPv4"]));
-        spec.entry("ipFamilyPolicy").or_insert(json!("SingleStack"));
-        for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-            let own = crate::object::int_at(port, &["nodePort"]).unwrap_or_default();
-            if node_port && own == 0 {
-                let free = range.clone().map(i64::from).find(|p| !ports.contains(p));
-                let free = free.ok_or_else(|| ApiError::internal("range is full"))?;
-                ports.insert(free);
-                port["nodePort"] = free.into();
-            }
-        }
-        Ok(Held::nothing())
     }
 
-    pub(crate) async fn release(&self, _object: &Value) {}
+    /// Frees what a removed service had.
+    pub(crate) async fn release(&self, object: &Value) {
+        if let Some(state) = self.state.lock().as_mut() {
+            state.remove(object);
+        }
+    }
 }

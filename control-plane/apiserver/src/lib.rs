@@ -7,6 +7,7 @@
 
 mod admission;
 mod allocation;
+pub mod allocator;
 pub mod auth;
 mod bootstrap;
 mod cache;

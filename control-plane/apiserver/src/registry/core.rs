@@ -75,8 +75,14 @@ static POD: Strategy = Strategy {
 };
 
 static SERVICE: Strategy = Strategy {
-    prepare_create: |object| object["status"] = serde_json::json!({"loadBalancer": {}}),
-    prepare_update: |new, old| carry(new, old, &["status"]),
+    prepare_create: |object| {
+        object["status"] = serde_json::json!({"loadBalancer": {}});
+        crate::allocator::prepare_create(object);
+    },
+    prepare_update: |new, old| {
+        carry(new, old, &["status"]);
+        crate::allocator::prepare_update(new, old);
+    },
     allocation: Allocation::Service,
     delete_returns_object: true,
     ..Strategy::PLAIN

@@ -46,6 +46,12 @@ pub(super) fn port_or_name(value: &Value, path: &str, errs: &mut Errors) {
 }
 
 pub(super) fn create(object: &Value, errs: &mut Errors) {
+    // Upstream looks at the addresses when it allocates them, and answers with what it finds then alone.
+    let early = cluster_ips(object);
+    if !early.is_empty() {
+        *errs = early;
+        return;
+    }
     let spec = at(object, "spec");
     let kind = text(spec, "type");
     let headless = headless(spec);
@@ -83,7 +89,6 @@ pub(super) fn create(object: &Value, errs: &mut Errors) {
     meta::labels(spec, "selector", "spec.selector", errs);
     one_of(errs, "spec.sessionAffinity", text(spec, "sessionAffinity"), &["ClientIP", "None"]);
     affinity(spec, errs);
-    errs.extend(cluster_ips(object));
     for (i, ip) in texts(spec, "externalIPs").enumerate() {
         let path = format!("spec.externalIPs[{i}]");
         if net::ip(errs, &path, ip) {
@@ -245,12 +250,9 @@ fn traffic(spec: &Value, kind: &str, errs: &mut Errors) {
     let port = int(spec, "healthCheckNodePort").unwrap_or_default();
     const HEALTH: &str = "spec.healthCheckNodePort";
     if needs_health_check(spec) {
-        if port == 0 {
-            errs.push(FieldError::required(HEALTH, ""));
-        } else {
-            for message in names::port_number(port) {
-                errs.push(FieldError::invalid(HEALTH, port, message));
-            }
+        // 0 is filled in after validation.
+        for message in names::port_number(port).into_iter().filter(|_| port != 0) {
+            errs.push(FieldError::invalid(HEALTH, port, message));
         }
     } else if port != 0 {
         errs.push(FieldError::invalid(
@@ -355,6 +357,11 @@ pub fn cluster_ips(object: &Value) -> Vec<FieldError> {
 }
 
 pub(super) fn update(new: &Value, old: &Value, errs: &mut Errors) {
+    let early = cluster_ips(new);
+    if !early.is_empty() {
+        *errs = early;
+        return;
+    }
     let (after, before) = (at(new, "spec"), at(old, "spec"));
     if text(after, "type") != "ExternalName" && text(before, "type") != "ExternalName" {
         address_changes(after, before, errs);
