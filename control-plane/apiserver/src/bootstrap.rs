@@ -23,6 +23,11 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
             "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]}});
     ensure(core, "", "services", service).await?;
+    let advertised = core.config.advertise_address;
+    if advertised.is_loopback() || advertised.is_unspecified() {
+        tracing::warn!(%advertised, "pods cannot reach the API server at this address: the kubernetes Service gets no endpoint");
+        return Ok(());
+    }
     let mirror = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
     let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": mirror},
@@ -40,9 +45,11 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
 }
 
 async fn ensure(core: &Arc<Core>, group: &str, plural: &str, object: Value) -> Result<(), ApiError> {
-    match handlers::internal(core, "create", group, plural, object).await {
+    match handlers::internal(core, "create", group, plural, object.clone()).await {
+        Ok(()) => Ok(()),
         Err(error) if error.reason() == "AlreadyExists" => Ok(()),
-        other => other,
+        // An object that is there may also be refused because it holds what a second one would need (its address).
+        Err(error) => handlers::internal(core, "get", group, plural, object).await.map_err(|_| error),
     }
 }
 
