@@ -34,4 +34,4 @@ pub use auth::UserInfo;
 pub use config::{Config, TlsFiles};
 pub use error::{ApiError, FieldError};
 pub use gvk::GroupVersionKind;
-pub use server::{ApiServer, ClientService, ServerError};
+pub use server::{AnswerBody, ApiServer, ClientService, ServerError};

@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use kelp_apiserver::{ApiServer, Config, TlsFiles, UserInfo};
 use kelp_store::{EmbeddedStore, StoreOptions};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
@@ -25,9 +25,14 @@ struct Life {
 
 impl Life {
     async fn begin(directory: &Path) -> Result<Self> {
+        Self::begin_with(directory, |_| {}).await
+    }
+
+    async fn begin_with(directory: &Path, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let tls = TlsFiles { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
         let mut config = Config::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), tls);
         config.service_cidrs.truncate(1);
+        change(&mut config);
         let store = Arc::new(EmbeddedStore::open(directory, StoreOptions::default())?);
         let shutdown = CancellationToken::new();
         let server = ApiServer::new(config, store.clone(), shutdown.clone())?;
@@ -277,6 +282,92 @@ async fn bad_input_gets_the_right_status() -> Result<()> {
     ensure!(code == 404, "{code}");
     let namespaces: Api<Namespace> = Api::all(client.clone());
     ensure!(namespaces.get("default").await.is_ok());
+    life.end().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn overload_is_shed() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin_with(directory.path(), |config| config.max_read_requests = 0).await?;
+    let client = life.client();
+    let request = http::Request::get("/api/v1/pods").body(kube::client::Body::empty())?;
+    let response = client.send(request).await?;
+    ensure!(response.status() == 429, "{}", response.status());
+    ensure!(response.headers().get("retry-after").is_some_and(|v| v == "1"));
+    // Writes have a pool of their own, and health is always answered.
+    let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    api.create(&PostParams::default(), &config_map("a", "1")?).await?;
+    let response = client.send(http::Request::get("/readyz").body(kube::client::Body::empty())?).await?;
+    ensure!(response.status() == 200, "{}", response.status());
+    life.end().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_thousand_watchers_see_every_event_once() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let api: Api<ConfigMap> = Api::default_namespaced(life.client());
+    let version = api.list(&ListParams::default()).await?.metadata.resource_version.context("version")?;
+    let mut watchers = Vec::new();
+    for _ in 0..1000 {
+        let stream = api.watch(&WatchParams::default().timeout(60), &version).await?.boxed();
+        watchers.push(tokio::spawn(async move {
+            let events = stream.take(20).try_collect::<Vec<_>>().await?;
+            let names = events.into_iter().map(|event| match event {
+                kube::api::WatchEvent::Added(o) => Ok(o.name_any()),
+                other => Err(anyhow::anyhow!("{other:?}")),
+            });
+            names.collect::<Result<Vec<String>>>()
+        }));
+    }
+    let mut want = Vec::new();
+    for n in 0..20 {
+        let name = format!("c{n:02}");
+        api.create(&PostParams::default(), &config_map(&name, "1")?).await?;
+        want.push(name);
+    }
+    for watcher in watchers {
+        let seen = tokio::time::timeout(Duration::from_secs(30), watcher).await???;
+        ensure!(seen == want, "{seen:?}");
+    }
+    life.end().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn services_created_at_once_get_different_addresses() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let api: Api<Service> = Api::default_namespaced(life.client());
+    let service = |n: usize| -> Result<Service> {
+        Ok(serde_json::from_value(json!({"metadata": {"name": format!("s{n}")},
+            "spec": {"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}}}))?)
+    };
+    let creates = (0..64).map(|n| {
+        let api = api.clone();
+        async move { anyhow::Ok(api.create(&PostParams::default(), &service(n)?).await?) }
+    });
+    let made: Vec<Service> = futures::stream::iter(creates).buffer_unordered(64).try_collect().await?;
+    let numbers = |made: &[Service]| -> (HashSet<String>, HashSet<i32>) {
+        let specs = made.iter().filter_map(|s| s.spec.as_ref());
+        specs
+            .map(|s| {
+                let port = s.ports.iter().flatten().next().and_then(|p| p.node_port).unwrap_or_default();
+                (s.cluster_ip.clone().unwrap_or_default(), port)
+            })
+            .unzip()
+    };
+    let (addresses, ports) = numbers(&made);
+    ensure!(addresses.len() == 64 && ports.len() == 64, "{addresses:?} {ports:?}");
+    life.end().await;
+    // After a restart nothing that is in use is given out again.
+    let life = Life::begin(directory.path()).await?;
+    let api: Api<Service> = Api::default_namespaced(life.client());
+    let more = api.create(&PostParams::default(), &service(100)?).await?;
+    let (address, port) = numbers(&[more]);
+    ensure!(addresses.is_disjoint(&address) && ports.is_disjoint(&port), "{address:?} {port:?}");
     life.end().await;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Rows of the core group, and of the small groups around it.
 
+use super::fields::*;
 use super::*;
-use crate::object::str_at;
 use crate::table;
 
 const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
@@ -14,12 +14,6 @@ const fn sub(
     verbs: &'static [&'static str],
 ) -> Subresource {
     Subresource { name, does, kind, verbs }
-}
-
-macro_rules! field {
-    ($label:literal, $($key:literal).+) => {
-        SelectableField { label: $label, value: |object| str_at(object, &[$($key),+]).to_owned() }
-    };
 }
 
 static PLAIN: Strategy = Strategy::PLAIN;
@@ -117,69 +111,6 @@ static POD_SUB: &[Subresource] = &[
 static SERVICE_SUB: &[Subresource] = &[
     sub("proxy", SubresourceKind::Connect, ("", "v1", "ServiceProxyOptions"), PROXY_VERBS),
     sub("status", SubresourceKind::Status, ("", "v1", "Service"), STATUS_VERBS),
-];
-
-static POD_FIELDS: &[SelectableField] = &[
-    field!("spec.nodeName", "spec"."nodeName"),
-    field!("spec.restartPolicy", "spec"."restartPolicy"),
-    field!("spec.schedulerName", "spec"."schedulerName"),
-    field!("spec.serviceAccountName", "spec"."serviceAccountName"),
-    SelectableField {
-        label: "spec.hostNetwork",
-        value: |object| crate::object::bool_at(object, &["spec", "hostNetwork"]).to_string(),
-    },
-    field!("status.phase", "status"."phase"),
-    SelectableField {
-        label: "status.podIP",
-        value: |object| match crate::object::list_at(object, &["status", "podIPs"]).first() {
-            Some(first) => str_at(first, &["ip"]).to_owned(),
-            None => str_at(object, &["status", "podIP"]).to_owned(),
-        },
-    },
-    field!("status.nominatedNodeName", "status"."nominatedNodeName"),
-];
-static NODE_FIELDS: &[SelectableField] = &[SelectableField {
-    label: "spec.unschedulable",
-    value: |object| crate::object::bool_at(object, &["spec", "unschedulable"]).to_string(),
-}];
-static NAMESPACE_FIELDS: &[SelectableField] = &[
-    field!("status.phase", "status"."phase"),
-    // Upstream also knows the name without its prefix.
-    field!("name", "metadata"."name"),
-];
-static SECRET_FIELDS: &[SelectableField] = &[field!("type", "type")];
-static SERVICE_FIELDS: &[SelectableField] =
-    &[field!("spec.clusterIP", "spec"."clusterIP"), field!("spec.type", "spec"."type")];
-static EVENT_FIELDS: &[SelectableField] = &[
-    field!("involvedObject.kind", "involvedObject"."kind"),
-    field!("involvedObject.namespace", "involvedObject"."namespace"),
-    field!("involvedObject.name", "involvedObject"."name"),
-    field!("involvedObject.uid", "involvedObject"."uid"),
-    field!("involvedObject.apiVersion", "involvedObject"."apiVersion"),
-    field!("involvedObject.resourceVersion", "involvedObject"."resourceVersion"),
-    field!("involvedObject.fieldPath", "involvedObject"."fieldPath"),
-    field!("reason", "reason"),
-    field!("reportingComponent", "reportingComponent"),
-    SelectableField {
-        label: "source",
-        value: |object| match str_at(object, &["source", "component"]) {
-            "" => str_at(object, &["reportingComponent"]).to_owned(),
-            component => component.to_owned(),
-        },
-    },
-    field!("type", "type"),
-];
-static NEW_EVENT_FIELDS: &[SelectableField] = &[
-    field!("regarding.kind", "regarding"."kind"),
-    field!("regarding.namespace", "regarding"."namespace"),
-    field!("regarding.name", "regarding"."name"),
-    field!("regarding.uid", "regarding"."uid"),
-    field!("regarding.apiVersion", "regarding"."apiVersion"),
-    field!("regarding.resourceVersion", "regarding"."resourceVersion"),
-    field!("regarding.fieldPath", "regarding"."fieldPath"),
-    field!("reason", "reason"),
-    field!("reportingController", "reportingController"),
-    field!("type", "type"),
 ];
 
 pub(super) const BASE: Resource = Resource {

@@ -5,6 +5,7 @@ mod apps;
 mod core;
 pub(crate) mod deployment;
 pub(crate) mod event;
+mod fields;
 pub(crate) mod pod;
 mod strategy;
 

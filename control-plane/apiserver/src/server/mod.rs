@@ -1,5 +1,6 @@
 //! The server: shared state, the request path, connections.
 
+mod answer;
 mod compact;
 mod connection;
 mod core;
@@ -8,6 +9,7 @@ mod metrics;
 mod service;
 mod tls;
 
+pub use answer::AnswerBody;
 pub(crate) use core::Core;
 pub use service::ClientService;
 

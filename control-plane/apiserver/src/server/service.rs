@@ -1,35 +1,26 @@
 //! The request path: identity, limits, authorization, routing, and the HTTP answer.
 
+use super::answer::{AnswerBody, render};
 use super::{Core, health, metrics};
 use crate::auth::{self, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
-use crate::handlers::{self, Context, Reply, ReplyBody};
+use crate::handlers::{self, Context, Reply};
 use crate::request::{Accepted, Format, Query, RequestInfo, View, accept};
 use bytes::{Buf, Bytes};
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
-use hyper::body::{Body, Frame};
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body;
 use std::convert::Infallible;
 use std::future::Future;
-use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
-
-/// Body of an answer; never fails.
-pub type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
-
-/// Answers larger than this are compressed for clients that accept it, in bytes.
-const GZIP_FROM: usize = 128 << 10;
 
 /// In-process transport for one user; see [`ApiServer::client_service`](crate::ApiServer::client_service).
 #[derive(Clone)]
@@ -97,7 +88,7 @@ where
     };
     let reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
     core.metrics.observe(&incoming.info, reply.code, started.elapsed());
-    render(&incoming, reply)
+    render(&incoming.headers, reply)
 }
 
 struct Incoming {
@@ -277,58 +268,4 @@ fn non_resource(
     }
     discovery::serve(&core.registry, path, accept, incoming.pretty)
         .unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
-}
-
-fn gzip(bytes: &Bytes) -> Option<Bytes> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 6), Compression::fast());
-    encoder.write_all(bytes).ok()?;
-    encoder.finish().ok().map(Bytes::from)
-}
-
-fn render(incoming: &Incoming, reply: Reply) -> Response<AnswerBody> {
-    let mut response = Response::builder()
-        .status(StatusCode::from_u16(reply.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
-    if let Some(headers) = response.headers_mut() {
-        let audit = incoming
-            .headers
-            .get("audit-id")
-            .cloned()
-            .filter(|id| id.len() <= 64)
-            .or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
-        if let Some(audit) = audit {
-            headers.insert("audit-id", audit);
-        }
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-        if !reply.content_type.is_empty() {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
-        }
-        for warning in &reply.warnings {
-            let text = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
-            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
-                headers.append(header::WARNING, value);
-            }
-        }
-        if let Some(seconds) = reply.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-    }
-    let body = match reply.body {
-        ReplyBody::Stream(stream) => {
-            StreamBody::new(stream.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync()
-        }
-        ReplyBody::Full(bytes) => {
-            let accepts = text(&incoming.headers, header::ACCEPT_ENCODING)
-                .is_some_and(|value| value.split(',').any(|part| part.trim().starts_with("gzip")));
-            let packed = if accepts && bytes.len() >= GZIP_FROM { gzip(&bytes) } else { None };
-            if packed.is_some()
-                && let Some(headers) = response.headers_mut()
-            {
-                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-                headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            }
-            Full::new(packed.unwrap_or(bytes)).boxed_unsync()
-        }
-    };
-    // The parts were made here and are valid.
-    response.body(body).unwrap_or_default()
 }
