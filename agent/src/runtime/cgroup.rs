@@ -76,6 +76,16 @@ impl Cgroups {
             return Err(io::Error::new(io::ErrorKind::NotFound, message));
         }
         let shims = cgroup2_dir.or(v2.as_deref()).map(|dir| dir.join(&root).join("pods"));
+        // On a unified host the containers themselves are in the v2 hierarchy and belong into its subtree, where the
+        // dataplane's programs are attached.
+        let subtree = match (cgroup2_dir, &v2) {
+            (Some(dir), Some(mount)) if v1.is_empty() => dir.strip_prefix(mount).map_err(|_| {
+                let message = format!("{} is not below {}", dir.display(), mount.display());
+                io::Error::new(io::ErrorKind::InvalidInput, message)
+            })?,
+            _ => Path::new(""),
+        };
+        let root = subtree.join(root);
         Ok(Self { v1, v2, root, shims })
     }
 
@@ -363,6 +373,9 @@ mod tests {
         let cgroups = Cgroups::parse(text, Path::new("kelp"), Some(sub)).unwrap();
         assert!(cgroups.is_unified());
         assert_eq!(cgroups.shim("u").unwrap(), Path::new("/sys/fs/cgroup/node1/kelp/pods/u"));
+        let pod = cgroups.pod(Path::new("kubepods/podu")).unwrap();
+        assert_eq!(pod, Path::new("node1/kelp/kubepods/podu"));
+        assert!(Cgroups::parse(text, Path::new("kelp"), Some(Path::new("/elsewhere"))).is_err());
         assert!(Cgroups::parse("", Path::new("kelp"), None).is_err());
         assert!(Cgroups::parse(text, Path::new("../up"), None).is_err());
         assert!(cgroups.pod(Path::new("kubepods/../../x")).is_err());

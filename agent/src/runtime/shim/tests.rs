@@ -587,14 +587,17 @@ async fn removal_works_with_a_stopped_shim() {
 async fn a_killed_helper_fails_one_start_only() {
     let node = Node::new().await;
     node.runtime.create_sandbox(&node.sandbox_spec("a")).await.unwrap();
+    let before = Instant::now();
+    node.runtime.start_container("a", &node.container("first", &["true"])).await.unwrap();
+    let usual = before.elapsed();
     let mut killed = 0;
-    for attempt in 0..20 {
+    for attempt in 0..20u32 {
         let spec = node.container(&format!("c{attempt}"), &["sleep", "1000"]);
         let runtime = node.runtime.clone();
         let copy = spec.clone();
         let start = tokio::spawn(async move { runtime.start_container("a", &copy).await });
         // Each attempt is cut off a little later than the one before.
-        tokio::time::sleep(Duration::from_millis(attempt)).await;
+        tokio::time::sleep(usual * attempt / 20).await;
         for helper in helpers_of(&node) {
             // SAFETY: kill takes integers only; the helper is this test's, and may have ended.
             unsafe { libc::kill(helper, libc::SIGKILL) };
