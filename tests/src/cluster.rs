@@ -47,7 +47,12 @@ impl Cluster {
         prepare(&cluster.layout)?;
         let kelp = std::env::var_os("KELP_BIN").map(PathBuf::from);
         let hello = std::env::var_os("KELP_HELLO").map(PathBuf::from);
-        sandbox::up(&cluster.layout, &UpOptions { nodes, detach: true, sample: false, kelp, hello })?;
+        let xtask = match std::env::var_os("XTASK_BIN") {
+            Some(xtask) => PathBuf::from(xtask),
+            None => xtask::build::build_xtask()?,
+        };
+        let options = UpOptions { nodes, detach: true, sample: false, kelp, hello, xtask: Some(xtask) };
+        sandbox::up(&cluster.layout, &options)?;
         Ok(cluster)
     }
 

@@ -15,16 +15,13 @@ fn deployment(cluster: &Cluster, replicas: u32) -> Result<()> {
     Ok(())
 }
 
+/// Names of the sample workload's pods that are not being deleted.
 fn pods(cluster: &Cluster) -> Result<Vec<String>> {
-    let names = cluster.kubectl(&[
-        "get",
-        "pods",
-        "-l",
-        "app=hello",
-        "-o",
-        r#"jsonpath={range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name}{"\n"}{end}"#,
-    ])?;
-    Ok(names.lines().map(str::to_owned).collect())
+    let list = cluster.kubectl(&["get", "pods", "-l", "app=hello", "-o", "json"])?;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    let items = list["items"].as_array().context("a list has items")?;
+    let metadata = items.iter().map(|pod| &pod["metadata"]).filter(|m| m["deletionTimestamp"].is_null());
+    Ok(metadata.filter_map(|metadata| metadata["name"].as_str()).map(str::to_owned).collect())
 }
 
 fn cluster_address(cluster: &Cluster, service: &str) -> Result<String> {
@@ -33,6 +30,13 @@ fn cluster_address(cluster: &Cluster, service: &str) -> Result<String> {
 
 fn get(cluster: &Cluster, node: u32, address: &str, count: u32) -> Result<Report> {
     cluster.client(node, &["get", address, "--count", &count.to_string(), "--pause", "0"])?.finish()
+}
+
+/// Sends requests until `pods` different pods have answered, for at most 30 s: endpoints follow readiness, not the
+/// other way round.
+fn get_from_all(cluster: &Cluster, node: u32, address: &str, pods: usize) -> Result<Report> {
+    let distinct = pods.to_string();
+    cluster.client(node, &["get", address, "--seconds", "30", "--distinct", &distinct])?.finish()
 }
 
 fn no_failure(report: &Report, what: &str) -> Result<()> {
@@ -50,7 +54,7 @@ fn service_addresses() -> Result<()> {
     ensure!(expected.len() == 3, "{expected:?}");
     let node_port = format!("{}:30080", cluster.node(1).ipv4());
     for address in [cluster_address(&cluster, "hello")?, node_port, "127.0.0.1:30080".into()] {
-        let report = get(&cluster, 1, &address, 120)?;
+        let report = get_from_all(&cluster, 1, &address, expected.len())?;
         no_failure(&report, &address)?;
         let mut expected = expected.clone();
         expected.sort();
@@ -161,7 +165,7 @@ fn two_nodes() -> Result<()> {
     for number in [1, 2] {
         let node_port = format!("{}:30080", cluster.node(3 - number).ipv4());
         for address in [cluster_address(&cluster, "hello")?, node_port] {
-            let report = get(&cluster, number, &address, 200)?;
+            let report = get_from_all(&cluster, number, &address, names.len())?;
             no_failure(&report, &format!("{address} from host {number}"))?;
             ensure!(
                 report.answers.len() == names.len(),

@@ -50,6 +50,15 @@ pub fn build_hello() -> Result<PathBuf> {
     Ok(dir.join(triple).join("release/kelp-hello"))
 }
 
+/// Builds `xtask` itself, for callers that are another program, and returns its path.
+///
+/// # Errors
+/// The build failed.
+pub fn build_xtask() -> Result<PathBuf> {
+    run(&mut cargo(&["build", "--package", "xtask"]))?;
+    Ok(target_dir().join("debug/xtask"))
+}
+
 /// Target triple of this machine, with glibc.
 pub fn host_triple() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)

@@ -68,7 +68,9 @@ pub fn test(unit_only: bool) -> Result<()> {
     timed("end-to-end tests", || {
         // One at a time: each brings up hosts and measures what it leaves behind.
         let mut tests = cargo(&["test", "--package", "kelp-tests", "--", "--test-threads=1", "--nocapture"]);
-        run(tests.env("KELP_BIN", &kelp).env("KELP_HELLO", &hello).env("KUBECTL", &kubectl))
+        let xtask = std::env::current_exe().context("find the xtask binary")?;
+        tests.env("KELP_BIN", &kelp).env("KELP_HELLO", &hello).env("KUBECTL", &kubectl);
+        run(tests.env("XTASK_BIN", xtask))
     })
 }
 

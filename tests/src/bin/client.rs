@@ -28,6 +28,9 @@ enum Work {
         /// Stop after this many seconds
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// Stop when this many different answers have come
+        #[arg(long)]
+        distinct: Option<usize>,
         /// Pause between two requests, ms
         #[arg(long, default_value_t = 2)]
         pause: u64,
@@ -51,12 +54,15 @@ enum Work {
 
 fn main() -> Result<()> {
     let report = match Cli::parse().work {
-        Work::Get { address, count, seconds, pause } => {
+        Work::Get { address, count, seconds, distinct, pause } => {
             let stopped = stdin_closed();
             let deadline = Instant::now() + Duration::from_secs(seconds);
             let mut report = Report::default();
             for _ in 0..count {
                 record(&mut report, get(address));
+                if distinct.is_some_and(|distinct| report.answers.len() >= distinct) {
+                    break;
+                }
                 let paused = stopped.recv_timeout(Duration::from_millis(pause));
                 if paused != Err(RecvTimeoutError::Timeout) || Instant::now() >= deadline {
                     break;

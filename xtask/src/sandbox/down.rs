@@ -37,7 +37,7 @@ pub fn down(layout: &Layout) -> Result<()> {
         remove_if_empty(&parent)?;
     }
     for mount in cgroup_mounts() {
-        remove_if_empty(&mount.join("kelp-sandbox"))?;
+        remove_shared_cgroup(&mount.join("kelp-sandbox"))?;
     }
     Ok(())
 }
@@ -108,12 +108,25 @@ fn remove_cgroups(root: &Path) -> Result<()> {
 }
 
 fn remove_if_empty(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir(dir) {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
-            Err(error).with_context(|| format!("remove {}", dir.display()))
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    let (_keep, pause) = std::sync::mpsc::channel::<()>();
+    loop {
+        match std::fs::remove_dir(dir) {
+            // A cgroup stays busy until its last killed process is reaped.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                let _ = pause.recv_timeout(Duration::from_millis(10));
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                return Ok(());
+            }
+            result => return result.with_context(|| format!("remove {}", dir.display())),
         }
-        _ => Ok(()),
     }
+}
+
+/// Removes the parent cgroup of all sandboxes, unless one is left.
+fn remove_shared_cgroup(dir: &Path) -> Result<()> {
+    if directories(dir)?.len() > 1 { Ok(()) } else { remove_if_empty(dir) }
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {

@@ -109,8 +109,11 @@ fn start(node: &NodeLayout, socket: Option<&OwnedFd>, kelp: &Path, arguments: &[
         None => Stdio::null(),
     });
     command.stdout(log.try_clone().context("copy the log file")?).stderr(log);
-    // Its own process group keeps a terminal's ^C away. (std empties the signal mask of a child.)
+    // Its own process group keeps a terminal's ^C away.
     command.process_group(0);
+    let none = SigSet::empty();
+    // SAFETY: pthread_sigmask(3) is async-signal-safe and the closure allocates nothing.
+    unsafe { command.pre_exec(move || Ok(none.thread_set_mask()?)) };
     command.spawn().context("start kelp")
 }
 

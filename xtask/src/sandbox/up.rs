@@ -40,6 +40,8 @@ pub struct UpOptions {
     pub kelp: Option<PathBuf>,
     /// Use this binary of the sample workload's web server instead of building one.
     pub hello: Option<PathBuf>,
+    /// The `xtask` binary, which keeps `kelp` running; `None` when the caller is it.
+    pub xtask: Option<PathBuf>,
 }
 
 /// Brings a sandbox up; one that is up gets the newly built `kelp`, and its pods run on.
@@ -55,13 +57,6 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
             "a sandbox needs root, to make network namespaces, cgroups and eBPF programs; run it with sudo"
         );
     }
-    let mut interrupt = SigSet::empty();
-    interrupt.add(Signal::SIGINT);
-    interrupt.add(Signal::SIGTERM);
-    if !options.detach {
-        interrupt.thread_block().context("block SIGINT")?;
-    }
-
     let kubectl = setup::ensure_all()?;
     let kelp = match &options.kelp {
         Some(kelp) => kelp.clone(),
@@ -73,6 +68,11 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
     let hello = match &options.hello {
         Some(hello) => hello.clone(),
         None => build::build_hello()?,
+    };
+
+    let xtask = match &options.xtask {
+        Some(xtask) => xtask.clone(),
+        None => std::env::current_exe().context("find the xtask binary")?,
     };
 
     let started = Instant::now();
@@ -98,7 +98,7 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
         } else {
             sign_kubeconfig(layout, &kelp, &["--node", &node.name()], &node.agent_kubeconfig())?;
         }
-        start_and_wait(&node, (number == 1).then_some(port), &kelp, &arguments)?;
+        start_and_wait(&node, (number == 1).then_some(port), &xtask, &kelp, &arguments)?;
     }
 
     let admin = ["--user", "admin", "--group", "system:masters"];
@@ -125,6 +125,11 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
     if options.detach {
         return Ok(());
     }
+    // Not earlier: the programs that are started above inherit the mask.
+    let mut interrupt = SigSet::empty();
+    interrupt.add(Signal::SIGINT);
+    interrupt.add(Signal::SIGTERM);
+    interrupt.thread_block().context("block SIGINT")?;
     println!("Ctrl-C takes it down");
     interrupt.wait().context("wait for SIGINT")?;
     down(layout)
@@ -196,7 +201,13 @@ fn sign_kubeconfig(layout: &Layout, kelp: &Path, identity: &[&str], file: &Path)
     std::fs::write(file, kubeconfig).with_context(|| format!("write {}", file.display()))
 }
 
-fn start_and_wait(node: &NodeLayout, port: Option<u16>, kelp: &Path, arguments: &[String]) -> Result<()> {
+fn start_and_wait(
+    node: &NodeLayout,
+    port: Option<u16>,
+    xtask: &Path,
+    kelp: &Path,
+    arguments: &[String],
+) -> Result<()> {
     let socket = node.notify_socket();
     match std::fs::remove_file(&socket) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -208,7 +219,7 @@ fn start_and_wait(node: &NodeLayout, port: Option<u16>, kelp: &Path, arguments: 
 
     let log = File::options().create(true).append(true).open(node.dir().join("supervisor.log"));
     let log = log.context("open the supervisor's log")?;
-    let mut supervisor = Command::new(std::env::current_exe().context("find the xtask binary")?);
+    let mut supervisor = Command::new(xtask);
     supervisor.arg("supervise").args(["--name", node.sandbox().name(), "--node", &node.number.to_string()]);
     if let Some(port) = port {
         supervisor.args(["--port", &port.to_string()]);
