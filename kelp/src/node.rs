@@ -43,10 +43,8 @@ pub async fn start(
     parts: &mut Parts,
 ) -> Result<()> {
     let Settings { data_dir, cluster, node, host } = settings;
-    let cgroup2 = match &node.cgroup2_attach {
-        Some(dir) => dir.clone(),
-        None => cgroup2_mount()?,
-    };
+    let mount = cgroup2_mount()?;
+    let cgroup2 = node.cgroup2_attach.clone().unwrap_or_else(|| mount.clone());
     std::fs::create_dir_all(&cgroup2).with_context(|| format!("cannot create {}", cgroup2.display()))?;
     let ranges = |cidrs: &[Cidr]| cidrs.iter().map(|cidr| (cidr.network, cidr.prefix)).collect::<Vec<_>>();
     let dataplane_config = dataplane::Config {
@@ -78,7 +76,8 @@ pub async fn start(
         run_dir: node.run_dir.clone(),
         data_dir: data_dir.to_owned(),
         cgroup_root: node.cgroup_root.clone(),
-        cgroup2_dir: node.cgroup2_attach.clone(),
+        // Programs reach the pods only below the directory they are attached to.
+        cgroup2_dir: (!mount.join(&node.cgroup_root).starts_with(&cgroup2)).then(|| cgroup2.clone()),
     };
     let runtime =
         ShimRuntime::open(&runtime_config, images.clone()).await.context("cannot start the runtime")?;

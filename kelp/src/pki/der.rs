@@ -38,6 +38,14 @@ fn attribute(oid: &[u8], value: &str) -> Vec<u8> {
     tlv(SET, &tlv(SEQUENCE, &[oid, &tlv(UTF8_STRING, value.as_bytes())].concat()))
 }
 
+/// Content of the first element of `der`, and what follows the element.
+fn open_element(der: &[u8]) -> Result<(&[u8], &[u8])> {
+    const BAD: &str = "cannot parse the issued certificate";
+    let (rest, header) = x509_parser::der_parser::der::der_read_element_header(der).ok().context(BAD)?;
+    let length = header.length().definite().ok().context(BAD)?;
+    rest.split_at_checked(length).context(BAD)
+}
+
 /// The certificate `cert` (DER) with all of `organizations` in its subject, signed by `issuer`, the key that signed it.
 pub fn with_subject(
     cert: &[u8],
@@ -67,12 +75,9 @@ pub fn with_subject(
     let mut signature = vec![0]; // no unused bits
     signature.extend(issuer.sign(&rebuilt).context("cannot sign the certificate")?);
     // After the to-be-signed part the old certificate has the signature algorithm, then the signature.
-    let (_, outer) =
-        x509_parser::der_parser::der::parse_der(cert).context("cannot parse the issued certificate")?;
-    let outer = outer.content.as_slice().context("cannot parse the issued certificate")?;
+    let (outer, _) = open_element(cert)?;
     let after = outer.get(tbs.len()..).context("cannot parse the issued certificate")?;
-    let (rest, _) =
-        x509_parser::der_parser::der::parse_der(after).context("cannot parse the issued certificate")?;
+    let (_, rest) = open_element(after)?;
     let algorithm = &after[..after.len() - rest.len()];
     Ok(tlv(SEQUENCE, &[&rebuilt, algorithm, &tlv(BIT_STRING, &signature)].concat()))
 }

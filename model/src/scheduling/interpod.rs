@@ -208,7 +208,8 @@ impl Rules {
             found &= self.affinity.get(&term.topology_key, value) > 0;
         }
         // The first pod of a group that wants to be near itself may go anywhere.
-        if !found && !(self.affinity.is_empty() && self.matches_itself) {
+        let first_of_its_group = self.affinity.is_empty() && self.matches_itself;
+        if !found && !first_of_its_group {
             return Err(Violation::Affinity);
         }
         for term in &pod.anti_affinity {
