@@ -56,9 +56,7 @@ pub fn with_subject(
     let (_, parsed) =
         x509_parser::parse_x509_certificate(cert).context("cannot parse the issued certificate")?;
     let tbs = parsed.tbs_certificate.as_ref();
-    let (_, body) =
-        x509_parser::der_parser::der::parse_der(tbs).context("cannot parse the issued certificate")?;
-    let content = body.content.as_slice().context("cannot parse the issued certificate")?;
+    let (content, _) = open_element(tbs)?;
     let old = parsed.tbs_certificate.subject.as_raw();
     // Both slices lie in `cert`, so their addresses tell where the subject is in the content.
     let start = (old.as_ptr() as usize)
