@@ -204,6 +204,19 @@ fn write_node_addresses(kernel: &Kernel, config: &Config) -> Result<(), Datapath
     table.delete_all(&stale)
 }
 
+/// The device that carries one of these addresses: a node's uplink, by its own address. Loopback does not count.
+#[must_use]
+pub fn uplink_of(addresses: &[IpAddr]) -> Option<String> {
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    let carries = |interface: &nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address.as_ref()?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        let own = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))?;
+        (addresses.contains(&own) && interface.interface_name != "lo").then_some(())
+    };
+    interfaces.into_iter().find(|interface| carries(interface).is_some()).map(|found| found.interface_name)
+}
+
 fn is_link_local(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
@@ -216,6 +229,12 @@ impl Dataplane {
     pub async fn synced(&self) {
         // The sender is gone only when the task has ended, at shutdown.
         let _ = self.synced.clone().wait_for(|synced| *synced).await;
+    }
+
+    /// Becomes true when the services of the first full lists are in the maps.
+    #[must_use]
+    pub fn synced_watch(&self) -> watch::Receiver<bool> {
+        self.synced.clone()
     }
 
     /// Whether the services of the first full lists are in the maps.
