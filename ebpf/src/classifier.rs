@@ -11,10 +11,11 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use kelp_common::maps::counter;
+use kelp_common::node::NODE_MASQUERADE;
 use kelp_common::service::FRONTEND_LOCAL_ONLY;
 use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
 
-use crate::maps::{ENDPOINTS, NODE_CONFIG, count, is_node_address};
+use crate::maps::{ENDPOINTS, NODE_CONFIG, count, is_node_address, scratch};
 use crate::packet::{Kind, NotParsed, Packet, parse};
 use crate::{flow, lb, reject, rewrite, route};
 
@@ -75,7 +76,7 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     }
     if packet.kind == Kind::Flow {
         if let Some(to) = flow::lookup(&packet) {
-            translate(ctx, &packet, &to)?;
+            translate(ctx, &packet, to)?;
             return Ok(deliver(ctx, config, &packet, &to.destination));
         }
     }
@@ -84,31 +85,36 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     if packet.key.destination.is_link_scoped() {
         return Ok(TC_ACT_OK);
     }
-    // Most packets go to a pod on this node, whose address cannot be a service's.
     let destination = packet.key.destination;
+    let forward = untranslated(&packet)?;
+    let mut translated = false;
+    // Most packets go to a pod on this node, whose address cannot be a service's.
     if let Some(pod) = endpoint(&destination) {
-        return Ok(route::to_pod(ctx, pod));
-    }
-    if packet.kind == Kind::Flow
-        && let Some(frontend) = service(config, &packet, false)
-    {
-        return connect(ctx, config, &packet, frontend, false);
-    }
-    if lb::is_service_address(config, &destination) {
+        if packet.kind != Kind::Flow || !flow::is_ambiguous(&packet) {
+            return Ok(route::to_pod(ctx, pod));
+        }
+    } else if let Some(frontend) = service(config, &packet, false) {
+        translated = choose(ctx, config, &packet, frontend, false, forward)?;
+    } else if lb::is_service_address(config, &destination) {
         count(counter::REFUSED);
         return Ok(reject::back(ctx, &packet));
-    }
-    if is_node_address(&destination) {
+    } else if is_node_address(&destination) {
         return Ok(TC_ACT_OK);
-    }
-    if config.pods[0].contains(&destination) || config.pods[1].contains(&destination) {
+    } else if config.pods[0].contains(&destination) || config.pods[1].contains(&destination) {
         count(counter::UNREACHABLE);
         return Ok(reject::back(ctx, &packet));
-    }
-    if in_cluster(config, &destination) {
+    } else if config.flags & NODE_MASQUERADE == 0 || in_cluster(config, &destination) {
         return Ok(route::to_uplink(ctx, config, &packet));
+    } else {
+        // The outside knows the node only.
+        if packet.kind != Kind::Flow {
+            count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::UNREACHABLE });
+            return Err(TC_ACT_SHOT);
+        }
+        take_node_address(ctx, config, &packet, forward)?;
+        translated = true;
     }
-    masquerade(ctx, config, &packet)
+    begin(ctx, config, &packet, forward, translated)
 }
 
 /// What the host's stack sends to a pod: replies of a host-network backend have the service's address.
@@ -147,7 +153,7 @@ fn reply_of_host(ctx: &TcContext) -> Result<Option<Packet>, i32> {
     }
     match flow::lookup(&packet) {
         Some(to) => {
-            translate(ctx, &packet, &to)?;
+            translate(ctx, &packet, to)?;
             Ok(None)
         }
         None => Ok(Some(packet)),
@@ -169,54 +175,36 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
     if packet.kind == Kind::Neighbour || packet.key.destination.is_link_scoped() {
         return Ok(TC_ACT_OK);
     }
-    if packet.kind == Kind::Flow {
-        if let Some(to) = flow::lookup(&packet) {
-            translate(ctx, &packet, &to)?;
-            return Ok(deliver(ctx, config, &packet, &to.destination));
-        }
-        if let Some(frontend) = service(config, &packet, true) {
-            return connect(ctx, config, &packet, frontend, true);
-        }
+    if packet.kind == Kind::Flow
+        && let Some(to) = flow::lookup(&packet)
+    {
+        translate(ctx, &packet, to)?;
+        return Ok(deliver(ctx, config, &packet, &to.destination));
     }
     let destination = packet.key.destination;
+    let forward = untranslated(&packet)?;
+    let mut translated = false;
     if let Some(pod) = endpoint(&destination) {
-        if packet.kind == Kind::Flow && !in_cluster(config, &packet.key.source) {
-            return remember(ctx, config, &packet);
+        // A flow from outside the cluster is remembered, so that its replies keep the pod's address.
+        let known = in_cluster(config, &packet.key.source) && !flow::is_ambiguous(&packet);
+        if packet.kind != Kind::Flow || known {
+            return Ok(route::to_pod(ctx, pod));
         }
-        return Ok(route::to_pod(ctx, pod));
-    }
-    if lb::is_service_address(config, &destination) {
+    } else if let Some(frontend) = service(config, &packet, true) {
+        translated = choose(ctx, config, &packet, frontend, true, forward)?;
+    } else if lb::is_service_address(config, &destination) {
         count(counter::REFUSED);
         return Ok(reject::back(ctx, &packet));
+    } else {
+        return Ok(TC_ACT_OK);
     }
-    Ok(TC_ACT_OK)
-}
-
-/// Remembers a flow from outside the cluster straight to a pod, so that its replies keep the pod's address.
-#[inline(always)]
-fn remember(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> Result<i32, i32> {
-    let key = &packet.key;
-    let mut forward = FlowValue {
-        source: key.source,
-        destination: key.destination,
-        source_port: key.source_port,
-        destination_port: key.destination_port,
-        flags: 0,
-        expires: 0,
-        backend: 0,
-    };
-    if flow::create(config, key, &mut forward, false).is_none() {
-        count(counter::NO_NAT_PORT);
-        return Err(TC_ACT_SHOT);
-    }
-    translate(ctx, packet, &forward)?;
-    Ok(deliver(ctx, config, packet, &forward.destination))
+    begin(ctx, config, &packet, forward, translated)
 }
 
 /// The frontend a packet is addressed to.
 #[inline(always)]
 fn service(config: &NodeConfig, packet: &Packet, external: bool) -> Option<&'static FrontendValue> {
-    if packet.icmp_echo {
+    if packet.kind != Kind::Flow || packet.icmp_echo {
         return None;
     }
     let key = &packet.key;
@@ -230,85 +218,83 @@ fn service(config: &NodeConfig, packet: &Packet, external: bool) -> Option<&'sta
     None
 }
 
-/// Chooses a backend for a new flow, remembers it, and sends the packet there.
+/// A flow that changes nothing.
 #[inline(always)]
-fn connect(
+fn untranslated(packet: &Packet) -> Result<&'static mut FlowValue, i32> {
+    let forward = &mut scratch().ok_or(TC_ACT_SHOT)?.forward;
+    forward.source = packet.key.source;
+    forward.destination = packet.key.destination;
+    forward.source_port = packet.key.source_port;
+    forward.destination_port = packet.key.destination_port;
+    forward.backend = 0;
+    Ok(forward)
+}
+
+/// Chooses a backend for a new flow. Returns whether the source becomes this node, with a port of its range.
+#[inline(always)]
+fn choose(
     ctx: &TcContext,
     config: &NodeConfig,
     packet: &Packet,
     frontend: &FrontendValue,
     external: bool,
-) -> Result<i32, i32> {
-    let key = &packet.key;
-    let Some((id, backend)) = lb::select(frontend, &key.source, None) else {
+    forward: &mut FlowValue,
+) -> Result<bool, i32> {
+    let Some((id, backend)) = lb::select(frontend, &packet.key.source, None) else {
         count(counter::REFUSED);
-        return Ok(reject::back(ctx, packet));
+        return Err(reject::back(ctx, packet));
     };
-    let mut forward = FlowValue {
-        source: key.source,
-        destination: backend.address,
-        source_port: key.source_port,
-        destination_port: backend.port,
-        flags: 0,
-        expires: 0,
-        backend: id,
-    };
-    let mut translated = false;
-    if backend.address == key.source {
+    forward.destination = backend.address;
+    forward.destination_port = backend.port;
+    forward.backend = id;
+    if backend.address == packet.key.source {
         // A pod cannot receive its own address: it sees a link-local one, and keeps its port if it can.
         forward.source = of_family(&config.hairpin, packet.v4);
-    } else if endpoint(&backend.address).is_none() && !is_node_address(&backend.address) {
-        // The reply must come back through this node, unless the backend's node knows the way to the pod.
-        let direct = !external && in_cluster(config, &backend.address);
-        if !direct && frontend.flags & FRONTEND_LOCAL_ONLY == 0 {
-            let node = of_family(&config.node, packet.v4);
-            if node == Address::ANY_V6 {
-                count(counter::UNREACHABLE);
-                return Ok(reject::back(ctx, packet));
-            }
-            forward.source = node;
-            translated = true;
-        }
+        return Ok(false);
     }
-    if flow::create(config, key, &mut forward, translated).is_none() {
-        count(counter::NO_NAT_PORT);
-        return Err(TC_ACT_SHOT);
+    if endpoint(&backend.address).is_some() || is_node_address(&backend.address) {
+        return Ok(false);
     }
-    translate(ctx, packet, &forward)?;
-    Ok(deliver(ctx, config, packet, &forward.destination))
+    // The reply must come back through this node, unless the backend's node knows the way to the pod.
+    let direct = !external && in_cluster(config, &backend.address);
+    if direct || frontend.flags & FRONTEND_LOCAL_ONLY != 0 {
+        return Ok(false);
+    }
+    take_node_address(ctx, config, packet, forward)?;
+    Ok(true)
 }
 
-/// Gives a pod's packet to the outside the node's address.
+/// Makes this node the source of a flow that leaves by the uplink.
 #[inline(always)]
-fn masquerade(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> Result<i32, i32> {
-    if config.flags & kelp_common::node::NODE_MASQUERADE == 0 {
-        return Ok(route::to_uplink(ctx, config, packet));
-    }
-    let node = of_family(&config.node, packet.v4);
-    if config.uplink == 0 || node == Address::ANY_V6 {
+fn take_node_address(
+    ctx: &TcContext,
+    config: &NodeConfig,
+    packet: &Packet,
+    forward: &mut FlowValue,
+) -> Result<(), i32> {
+    forward.source = of_family(&config.node, packet.v4);
+    if config.uplink == 0 || forward.source == Address::ANY_V6 {
         count(counter::UNREACHABLE);
-        return Ok(reject::back(ctx, packet));
+        return Err(reject::back(ctx, packet));
     }
-    if packet.kind != Kind::Flow {
-        count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::UNREACHABLE });
-        return Err(TC_ACT_SHOT);
-    }
-    let key = &packet.key;
-    let mut forward = FlowValue {
-        source: node,
-        destination: key.destination,
-        source_port: key.source_port,
-        destination_port: key.destination_port,
-        flags: 0,
-        expires: 0,
-        backend: 0,
-    };
-    if flow::create(config, key, &mut forward, true).is_none() {
+    Ok(())
+}
+
+/// Remembers a flow and sends its first packet.
+#[inline(always)]
+fn begin(
+    ctx: &TcContext,
+    config: &NodeConfig,
+    packet: &Packet,
+    forward: &mut FlowValue,
+    translated: bool,
+) -> Result<i32, i32> {
+    if flow::create(config, &packet.key, forward, translated).is_none() {
         count(counter::NO_NAT_PORT);
         return Err(TC_ACT_SHOT);
     }
-    translate(ctx, packet, &forward)?;
-    Ok(route::to_uplink(ctx, config, packet))
+    translate(ctx, packet, forward)?;
+    Ok(deliver(ctx, config, packet, &forward.destination))
 }
 
 /// Sends a translated packet to its new destination.

@@ -26,26 +26,23 @@ fn lifetime(protocol: u32, flags: u32) -> u32 {
 
 /// The translation of a packet of a known flow, with the flow's state brought up to date.
 #[inline(always)]
-pub fn lookup(packet: &Packet) -> Option<FlowValue> {
+pub fn lookup(packet: &Packet) -> Option<&'static FlowValue> {
     let entry = FLOWS.get_ptr_mut(&packet.key)?;
     // SAFETY: the entry lives until the program ends; CPUs race on state bits and the expiry only.
     let entry = unsafe { &mut *entry };
-    let value = *entry;
+    let protocol = packet.key.protocol;
     let now = now();
-    let reply = value.flags & FLOW_REPLY != 0;
-    let fresh_syn = packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    let mut flags = entry.flags;
+    let reply = flags & FLOW_REPLY != 0;
     if !reply {
-        if fresh_syn && value.flags & FLOW_CLOSED != 0 {
+        let fresh_syn = packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        if fresh_syn && flags & FLOW_CLOSED != 0 {
             return None;
         }
-        if value.backend != 0 && packet.key.protocol == u32::from(UDP) && !backend_is(&value) {
+        if entry.backend != 0 && protocol == u32::from(UDP) && !backend_is(entry) {
             return None;
         }
     }
-    if now > value.expires && !peer_lives(&value, packet.key.protocol, now) {
-        return None;
-    }
-    let mut flags = value.flags;
     let mut tell_peer = 0;
     if reply && flags & FLOW_ESTABLISHED == 0 {
         flags |= FLOW_ESTABLISHED;
@@ -58,27 +55,54 @@ pub fn lookup(packet: &Packet) -> Option<FlowValue> {
         flags |= FLOW_FIN;
         tell_peer |= FLOW_FIN;
     }
-    if tell_peer != 0
-        && let Some(peer) = FLOWS.get_ptr_mut(&value.reverse_key(packet.key.protocol))
-    {
-        // SAFETY: as above.
-        let peer = unsafe { &mut *peer };
-        if tell_peer & FLOW_FIN != 0 && peer.flags & FLOW_FIN != 0 {
-            flags |= FLOW_CLOSED;
-            tell_peer |= FLOW_CLOSED;
+    let expired = now > entry.expires;
+    if expired || tell_peer != 0 {
+        match FLOWS.get_ptr_mut(&entry.reverse_key(protocol)) {
+            Some(peer) => {
+                // SAFETY: as above.
+                let peer = unsafe { &mut *peer };
+                // A flow lives while one of its directions does.
+                if expired && now > peer.expires {
+                    return None;
+                }
+                if tell_peer & FLOW_FIN != 0 && peer.flags & FLOW_FIN != 0 {
+                    flags |= FLOW_CLOSED;
+                    tell_peer |= FLOW_CLOSED;
+                }
+                peer.flags |= tell_peer & (FLOW_ESTABLISHED | FLOW_CLOSED);
+                peer.expires = now + lifetime(protocol, peer.flags);
+            }
+            None if expired => return None,
+            None => {}
         }
-        peer.flags |= tell_peer & (FLOW_ESTABLISHED | FLOW_CLOSED);
-        peer.expires = now + lifetime(packet.key.protocol, peer.flags);
     }
     // Written at most once a second, so that the cache line stays shared.
-    let expires = now + lifetime(packet.key.protocol, flags);
+    let expires = now + lifetime(protocol, flags);
     if entry.expires != expires {
         entry.expires = expires;
     }
     if entry.flags != flags {
         entry.flags = flags;
     }
-    Some(value)
+    Some(entry)
+}
+
+/// Whether replies to a packet that is not translated would be taken for those of a translated flow: the client has
+/// used its port to reach the same backend through a service. Asked for packets that may start a flow only.
+#[inline(always)]
+pub fn is_ambiguous(packet: &Packet) -> bool {
+    let key = &packet.key;
+    if key.protocol == u32::from(TCP) && packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
+        return false;
+    }
+    let reply = FlowKey {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+    };
+    FLOWS.get_ptr(&reply).is_some()
 }
 
 /// Whether the backend of a flow still exists: a datagram to a removed one goes to another.
@@ -91,12 +115,6 @@ fn backend_is(value: &FlowValue) -> bool {
         }
         None => false,
     }
-}
-
-#[inline(always)]
-fn peer_lives(value: &FlowValue, protocol: u32, now: u32) -> bool {
-    // SAFETY: the entry is only read.
-    unsafe { FLOWS.get(&value.reverse_key(protocol)) }.is_some_and(|peer| peer.expires >= now)
 }
 
 /// Remembers a new flow. When another flow has the same replies, or `translated` asks for it, the source port of

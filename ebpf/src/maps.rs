@@ -31,6 +31,27 @@ pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map(name = "COUNTERS_V1")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(counter::COUNT, 0);
 
+/// Room for what would overflow the stack of 512 bytes. Classifiers run one at a time on a CPU: the kernel disables
+/// bottom halves around them.
+#[repr(C)]
+pub struct Scratch {
+    /// The translation of a new flow.
+    pub forward: FlowValue,
+    /// The quoted head of a packet.
+    pub quote: [u32; 12],
+}
+
+#[map(name = "SCRATCH")]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's scratch room. Classifiers only.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: the entry is this CPU's, and nothing else runs a classifier on this CPU meanwhile; each caller uses
+    // another field, or is done with it before the next one starts.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
 /// Counts one event; indexes are in [`kelp_common::maps::counter`].
 #[inline(always)]
 pub fn count(index: u32) {

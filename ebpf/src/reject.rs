@@ -4,10 +4,11 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
-use aya_ebpf::helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes};
+use aya_ebpf::helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use kelp_common::{ICMP, ICMPV6, TCP, UDP};
 
+use crate::maps::scratch;
 use crate::packet::{Kind, L2, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 const BPF_F_INGRESS: u64 = 1;
@@ -175,17 +176,23 @@ fn unreachable_v4(ctx: &TcContext) -> Result<(), ()> {
 /// "Port unreachable" (RFC 4443) with the IPv6 header and the first eight bytes behind it.
 #[inline(never)]
 fn unreachable_v6(ctx: &TcContext) -> Result<(), ()> {
-    let old: [u32; 12] = ctx.load(L2).map_err(|_| ())?;
+    let old = &mut scratch().ok_or(())?.quote;
+    // SAFETY: the helper checks the bounds of the packet; the destination is the array.
+    if unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), L2 as u32, old.as_mut_ptr().cast::<c_void>(), 48) }
+        != 0
+    {
+        return Err(());
+    }
     let source = [old[6], old[7], old[8], old[9]];
     let destination = [old[2], old[3], old[4], old[5]];
     let mut icmp = [word([1, 4, 0, 0]), 0];
     let pseudo = sum(&source) + sum(&destination) + u64::from(word([0, ICMPV6, 0, 56]));
-    icmp[0] |= u32::from(fold(pseudo + sum(&icmp) + sum(&old))) << 16;
+    icmp[0] |= u32::from(fold(pseudo + sum(&icmp) + sum(old))) << 16;
     resize(ctx, L2 + 40 + 56)?;
     swap_ethernet(ctx)?;
     store(ctx, L2, &[word([0x60, 0, 0, 0]), word([0, 56, ICMPV6, 64])])?;
     store(ctx, L2 + 8, &source)?;
     store(ctx, L2 + 24, &destination)?;
     store(ctx, L2 + 40, &icmp)?;
-    store(ctx, L2 + 48, &old)
+    store(ctx, L2 + 48, old)
 }

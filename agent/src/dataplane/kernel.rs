@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfLoader};
 use kelp_common::maps;
 
@@ -76,11 +76,11 @@ impl Kernel {
             .map_err(failed("load the kernel programs' maps"))?;
         for (name, _) in SOCKET_HOOKS {
             let program: &mut CgroupSockAddr = program_mut(&mut programs, name)?;
-            program.load().map_err(failed(format!("load the kernel program {name}")))?;
+            retried(|| program.load()).map_err(failed(format!("load the kernel program {name}")))?;
         }
         for name in CLASSIFIERS {
             let program: &mut SchedClassifier = program_mut(&mut programs, name)?;
-            program.load().map_err(failed(format!("load the kernel program {name}")))?;
+            retried(|| program.load()).map_err(failed(format!("load the kernel program {name}")))?;
         }
         Ok(Self { programs, directory: directory.to_owned() })
     }
@@ -226,6 +226,19 @@ impl Kernel {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Loads a program; the verifier gives up with `EAGAIN` when the kernel wants the thread for something else.
+fn retried(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 5;
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 fn program_mut<'a, P>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut P, DatapathError>

@@ -466,6 +466,28 @@ fn two_services_with_one_backend_do_not_mix_up_a_clients_port() {
 }
 
 #[test]
+fn a_port_used_through_a_service_and_then_directly_is_told_apart() {
+    let rig = Rig::new();
+    for protocol in [TCP, UDP] {
+        let through = Frame { protocol, ..Frame::tcp("10.244.0.2:4000", "10.96.0.7:80", SYN) };
+        let arrived = rig.redirected("from_pod", &through);
+        let direct = Frame { protocol, ..Frame::tcp("10.244.0.2:4000", "10.244.0.3:8080", SYN) };
+        let other = rig.redirected("from_pod", &direct);
+        assert_ne!(other.source, arrived.source, "both are alive: the second gets another port");
+        let back = |frame: &Frame| rig.redirected("from_pod", &frame.answer(SYN | ACK)).source.to_string();
+        assert_eq!((back(&arrived).as_str(), back(&other).as_str()), ("10.96.0.7:80", "10.244.0.3:8080"));
+    }
+    // After the end of the first the port is the second's.
+    let through = Frame::tcp("10.244.0.2:5000", "10.96.0.7:80", SYN);
+    let arrived = rig.redirected("from_pod", &through);
+    rig.redirected("from_pod", &arrived.answer(RST));
+    let direct = Frame::tcp("10.244.0.2:5000", "10.244.0.3:8080", SYN);
+    assert_eq!(rig.redirected("from_pod", &direct), direct);
+    let answer = direct.answer(SYN | ACK);
+    assert_eq!(rig.redirected("from_pod", &answer), answer);
+}
+
+#[test]
 fn truncated_packets_are_dropped_or_left_alone() {
     let rig = Rig::new();
     for [client, web, _, node, outside, ..] in FAMILIES {
