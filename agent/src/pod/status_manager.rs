@@ -243,7 +243,7 @@ async fn execute(client: &kube::Client, job: Job) -> Outcome {
                 Err(kube::Error::Api(error)) if error.code == 404 => Outcome::Gone,
                 // The UID precondition: another pod has the name now.
                 Err(kube::Error::Api(error))
-                    if error.code == 409 && error.message.to_lowercase().contains("uid") =>
+                    if matches!(error.code, 409 | 422) && error.message.to_lowercase().contains("uid") =>
                 {
                     Outcome::Gone
                 }

@@ -34,7 +34,7 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
             .ok_or_else(|| ApiError::internal("the object cannot be encoded"))?;
         Reply::object(201, &context.resource, &encoded, accepted, IncludeObject::default())
     };
-    Ok(reply.warn(decoded.warnings))
+    Ok(reply.warn(decoded.warnings).warn((context.resource.strategy.warnings)(&object)))
 }
 
 /// Makes a new object: metadata, hooks, checks, write. Returns it with its revision, 0 for a dry run.
@@ -57,10 +57,10 @@ pub(super) async fn insert(
     lifecycle::namespace_open(context, &name).await?;
     crate::machinery::apply_defaults(&resource.gvk(), &mut object);
     (resource.strategy.prepare_create)(&mut object);
-    crate::admission::create(&context.core, resource, &mut object).await?;
+    crate::admission::create(&context.core, &context.user, resource, &mut object).await?;
     let errors = crate::machinery::validate_create(&resource.gvk(), &object);
     if !errors.is_empty() {
-        return Err(ApiError::invalid(resource.group, resource.kind, &name, &errors));
+        return Err(ApiError::invalid(resource.error_group(), resource.kind, &name, &errors));
     }
     let held = context.core.allocate(resource, None, &mut object, dry).await?;
     let lease = context.core.lease(resource).await?;

@@ -145,6 +145,7 @@ fn mark(object: &mut Value, grace: i64) {
 /// What a deletion does to the object.
 fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<Change, ApiError> {
     preconditions(context, options, old)?;
+    crate::admission::node::delete(&context.user, &context.resource, old)?;
     let resource = &context.resource;
     let mut new = old.clone();
     if resource.kind == "Namespace" {

@@ -58,6 +58,7 @@ fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> R
             }
         }
     }
+    crate::admission::node::update(&context.user, resource, &new, old)?;
     let errors = match part {
         Part::Main => crate::machinery::validate_update(&resource.gvk(), &new, old),
         Part::Status => crate::machinery::validate_status(&resource.gvk(), &new, old),
@@ -66,7 +67,12 @@ fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> R
     if errors.is_empty() {
         return Ok(new);
     }
-    Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &errors))
+    Err(ApiError::invalid(resource.error_group(), resource.kind, &context.info.name, &errors))
+}
+
+/// Warnings about what an object says; its status says nothing of the kind.
+fn warnings_of(resource: &crate::registry::Resource, part: Part, object: &Value) -> Vec<String> {
+    if part == Part::Main { (resource.strategy.warnings)(object) } else { Vec::new() }
 }
 
 pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiError> {
@@ -107,7 +113,8 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
         other => {
             let object = other?.object;
             Ok(Reply::of_value(200, resource, &object, accepted, IncludeObject::default())
-                .warn(decoded.warnings))
+                .warn(decoded.warnings)
+                .warn(warnings_of(resource, part, &object)))
         }
     }
 }
@@ -147,5 +154,7 @@ pub(super) async fn patch(context: &Context, part: Part) -> Result<Reply, ApiErr
         Ok(Change::Put(computed(context, part, new, stored)?))
     })
     .await?;
-    Ok(Reply::of_value(200, resource, &outcome.object, accepted, IncludeObject::default()).warn(warnings))
+    Ok(Reply::of_value(200, resource, &outcome.object, accepted, IncludeObject::default())
+        .warn(warnings)
+        .warn(warnings_of(resource, part, &outcome.object)))
 }

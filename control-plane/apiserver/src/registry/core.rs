@@ -75,9 +75,13 @@ static SERVICE: Strategy = Strategy {
     },
     prepare_update: |new, old| {
         carry(new, old, &["status"]);
+        if crate::object::str_at(new, &["spec", "type"]) != "LoadBalancer" {
+            new["status"]["loadBalancer"] = serde_json::json!({});
+        }
         crate::allocator::prepare_update(new, old);
     },
     allocation: Allocation::Service,
+    warnings: super::service::warnings,
     delete_returns_object: true,
     ..Strategy::PLAIN
 };

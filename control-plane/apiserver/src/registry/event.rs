@@ -25,6 +25,9 @@ pub(super) fn to_core(object: &mut Value) {
     for (new, old) in RENAMED {
         rename(map, new, old);
     }
+    for field in ["reportingComponent", "reportingInstance"] {
+        map.entry(field).or_insert_with(|| "".into());
+    }
     map.insert("apiVersion".into(), "v1".into());
 }
 
@@ -33,6 +36,12 @@ pub(super) fn from_core(object: &mut Value) {
     let Some(map) = object.as_object_mut() else { return };
     for (new, old) in RENAMED {
         rename(map, old, new);
+    }
+    // The core form writes these even when they are empty.
+    for field in ["reportingController", "reportingInstance"] {
+        if map.get(field).and_then(Value::as_str) == Some("") {
+            map.remove(field);
+        }
     }
     map.insert("apiVersion".into(), "events.k8s.io/v1".into());
 }
@@ -45,7 +54,7 @@ mod tests {
     #[test]
     fn conversion_there_and_back_keeps_all() {
         let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "note": "n", "deprecatedCount": 3,
-            "regarding": {"kind": "Pod"}, "reportingController": "c", "metadata": {"name": "e"}});
+            "regarding": {"kind": "Pod"}, "reportingController": "c", "reportingInstance": "i", "metadata": {"name": "e"}});
         let mut other = event.clone();
         to_core(&mut other);
         assert_eq!(other["message"], "n");

@@ -6,7 +6,9 @@ mod core;
 pub(crate) mod deployment;
 pub(crate) mod event;
 mod fields;
+mod node;
 pub(crate) mod pod;
+mod service;
 mod strategy;
 
 pub(crate) use core::label_namespace;
@@ -130,6 +132,14 @@ impl Resource {
     /// Group, version and kind.
     pub fn gvk(&self) -> GroupVersionKind {
         GroupVersionKind::new(self.group, self.version, self.kind)
+    }
+
+    /// Group that validation names: that of the stored form, if it is another.
+    pub fn error_group(&self) -> &str {
+        match &self.stored_as {
+            Some(form) => form.api_version.split_once('/').map_or("", |(group, _)| group),
+            None => self.group,
+        }
     }
 
     /// Kind of its lists.

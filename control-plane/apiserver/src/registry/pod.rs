@@ -17,27 +17,30 @@ pub(super) fn prepare_create(object: &mut Value) {
 
 pub(super) fn prepare_update(new: &mut Value, old: &Value) {
     carry(new, old, &["status"]);
-    // The last gate's removal lets the scheduler see the pod.
-    let gates = |pod: &Value| list_at(pod, &["spec", "schedulingGates"]).len();
-    if gates(old) > 0
-        && gates(new) == 0
-        && let Some(conditions) = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut)
-    {
-        conditions.retain(|c| str_at(c, &["reason"]) != "SchedulingGated");
-        if conditions.is_empty()
-            && let Some(status) = new.get_mut("status").and_then(Value::as_object_mut)
-        {
-            status.remove("conditions");
-        }
-    }
 }
 
 pub(super) fn prepare_status(new: &mut Value, old: &Value) {
     let owners = old.pointer("/metadata/ownerReferences").cloned();
     crate::object::set_or_remove(meta_mut(new), "ownerReferences", owners);
+    align_addresses(new);
     let qos = old.pointer("/status/qosClass").cloned();
     if let Some(qos) = qos {
         map_mut(new, "status").insert("qosClass".into(), qos);
+    }
+}
+
+/// `status.podIP` is the first of `status.podIPs`; where they differ the older field counts.
+fn align_addresses(pod: &mut Value) {
+    let single = str_at(pod, &["status", "podIP"]).to_owned();
+    let first = list_at(pod, &["status", "podIPs"]).first().map(|ip| str_at(ip, &["ip"]).to_owned());
+    match (single.is_empty(), first) {
+        (true, Some(first)) if !first.is_empty() => {
+            map_mut(pod, "status").insert("podIP".into(), first.into());
+        }
+        (false, first) if first.as_ref() != Some(&single) => {
+            map_mut(pod, "status").insert("podIPs".into(), json!([{"ip": single}]));
+        }
+        _ => {}
     }
 }
 

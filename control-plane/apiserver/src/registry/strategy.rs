@@ -49,6 +49,8 @@ pub struct Strategy {
     pub grace: Grace,
     /// Seconds objects live; 0 for ever.
     pub ttl_seconds: i64,
+    /// Warnings about a written object.
+    pub warnings: fn(&Value) -> Vec<String>,
     /// Deletion answers with the object, not with a Status.
     pub delete_returns_object: bool,
 }
@@ -68,6 +70,7 @@ impl Strategy {
         allocation: Allocation::None,
         grace: Grace::None,
         ttl_seconds: 0,
+        warnings: |_| Vec::new(),
         delete_returns_object: false,
     };
 }

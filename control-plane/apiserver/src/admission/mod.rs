@@ -1,5 +1,8 @@
 //! Built-in admission: changes and checks after authorization that need more than the object.
 
+pub(crate) mod node;
+
+use crate::auth::UserInfo;
 use crate::cache::Entry;
 use crate::error::ApiError;
 use crate::object::{get, list_at, map_mut, meta, str_at};
@@ -13,7 +16,13 @@ use std::time::Duration;
 const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs at creation, after defaults.
-pub(crate) async fn create(core: &Core, resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
+pub(crate) async fn create(
+    core: &Core,
+    user: &UserInfo,
+    resource: &Resource,
+    object: &mut Value,
+) -> Result<(), ApiError> {
+    node::create(user, resource, object)?;
     match (resource.group, resource.kind) {
         ("", "Pod") => {
             service_account(core, object).await?;
