@@ -12,3 +12,4 @@ pub mod node;
 pub mod pod;
 pub mod probe;
 pub mod runtime;
+pub mod server;

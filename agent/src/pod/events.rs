@@ -89,7 +89,11 @@ impl Recorder {
     }
 
     fn send(&self, kind: Kind, reason: &str, message: String, object: Object) {
-        tracing::info!(reason, message, ?object, "event");
+        let about = match &object {
+            Object::Pod { pod, .. } => pod.to_string(),
+            Object::Node(name) => name.clone(),
+        };
+        tracing::debug!(about, reason, event = message, "event");
         let _ = self.queue.try_send(Occurrence { kind, reason: reason.to_owned(), message, object });
     }
 }
