@@ -7,6 +7,7 @@
 //! | [`pod::events`](crate::pod::events) | what happened | Events |
 //! | [`pod::services`](crate::pod::services) | Services | – (environment of containers) |
 //! | [`node`] | the host, images, its Node | Node, node status, Lease |
+//! | [`server`](crate::server) | the manager's pods, log files, runtime events | – (answers on port 10250) |
 //! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods |
 //!
 //! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
@@ -24,8 +25,11 @@ use crate::pod::objects::Objects;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
 use crate::runtime::{Runtime, RuntimeError};
+use crate::server::{PodIndex, Server, TlsError, tls};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +46,8 @@ pub struct Parts<R, D> {
     pub datapath_synced: watch::Receiver<bool>,
     /// Called with the node's podCIDRs once they are known.
     pub on_pod_cidrs: OnPodCidrs,
+    /// Authority of the clients of the kubelet API, PEM; `None`: the API is not served.
+    pub client_ca: Option<Vec<u8>>,
 }
 
 /// Takes the node's podCIDRs.
@@ -59,6 +65,18 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// The kubelet API's port is taken.
+    #[error("cannot listen on port {port}; is another kubelet running on this host?")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// The error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kubelet API cannot be secured.
+    #[error("cannot serve the kubelet API")]
+    Tls(#[from] TlsError),
     /// The pod network cannot be set up.
     #[error("cannot set up the pod network")]
     Network(#[from] NetworkError),
@@ -111,6 +129,21 @@ where
         node_memory: facts.memory_kib * 1024,
         config: config.clone(),
     });
+    let pods = PodIndex::default();
+    let api = match &parts.client_ca {
+        Some(authority) => {
+            let tls = tls::config(authority, &config.node_name, &config.node_ips)?;
+            let listener = listen(config.kubelet_port).await?;
+            let server = Server {
+                pods: pods.clone(),
+                context: context.clone(),
+                tls: Arc::new(tls),
+                authorize: tls::masters(),
+            };
+            Some(server.run(listener, shutdown.clone()))
+        }
+        None => None,
+    };
     let (readiness, readiness_receiver) = watch::channel(starting());
     let node = NodeTask {
         config: config.clone(),
@@ -120,7 +153,7 @@ where
         readiness: readiness_receiver,
         cidrs,
     };
-    let manager = Manager::new(context, shutdown.clone());
+    let manager = Manager::new(context, pods, shutdown.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(write_events);
     tasks.spawn(write_status);
@@ -131,12 +164,26 @@ where
     tasks.spawn(follow_cidrs(cidrs_receiver, parts.on_pod_cidrs, shutdown.clone()));
     tasks.spawn(follow_datapath(parts.datapath_synced, readiness, shutdown.clone()));
     tasks.spawn(manager.run(client));
+    if let Some(api) = api {
+        tasks.spawn(api);
+    }
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
             tracing::error!(%error, "a task of the agent failed");
         }
     }
     Ok(())
+}
+
+async fn listen(port: u16) -> Result<TcpListener, AgentError> {
+    // Both families where the kernel has IPv6.
+    let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await;
+    match both {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+            .await
+            .map_err(|source| AgentError::Listen { port, source }),
+    }
 }
 
 fn starting() -> Readiness {

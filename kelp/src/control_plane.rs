@@ -7,7 +7,7 @@ use crate::parts::Parts;
 use crate::pki::renew::{self, Renewal};
 use crate::pki::{Leaf, LeafSpec, Pki, ReloadingCert, write_atomic};
 use anyhow::{Context, Result};
-use kelp_apiserver::{ApiServer, Config, TlsFiles, UserInfo};
+use kelp_apiserver::{ApiServer, Config, KubeletClient, TlsFiles, UserInfo};
 use kelp_store::EmbeddedStore;
 use kube::Client;
 use std::io::ErrorKind;
@@ -84,6 +84,11 @@ pub async fn start_apiserver(settings: Settings<'_>, parts: &mut Parts) -> Resul
             client_ca: pki.ca_pem().as_bytes().to_vec(),
         },
     );
+    let to_nodes = pki.ensure(&LeafSpec::kubelet_client(), now)?;
+    config.kubelet_client = Some(KubeletClient {
+        certificate: to_nodes.cert_pem.into_bytes(),
+        key: to_nodes.key_pem.into_bytes(),
+    });
     config.listen = api.listen;
     config.advertise_port = port;
     config.service_cidrs = cluster.service_cidr.iter().map(Cidr::to_string).collect();

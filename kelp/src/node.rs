@@ -25,6 +25,8 @@ pub struct Settings<'a> {
     pub node: &'a NodeArgs,
     /// This host.
     pub host: &'a Host,
+    /// The cluster's certificate authority, PEM: who may ask this node.
+    pub ca_pem: Vec<u8>,
 }
 
 /// Directory of the image store.
@@ -42,7 +44,7 @@ pub async fn start(
     dataplane_only: bool,
     parts: &mut Parts,
 ) -> Result<()> {
-    let Settings { data_dir, cluster, node, host } = settings;
+    let Settings { data_dir, cluster, node, host, ca_pem } = settings;
     let mount = cgroup2_mount()?;
     let cgroup2 = node.cgroup2_attach.clone().unwrap_or_else(|| mount.clone());
     std::fs::create_dir_all(&cgroup2).with_context(|| format!("cannot create {}", cgroup2.display()))?;
@@ -98,6 +100,7 @@ pub async fn start(
             datapath: dataplane.clone(),
             datapath_synced,
             on_pod_cidrs: tell_pod_cidrs(dataplane.clone()),
+            client_ca: Some(ca_pem),
         },
         shutdown.clone(),
     );

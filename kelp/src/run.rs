@@ -52,7 +52,9 @@ pub async fn up(args: UpArgs) -> Result<()> {
         control_plane::start_scheduler(api.client(&LeafSpec::scheduler()), &host.host_name, parts);
         let controllers = api.client(&LeafSpec::controller_manager());
         control_plane::start_controllers(controllers, &args.cluster, Some(api.ca_pem()), parts)?;
-        let settings = node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host };
+        let ca_pem = api.ca_pem().as_bytes().to_vec();
+        let settings =
+            node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host, ca_pem };
         node::start(settings, api.client(&LeafSpec::node(&host.node_name)), false, parts).await
     })
     .await
@@ -101,11 +103,30 @@ pub async fn agent(args: AgentArgs) -> Result<()> {
     let host = Host::resolve(&args.node.address)?;
     supervise(async |parts| {
         let client = client_of(&args.kubeconfig).await?;
+        let ca_pem = authority_of(&args.kubeconfig)?;
         let data_dir = &args.data.data_dir;
-        let settings = node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host };
+        let settings =
+            node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host, ca_pem };
         node::start(settings, client, args.dataplane_only, parts).await
     })
     .await
+}
+
+/// The cluster's certificate authority by a kubeconfig file, PEM.
+fn authority_of(path: &Path) -> Result<Vec<u8>> {
+    let kubeconfig = Kubeconfig::read_from(path)
+        .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
+    let cluster = kubeconfig.clusters.iter().find_map(|c| c.cluster.as_ref());
+    let inline = cluster.and_then(|c| c.certificate_authority_data.as_ref());
+    if let Some(text) = inline {
+        use base64::Engine;
+        return base64::engine::general_purpose::STANDARD
+            .decode(text)
+            .with_context(|| format!("certificate-authority-data of {} is not base64", path.display()));
+    }
+    let file = cluster.and_then(|c| c.certificate_authority.as_ref());
+    let file = file.with_context(|| format!("{} names no certificate authority", path.display()))?;
+    std::fs::read(file).with_context(|| format!("cannot read {file}"))
 }
 
 /// A client by a kubeconfig file.

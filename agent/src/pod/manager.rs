@@ -7,6 +7,7 @@ use crate::network::PodNetwork;
 use crate::pod::context::Context;
 use crate::pod::worker::{Handle, Message, Slot, Worker};
 use crate::runtime::{Runtime, RuntimeEvent};
+use crate::server::PodIndex;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -25,18 +26,21 @@ pub struct Manager<R, N> {
     tasks: JoinSet<String>,
     /// UIDs of the list that is coming in.
     listing: HashSet<String>,
+    /// The API server's pods, for those who ask this node.
+    pods: PodIndex,
     shutdown: CancellationToken,
     synced: watch::Sender<bool>,
 }
 
 impl<R: Runtime, N: PodNetwork> Manager<R, N> {
     /// A manager without pods.
-    pub fn new(context: Arc<Context<R, N>>, shutdown: CancellationToken) -> Self {
+    pub fn new(context: Arc<Context<R, N>>, pods: PodIndex, shutdown: CancellationToken) -> Self {
         Self {
             context,
             workers: HashMap::new(),
             tasks: JoinSet::new(),
             listing: HashSet::new(),
+            pods,
             shutdown,
             synced: watch::channel(false).0,
         }
@@ -104,6 +108,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
     pub fn apply(&mut self, pod: Pod) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let slot = Slot { pod: Arc::new(pod), gone: false };
+        self.pods.write().insert(name_of(&slot.pod), slot.pod.clone());
         match self.workers.get(&uid) {
             Some(worker) => {
                 let _ = worker.slot.send(slot);
@@ -114,6 +119,11 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
 
     /// The API server does not have a pod any more.
     pub fn delete(&mut self, pod: Pod) {
+        let mut pods = self.pods.write();
+        if pods.get(&name_of(&pod)).is_some_and(|known| known.metadata.uid == pod.metadata.uid) {
+            pods.remove(&name_of(&pod));
+        }
+        drop(pods);
         if let Some(worker) = pod.metadata.uid.as_ref().and_then(|uid| self.workers.get(uid)) {
             let _ = worker.slot.send(Slot { pod: Arc::new(pod), gone: true });
         }
@@ -121,6 +131,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
 
     /// The complete list is in: everything else on this node has to go.
     pub async fn reset(&mut self, listed: &HashSet<String>) {
+        self.pods.write().retain(|_, pod| pod.metadata.uid.as_ref().is_some_and(|uid| listed.contains(uid)));
         for (uid, worker) in &self.workers {
             if !listed.contains(uid) {
                 worker.slot.send_modify(|slot| slot.gone = true);
@@ -191,6 +202,10 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
             self.workers.remove(&ended.unwrap());
         }
     }
+}
+
+fn name_of(pod: &Pod) -> (String, String) {
+    (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
 }
 
 /// As much of a pod as is needed to end it.

@@ -82,9 +82,10 @@ impl Filter {
     }
 
     fn one(&mut self, line: &Line<'_>, out: &mut Vec<u8>) {
-        let old = self.options.since.is_some_and(|since| {
-            line.time.parse::<jiff::Timestamp>().is_ok_and(|time| time < since)
-        });
+        let old = self
+            .options
+            .since
+            .is_some_and(|since| line.time.parse::<jiff::Timestamp>().is_ok_and(|time| time < since));
         if !old {
             if self.options.timestamps && !self.in_line {
                 out.extend_from_slice(line.time.as_bytes());
@@ -237,7 +238,11 @@ mod tests {
     async fn everything_the_tail_a_limit_and_times() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        std::fs::write(&path, lines(0..3) + "2026-01-01T00:00:30Z stdout P long \n2026-01-01T00:00:30Z stdout F one\n").unwrap();
+        std::fs::write(
+            &path,
+            lines(0..3) + "2026-01-01T00:00:30Z stdout P long \n2026-01-01T00:00:30Z stdout F one\n",
+        )
+        .unwrap();
         assert_eq!(all(&path, "").await, "line 0\nline 1\nline 2\nlong one\n");
         assert_eq!(all(&path, "tailLines=2").await, "line 2\nlong one\n");
         assert_eq!(all(&path, "tailLines=0").await, "");

@@ -11,9 +11,13 @@
 
 mod logs;
 mod options;
+pub mod tls;
 
 pub use options::LogOptions;
+pub use tls::TlsError;
 
+use crate::network::PodNetwork;
+use crate::pod::context::Context;
 use crate::runtime::{ContainerState, Runtime};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -25,7 +29,6 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -44,13 +47,11 @@ pub type PodIndex = Arc<RwLock<BTreeMap<(String, String), Arc<Pod>>>>;
 pub type Authorize = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// What the server is made of.
-pub struct Server<R> {
+pub struct Server<R, N> {
     /// Pods that are served.
     pub pods: PodIndex,
-    /// Tells when a container ends.
-    pub runtime: Arc<R>,
-    /// Directory of container logs.
-    pub pod_log_dir: PathBuf,
+    /// The node's configuration and runtime.
+    pub context: Arc<Context<R, N>>,
     /// Server certificate, and the authority that client certificates must be of.
     pub tls: Arc<rustls::ServerConfig>,
     /// Who may call.
@@ -62,13 +63,14 @@ type Answer = http::Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 fn text(code: u16, body: impl Into<String>) -> Answer {
     let body = Full::new(Bytes::from(body.into())).map_err(|never| match never {}).boxed_unsync();
     let mut answer = http::Response::new(body);
-    *answer.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *answer.status_mut() =
+        http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     answer
 }
 
-impl<R: Runtime> Server<R> {
+impl<R: Runtime, N: PodNetwork> Server<R, N> {
     /// Serves until `shutdown`.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
         let server = Arc::new(self);
@@ -154,12 +156,12 @@ impl<R: Runtime> Server<R> {
             return text(404, format!("container {container:?} in pod {name:?} is not available"));
         }
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let dir = self.pod_log_dir.join(format!("{namespace}_{name}_{uid}")).join(container);
+        let dir = self.context.config.pod_logs(namespace, name, &uid).join(container);
         let Some((attempt, file)) = logs::pick(&dir, options.previous) else {
             return text(400, why_no_log(&pod, name, container, options.previous));
         };
         let id = format!("{container}.{attempt}");
-        let ended = ended(self.runtime.clone(), uid, id);
+        let ended = ended(self.context.clone(), uid, id);
         let lines = match logs::stream(&file, options, Box::pin(ended)) {
             Ok(lines) => lines,
             Err(error) => return text(500, format!("cannot read {}: {error}", file.display())),
@@ -172,14 +174,18 @@ impl<R: Runtime> Server<R> {
 }
 
 /// Resolves when a container does not run any more.
-async fn ended<R: Runtime>(runtime: Arc<R>, uid: String, id: String) {
+async fn ended<R: Runtime, N: PodNetwork>(context: Arc<Context<R, N>>, uid: String, id: String) {
+    let runtime = &context.runtime;
     let mut events = runtime.events();
     loop {
         let status = runtime.status(&uid).await;
         let running = match status {
             Ok(Some(sandbox)) => {
                 sandbox.ready
-                    && sandbox.containers.iter().any(|c| c.id == id && !matches!(c.state, ContainerState::Exited(_)))
+                    && sandbox
+                        .containers
+                        .iter()
+                        .any(|c| c.id == id && !matches!(c.state, ContainerState::Exited(_)))
             }
             Ok(None) => false,
             Err(_) => true,
@@ -199,13 +205,23 @@ fn why_no_log(pod: &Pod, name: &str, container: &str, previous: bool) -> String 
         return format!("previous terminated container {container:?} in pod {name:?} not found");
     }
     let status = pod.status.as_ref();
-    let lists = [status.and_then(|s| s.container_statuses.as_ref()), status.and_then(|s| s.init_container_statuses.as_ref())];
-    let waiting = lists.into_iter().flatten().flatten().find(|s| s.name == container).and_then(|s| s.state.as_ref()?.waiting.clone());
+    let lists = [
+        status.and_then(|s| s.container_statuses.as_ref()),
+        status.and_then(|s| s.init_container_statuses.as_ref()),
+    ];
+    let waiting = lists
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|s| s.name == container)
+        .and_then(|s| s.state.as_ref()?.waiting.clone());
     match waiting {
         Some(waiting) => {
             let reason = waiting.reason.unwrap_or_default();
             let cause = match reason.as_str() {
-                "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => "trying and failing to pull image",
+                "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => {
+                    "trying and failing to pull image"
+                }
                 _ => &reason,
             };
             format!("container {container:?} in pod {name:?} is waiting to start: {cause}")

@@ -66,7 +66,8 @@ impl LogOptions {
                 "tailLines" => options.tail = Some(number()?),
                 "limitBytes" => options.limit = Some(number()?),
                 "sinceSeconds" => {
-                    let seconds = i64::try_from(number()?).map_err(|_| format!("invalid {name} {value:?}"))?;
+                    let seconds =
+                        i64::try_from(number()?).map_err(|_| format!("invalid {name} {value:?}"))?;
                     let since = Timestamp::now().checked_sub(jiff::SignedDuration::from_secs(seconds));
                     options.since = Some(since.unwrap_or(Timestamp::MIN));
                 }
@@ -86,7 +87,9 @@ mod tests {
 
     #[test]
     fn queries() {
-        let o = LogOptions::parse("follow=true&tailLines=5&timestamps=1&sinceTime=2026-01-01T00%3A00%3A00Z&x=y").unwrap();
+        let o =
+            LogOptions::parse("follow=true&tailLines=5&timestamps=1&sinceTime=2026-01-01T00%3A00%3A00Z&x=y")
+                .unwrap();
         assert!(o.follow && o.timestamps && !o.previous);
         assert_eq!((o.tail, o.since), (Some(5), Some("2026-01-01T00:00:00Z".parse().unwrap())));
         assert_eq!(LogOptions::parse("").unwrap(), LogOptions::default());

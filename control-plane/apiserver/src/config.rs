@@ -21,6 +21,21 @@ impl std::fmt::Debug for TlsFiles {
     }
 }
 
+/// Identity with which nodes are asked, PEM.
+#[derive(Clone)]
+pub struct KubeletClient {
+    /// The certificate: of the authority that nodes believe, organization `system:masters`.
+    pub certificate: Vec<u8>,
+    /// Its private key.
+    pub key: Vec<u8>,
+}
+
+impl std::fmt::Debug for KubeletClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KubeletClient")
+    }
+}
+
 /// Settings of an [`ApiServer`](crate::ApiServer).
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -32,6 +47,8 @@ pub struct Config {
     pub advertise_port: u16,
     /// Certificates.
     pub tls: TlsFiles,
+    /// Identity with which nodes are asked; without one, logs are not served.
+    pub kubelet_client: Option<KubeletClient>,
     /// Ranges of cluster addresses, the primary family first.
     pub service_cidrs: Vec<String>,
     /// Ports for NodePort services.
@@ -56,6 +73,7 @@ impl Config {
             advertise_address,
             advertise_port: 6443,
             tls,
+            kubelet_client: None,
             service_cidrs: vec!["10.96.0.0/16".to_owned(), "fd00:10:96::/112".to_owned()],
             node_ports: 30000..=32767,
             max_read_requests: 400,

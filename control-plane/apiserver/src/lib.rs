@@ -31,7 +31,7 @@ mod table;
 pub mod validation;
 
 pub use auth::UserInfo;
-pub use config::{Config, TlsFiles};
+pub use config::{Config, KubeletClient, TlsFiles};
 pub use error::{ApiError, FieldError};
 pub use gvk::GroupVersionKind;
 pub use server::{AnswerBody, ApiServer, ClientService, ServerError};

@@ -56,6 +56,11 @@ impl LeafSpec {
         Self::client("controller-manager", "system:kube-controller-manager", &[])
     }
 
+    /// The API server towards the nodes.
+    pub fn kubelet_client() -> Self {
+        Self::client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"])
+    }
+
     /// A node's agent.
     pub fn node(name: &str) -> Self {
         Self::client(&format!("node-{name}"), &format!("system:node:{name}"), &["system:nodes"])

@@ -251,7 +251,7 @@ impl World {
             node_milli_cpu: 2000,
             node_memory: 1 << 34,
         });
-        let manager = Manager::new(context, shutdown.clone());
+        let manager = Manager::new(context, Default::default(), shutdown.clone());
         Node {
             api: self.api.clone(),
             runtime: self.runtime.clone(),

@@ -4,6 +4,7 @@ mod create;
 mod delete;
 mod get;
 mod internal;
+mod kubelet;
 mod lifecycle;
 mod list;
 mod modify;

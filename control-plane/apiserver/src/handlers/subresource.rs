@@ -207,7 +207,7 @@ fn log_options(context: &Context) -> Result<(), ApiError> {
     Err(ApiError::invalid("", "PodLogOptions", &context.info.name, &errors))
 }
 
-/// Streams and reports of a node: the object must exist; the connection to the node is not served yet.
+/// Streams and reports of a node: the object must exist; only logs are served yet.
 pub(super) async fn connect(context: &Context) -> Result<Reply, ApiError> {
     let object = stored(context).await?;
     let unscheduled = context.resource.kind == "Pod" && str_at(&object, &["spec", "nodeName"]).is_empty();
@@ -218,6 +218,9 @@ pub(super) async fn connect(context: &Context) -> Result<Reply, ApiError> {
             // Nothing was written yet, and nothing will be said about it.
             return Ok(Reply::bytes(204, "", ""));
         }
+    }
+    if context.info.subresource == "log" && context.resource.kind == "Pod" {
+        return super::kubelet::log(context, &object).await;
     }
     if unscheduled {
         return Err(ApiError::bad_request(format!(

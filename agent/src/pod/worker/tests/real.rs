@@ -101,7 +101,7 @@ impl Host {
             node_memory: 1 << 34,
             config: self.config.clone(),
         });
-        Agent { manager: Manager::new(context, shutdown.clone()), runtime, shutdown }
+        Agent { manager: Manager::new(context, Default::default(), shutdown.clone()), runtime, shutdown }
     }
 
     fn log(&self, name: &str, container: &str, attempt: u32) -> String {
