@@ -41,7 +41,9 @@ pub struct Cluster {
     images: HashMap<Box<str>, usize>,
     /// Pods, by UID, for which room is being made, by node.
     nominated: HashMap<Arc<str>, Vec<Arc<PodInfo>>>,
-    /// Nodes that have pods with required anti-affinity, counted so that others need no scan.
+    /// Pods that stay, by set and node.
+    groups: HashMap<Arc<str>, HashMap<NodeId, i64>>,
+    /// Pods with required anti-affinity, counted so that a cluster without any needs no scan.
     anti_affinity_pods: usize,
     affinity_pods: usize,
 }
@@ -190,7 +192,27 @@ impl Cluster {
         self.place(pod, node, true);
     }
 
+    fn count_in_group(&mut self, pod: &PodInfo, node: NodeId, by: i64) {
+        let Some(group) = pod.group.as_ref().filter(|_| !pod.terminating) else { return };
+        let nodes = self.groups.entry(group.clone()).or_default();
+        let count = nodes.entry(node).or_default();
+        *count += by;
+        if *count == 0 {
+            nodes.remove(&node);
+            if nodes.is_empty() {
+                self.groups.remove(group);
+            }
+        }
+    }
+
+    /// The nodes that have pods of a set that stay, with their number.
+    pub fn group(&self, group: &str) -> impl Iterator<Item = (&NodeInfo, i64)> {
+        let nodes = self.groups.get(group).into_iter().flatten();
+        nodes.filter(|(id, _)| self.slots[id.0].exists).map(|(id, count)| (self.node(*id), *count))
+    }
+
     fn place(&mut self, pod: Arc<PodInfo>, node: NodeId, assumed: bool) {
+        self.count_in_group(&pod, node, 1);
         self.anti_affinity_pods += usize::from(!pod.anti_affinity.is_empty());
         self.affinity_pods += usize::from(pod.has_affinity());
         self.slots[node.0].info.add_pod(pod.clone());
@@ -210,6 +232,7 @@ impl Cluster {
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let Placed { pod, node, .. } = self.placed.remove(uid)?;
         self.slots[node.0].info.remove_pod(uid);
+        self.count_in_group(&pod, node, -1);
         self.anti_affinity_pods -= usize::from(!pod.anti_affinity.is_empty());
         self.affinity_pods -= usize::from(pod.has_affinity());
         self.release_if_unused(node);

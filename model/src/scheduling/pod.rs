@@ -24,6 +24,8 @@ pub struct PodInfo {
     pub generation: Option<i64>,
     /// Labels.
     pub labels: LabelMap,
+    /// UID of the set of equal pods it belongs to (replica set, stateful set, replication controller).
+    pub group: Option<Arc<str>>,
     /// Node it is bound to.
     pub node_name: Option<Arc<str>>,
     /// Node on which room is being made for it.
@@ -112,6 +114,13 @@ impl PodInfo {
             uid: meta.uid.as_deref().unwrap_or_default().into(),
             resource_version: meta.resource_version.as_deref().unwrap_or_default().into(),
             generation: meta.generation,
+            group: meta
+                .owner_references
+                .iter()
+                .flatten()
+                .find(|owner| owner.controller == Some(true))
+                .filter(|o| matches!(o.kind.as_str(), "ReplicaSet" | "StatefulSet" | "ReplicationController"))
+                .map(|owner| owner.uid.as_str().into()),
             node_name: spec.node_name.as_deref().filter(|n| !n.is_empty()).map(Into::into),
             nominated_node: status
                 .and_then(|s| s.nominated_node_name.as_deref())

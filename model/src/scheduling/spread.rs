@@ -1,6 +1,7 @@
 //! Spreading pods over topologies.
 
 use super::interpod::selector_with_keys;
+use super::node::ZONE_LABEL;
 use super::{LabelMap, MAX_NODE_SCORE, NodeInfo, PodInfo, taint};
 use crate::selector::Selector;
 use k8s_openapi::api::core::v1 as api;
@@ -254,6 +255,57 @@ impl Wishes {
     }
 }
 
+/// The wish that holds for pods of a set without constraints of their own: spread over zones and hosts.
+///
+/// Upstream's default constraints (zone with a skew of 5, host name with 3), where the pods that count are those of
+/// the same set.
+#[derive(Debug, Clone, Default)]
+pub struct SetWish {
+    hosts: HashMap<Arc<str>, i64>,
+    zones: HashMap<Arc<str>, i64>,
+    host_weight: f64,
+    zone_weight: f64,
+}
+
+/// Allowed skew over hosts, as upstream's default constraint has it.
+const SET_HOST_SKEW: i64 = 3;
+/// Allowed skew over zones.
+const SET_ZONE_SKEW: i64 = 5;
+
+impl SetWish {
+    /// Takes the nodes that `fit`, and the numbers of the set's pods on the nodes that have any.
+    pub fn count<'a>(
+        pod: &PodInfo,
+        fit: &[&NodeInfo],
+        there: impl IntoIterator<Item = (&'a NodeInfo, i64)>,
+    ) -> Self {
+        let mut zones: HashMap<_, _> =
+            fit.iter().filter_map(|node| Some((node.labels.get(ZONE_LABEL)?.clone(), 0))).collect();
+        let mut hosts = HashMap::new();
+        for (node, count) in there {
+            hosts.insert(node.name.clone(), count);
+            if let Some(zone) = node.labels.get(ZONE_LABEL).and_then(|zone| zones.get_mut(zone))
+                && pod.node_selector.matches_node(node)
+            {
+                *zone += count;
+            }
+        }
+        let weight = |domains: usize| (domains as f64 + 2.0).ln();
+        Self { host_weight: weight(fit.len()), zone_weight: weight(zones.len()), hosts, zones }
+    }
+
+    /// Score of a node before [`Wishes::normalize`], lower is better.
+    pub fn score(&self, node: &NodeInfo) -> i64 {
+        let on_host = self.hosts.get(&node.name).copied().unwrap_or(0);
+        let mut score = on_host as f64 * self.host_weight + (SET_HOST_SKEW - 1) as f64;
+        if let Some(zone) = node.labels.get(ZONE_LABEL) {
+            let in_zone = self.zones.get(zone).copied().unwrap_or(0);
+            score += in_zone as f64 * self.zone_weight + (SET_ZONE_SKEW - 1) as f64;
+        }
+        score.round() as i64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +393,19 @@ mod tests {
         let mut scores = nodes.iter().map(|n| wishes.score(&p, n)).collect::<Vec<_>>();
         Wishes::normalize(&mut scores);
         assert_eq!(scores, [Some(0), Some(70), Some(100), None]);
+    }
+
+    #[test]
+    fn a_set_prefers_empty_hosts_in_empty_zones() {
+        let host = |name: &str, zone: &str| labelled_node(name, "1", "1", &[(ZONE_LABEL, zone)]);
+        let nodes = [host("a1", "a"), host("a2", "a"), host("b1", "b"), host("b2", "b")];
+        let fit = nodes.iter().collect::<Vec<_>>();
+        let wish = SetWish::count(&pod("p", serde_json::json!([])), &fit, [(&nodes[0], 2), (&nodes[2], 1)]);
+        let mut scores = nodes.iter().map(|n| Some(wish.score(n))).collect::<Vec<_>>();
+        Wishes::normalize(&mut scores);
+        let order = |a: usize, b: usize| scores[a].cmp(&scores[b]);
+        assert!(order(3, 2).is_gt() && order(2, 0).is_gt() && order(1, 0).is_gt() && order(3, 1).is_gt());
+        assert_eq!(scores[3], Some(100));
     }
 
     proptest! {

@@ -10,7 +10,8 @@ pub fn node(name: &str, zone: &str) -> NodeInfo {
 }
 
 fn pod(uid: &str, node: Option<&str>) -> Arc<PodInfo> {
-    let json = serde_json::json!({"metadata": {"name": uid, "namespace": "d", "uid": uid},
+    let json = serde_json::json!({"metadata": {"name": uid, "namespace": "d", "uid": uid, "ownerReferences":
+            [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "set", "controller": true}]},
         "spec": {"nodeName": node, "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]}});
     Arc::new(PodInfo::from_api(&serde_json::from_value(json).expect("pod")))
 }
@@ -78,6 +79,8 @@ proptest! {
             }
             let on_nodes: usize = c.slots.iter().filter(|s| s.used).map(|s| s.info.pods().len()).sum();
             prop_assert_eq!(on_nodes, c.placed.len());
+            let grouped: i64 = c.groups.values().flat_map(HashMap::values).sum();
+            prop_assert_eq!(grouped as usize, c.placed.len());
             prop_assert!(c.slots.len() <= 3);
         }
     }

@@ -136,6 +136,8 @@ impl World {
     }
 }
 
+mod recorded;
+
 const NOTHING: &str = "no new claims to deallocate, preemption:";
 
 fn zone(zone: &str) -> Value {
@@ -418,6 +420,24 @@ fn replicas_of_one_kind_go_to_emptier_nodes() {
     }
     for n in ["n1", "n2", "n3"] {
         assert_eq!((0..9).filter(|i| w.node_of(&format!("p{i}")) == Some(n)).count(), 3, "{n}");
+    }
+}
+
+#[test]
+fn pods_of_a_set_are_spread_over_hosts() {
+    let mut w = World::new();
+    w.node("n1", json!({"status": {"allocatable": {"cpu": "64", "memory": "256Gi"}}}));
+    w.node("n2", json!({"status": {"allocatable": {"cpu": "64", "memory": "256Gi"}}}));
+    for i in 0..8 {
+        // So small that the nodes' scores by resources are equal.
+        w.pod(
+            &format!("p{i}"),
+            "1m",
+            json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1",
+            "kind": "ReplicaSet", "name": "r", "uid": "set", "controller": true}]}}),
+        );
+        let on = |n: &str| (0..=i).filter(|p| w.node_of(&format!("p{p}")) == Some(n)).count();
+        assert!(on("n1").abs_diff(on("n2")) <= 1, "after {i}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::framework::*;
-use kelp_model::scheduling::spread::{Domains, Violation, Wishes};
+use kelp_model::scheduling::spread::{Domains, SetWish, Violation, Wishes};
 use kelp_model::scheduling::{NodeInfo, PodInfo};
 
 /// Spreads pods over zones, hosts or whatever label their constraints name.
@@ -70,6 +70,12 @@ impl PreScore for PodTopologySpread {
         cluster: &Cluster,
         nodes: &[&NodeInfo],
     ) -> bool {
+        if pod.spread.is_empty()
+            && let Some(group) = &pod.group
+        {
+            state.put(SetWish::count(pod, nodes, cluster.group(group)));
+            return true;
+        }
         match Wishes::count(pod, &pod.spread, true, nodes, cluster.nodes()) {
             Some(wishes) => {
                 state.put(wishes);
@@ -85,6 +91,9 @@ const NO_PART: i64 = -1;
 
 impl Score for PodTopologySpread {
     fn score(&self, state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> i64 {
+        if let Some(wish) = state.get::<SetWish>() {
+            return wish.score(node);
+        }
         state.get::<Wishes>().and_then(|wishes| wishes.score(pod, node)).unwrap_or(NO_PART)
     }
 
