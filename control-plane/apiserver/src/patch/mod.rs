@@ -1,5 +1,6 @@
 //! Patches: JSON patch, JSON merge patch, strategic merge patch.
 
+pub mod apply;
 mod strategic;
 
 use serde_json::{Map, Value};
@@ -174,7 +175,7 @@ fn repeated(node: &Node, path: &mut String, out: &mut Vec<String>) {
 }
 
 /// A value as Go's `%v` prints it.
-fn go_value(value: &Value) -> String {
+pub(crate) fn go_value(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(s) => s.clone(),
