@@ -10,6 +10,13 @@ use std::path::Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// Whether an error means that the shim has ended. A process that is killed before it has read everything resets its
+/// connections.
+pub(super) fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
 /// A connection to a shim.
 pub(super) struct Connection {
     socket: AsyncFd<OwnedFd>,

@@ -3,6 +3,7 @@
 //! A container could reach the file that its helper or shim was started from through /proc and overwrite it
 //! (CVE-2019-5736). Both programs therefore run from sealed memory files, one of each for all pods of an agent.
 
+use kelp_runtime_protocol as protocol;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -26,6 +27,7 @@ impl Programs {
     }
 
     /// Starts a shim for the sandbox described in `dir` and waits until it listens. Blocks for some milliseconds.
+    /// `ResourceBusy` when another shim has the sandbox.
     pub(super) fn start_shim(&self, dir: &Path) -> io::Result<()> {
         let mut child = Command::new(format!("/proc/self/fd/{}", self.shim.as_raw_fd()))
             .arg0("kelp-shim")
@@ -44,6 +46,10 @@ impl Programs {
         child.wait()?;
         match answer.trim() {
             "ok" => Ok(()),
+            protocol::BUSY => Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another shim of this sandbox is starting but does not answer",
+            )),
             "" => Err(io::Error::other("the shim ended without a word")),
             reason => Err(io::Error::other(reason.to_owned())),
         }

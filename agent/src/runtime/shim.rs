@@ -1,7 +1,7 @@
 //! The real [`Runtime`]: one shim process a pod.
 
 use super::cgroup::Cgroups;
-use super::client::Connection;
+use super::client::{self, Connection};
 use super::launch::Programs;
 use super::layout::{self, Layout, Record, check_id, io_error};
 use super::spec::{self, Surroundings};
@@ -164,6 +164,7 @@ impl ShimRuntime {
                         let _ = events.send(RuntimeEvent::ContainerExited { sandbox, container });
                     }
                     Ok(None) => break,
+                    Err(error) if client::is_end(&error) => break,
                     Err(error) => {
                         tracing::warn!(sandbox = %id, %error, "a shim sent something unreadable");
                         break;
@@ -209,8 +210,7 @@ impl ShimRuntime {
             Ok(Response::Status(status)) => Ok(Some(status)),
             Ok(other) => Err(shim_error(sandbox, format!("unexpected answer {other:?}"))),
             // It ended while we spoke.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
+            Err(error) if client::is_end(&error) => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
@@ -303,7 +303,7 @@ impl ShimRuntime {
         let process = connection.process();
         let answer = within(ANSWER, connection.call(&Request::Shutdown, &[])).await;
         if let Err(error) = &answer
-            && error.kind() != io::ErrorKind::UnexpectedEof
+            && !client::is_end(error)
         {
             tracing::warn!(sandbox, %error, "a shim does not shut down; it is killed");
         }
@@ -405,7 +405,19 @@ impl ShimRuntime {
         let dir = self.inner.layout.sandbox(&sandbox.id);
         let failed = |error: io::Error| shim_error(&sandbox.id, error.to_string());
         let started = tokio::task::spawn_blocking(move || this.inner.programs.start_shim(&dir));
-        started.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)
+        match started.await.map_err(io::Error::other).and_then(|r| r) {
+            // An agent that was killed has started it a moment ago. Nothing tells when it listens.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                for _ in 0..100 {
+                    if self.shim_status(&sandbox.id).await?.is_some() {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(failed(error))
+            }
+            other => other.map_err(failed),
+        }
     }
 
     async fn make_sandbox(&self, spec: &SandboxSpec) -> Result<(), RuntimeError> {

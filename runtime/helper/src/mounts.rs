@@ -77,9 +77,11 @@ pub fn make_cwd(rootfs: &Path, cwd: &Path, binds: &[(PathBuf, PathBuf)]) -> Resu
         None => (rootfs, cwd),
     };
     let base = File::open(base).with_context(|| format!("cannot open {}", base.display()))?;
-    if sys::open_in_root(&base, inner, libc::O_PATH).is_ok() {
-        return Ok(());
-    }
-    sys::make_dirs_in_root(&base, inner)
-        .with_context(|| format!("cannot create the working directory {}", cwd.display()))
+    let found = sys::open_in_root(&base, inner, libc::O_PATH | libc::O_DIRECTORY).map(drop);
+    found
+        .or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => sys::make_dirs_in_root(&base, inner),
+            _ => Err(error),
+        })
+        .with_context(|| format!("cannot use {} as the working directory", cwd.display()))
 }

@@ -19,6 +19,9 @@ pub const VERSION: u32 = 1;
 /// Longest message in bytes; below the kernel's default `net.core.wmem_default`.
 pub const MAX_MESSAGE: usize = 160 * 1024;
 
+/// What a shim writes to its standard output instead of `ok` when another shim has the sandbox.
+pub const BUSY: &str = "another shim of this sandbox runs";
+
 /// Descriptor on which a helper receives its [`Job`] and sends its [`Report`].
 pub const HELPER_SOCKET_FD: i32 = 3;
 

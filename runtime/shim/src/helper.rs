@@ -2,6 +2,7 @@
 
 use crate::sys;
 use kelp_runtime_protocol::{Job, wire};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -35,6 +36,12 @@ pub struct Stdio {
     pub error: OwnedFd,
 }
 
+/// Whether a child of this name is what a helper has forked: libcontainer's processes name themselves, and before that
+/// have the helper's name. They become children of the shim only when their helper was killed.
+pub fn is_left_by_helper(name: &str) -> bool {
+    name == "kelp-helper" || name.starts_with("youki:[")
+}
+
 /// Starts a helper and gives it its job.
 pub fn start(
     executable: &OwnedFd,
@@ -46,6 +53,7 @@ pub fn start(
 ) -> io::Result<Helper> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    fcntl(ours.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     // The job waits in the socket for the helper to read it, so that no answer is needed here.
     wire::send(ours.as_raw_fd(), job, &[])?;
     let copy = |fd: RawFd| sys::duplicate(fd);

@@ -59,6 +59,8 @@ pub struct Shim {
     strays: Vec<(i32, i32, Option<i32>)>,
     next_execution: u64,
     shutdown: Option<i64>,
+    /// A helper failed: what it has forked is to be found and killed.
+    sweeping: bool,
 }
 
 enum Source {
@@ -84,6 +86,7 @@ impl Shim {
             strays: Vec::new(),
             next_execution: 0,
             shutdown: None,
+            sweeping: false,
         })
     }
 
@@ -432,28 +435,53 @@ impl Shim {
         }
     }
 
-    /// A helper has reported, or ended without.
+    /// A helper has reported, or closed its socket.
     fn helper_ready(&mut self, fd: RawFd) {
         let Some(index) = self.helpers.iter().position(|h| h.socket.as_raw_fd() == fd) else {
             return;
         };
-        let (report, fds) = match wire::receive::<Report>(fd) {
-            Ok(Some((report, fds))) => (report, fds),
-            Ok(None) => {
-                let failure = node_failure("the runtime helper was killed");
-                (Report::Failed(Failure { exit_code: 128, ..failure }), Vec::new())
+        if let Some((report, fds)) = read_report(fd) {
+            self.reported(index, report, fds);
+        }
+    }
+
+    /// Reaps helpers that have ended. Their sockets do not tell: what a killed helper had forked keeps them open.
+    fn reap_helpers(&mut self) -> io::Result<()> {
+        let mut index = 0;
+        while let Some(helper) = self.helpers.get(index) {
+            if sys::reap(helper.pid)?.is_none() {
+                index += 1;
+                continue;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => {
-                let failure = node_failure(format!("the runtime helper's report is bad: {error}"));
-                (Report::Failed(Failure { exit_code: 128, ..failure }), Vec::new())
-            }
-        };
+            let (report, fds) =
+                read_report(helper.socket.as_raw_fd()).unwrap_or_else(|| no_report("it was killed"));
+            self.reported(index, report, fds);
+        }
+        Ok(())
+    }
+
+    fn reported(&mut self, index: usize, report: Report, fds: Vec<OwnedFd>) {
         let helper = self.helpers.remove(index);
+        self.sweeping |= matches!(report, Report::Failed(_));
         match helper.purpose {
             Purpose::Container(id) => self.container_reported(&id, report, fds),
             Purpose::Exec(number) => self.execution_reported(number, report, fds),
         }
+    }
+
+    /// Kills what failed helpers have forked. A process that was about to fork when it was killed here does so no more,
+    /// and its end brings us here again.
+    fn sweep(&mut self) {
+        let known = |pid: i32| self.helpers.iter().any(|h| h.pid == pid);
+        let left: Vec<i32> = sys::children()
+            .into_iter()
+            .filter(|(pid, name)| helper::is_left_by_helper(name) && !known(*pid))
+            .map(|(pid, _)| pid)
+            .collect();
+        for pid in &left {
+            let _ = sys::kill(*pid, libc::SIGKILL);
+        }
+        self.sweeping = !left.is_empty();
     }
 
     fn container_reported(&mut self, id: &str, report: Report, mut fds: Vec<OwnedFd>) {
@@ -479,6 +507,7 @@ impl Shim {
                 }
             }
             Report::Failed(failure) => {
+                kill_all(container.procs_file.as_deref());
                 if let Err(error) = container.failed(failure.exit_code, failure.message.clone()) {
                     eprintln!("container {id}: cannot write the exit record: {error}");
                 }
@@ -530,6 +559,10 @@ impl Shim {
     /// Reaps what has ended. `true` when no child is left.
     fn reap(&mut self) -> io::Result<bool> {
         loop {
+            self.reap_helpers()?;
+            if self.sweeping {
+                self.sweep();
+            }
             let pid = match sys::peek_child()? {
                 Child::Ended(pid) => pid,
                 Child::Alive => return Ok(false),
@@ -542,7 +575,7 @@ impl Shim {
                 return Ok(false);
             }
             let id = container.map(|c| c.id.clone());
-            let (exit_code, signal) = sys::reap(pid)?;
+            let Some((exit_code, signal)) = sys::reap(pid)? else { continue };
             if let Some(id) = id {
                 self.container_ended(&id, exit_code, signal);
             } else if let Some(index) = self.executions.iter().position(|e| e.pid == Some(pid)) {
@@ -593,6 +626,21 @@ impl Shim {
             !matches
         });
     }
+}
+
+/// What a helper says; `None` when it has said nothing yet.
+fn read_report(socket: RawFd) -> Option<(Report, Vec<OwnedFd>)> {
+    match wire::receive::<Report>(socket) {
+        Ok(Some(report)) => Some(report),
+        Ok(None) => Some(no_report("it ended")),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => Some(no_report(&error.to_string())),
+    }
+}
+
+fn no_report(reason: &str) -> (Report, Vec<OwnedFd>) {
+    let failure = node_failure(format!("the runtime helper did not report: {reason}"));
+    (Report::Failed(Failure { exit_code: 128, ..failure }), Vec::new())
 }
 
 /// A pipe whose reading end does not block.

@@ -38,7 +38,7 @@ pub fn prepare(dir: &Path) -> io::Result<Prepared> {
 
     let lock = doing("create the lock", File::create(dir.join(files::LOCK)))?;
     if lock.try_lock().is_err() {
-        return Err(io::Error::other("another shim of this sandbox runs"));
+        return Err(io::Error::other(kelp_runtime_protocol::BUSY));
     }
     if let Some(cgroup) = &sandbox.shim_cgroup {
         let procs = cgroup.join("cgroup.procs");

@@ -170,17 +170,38 @@ pub fn peek_child() -> io::Result<Child> {
     }
 }
 
-/// Exit code and signal of a child that has ended, which is reaped.
-pub fn reap(pid: i32) -> io::Result<(i32, Option<i32>)> {
+/// Exit code and signal of a child if it has ended; it is reaped then.
+pub fn reap(pid: i32) -> io::Result<Option<(i32, Option<i32>)>> {
     let mut status = 0;
     // SAFETY: `status` lives for the call.
-    check(unsafe { libc::waitpid(pid, &raw mut status, 0) })?;
-    if libc::WIFSIGNALED(status) {
-        let signal = libc::WTERMSIG(status);
-        Ok((128 + signal, Some(signal)))
-    } else {
-        Ok((libc::WEXITSTATUS(status), None))
+    if check(unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) })? == 0 {
+        return Ok(None);
     }
+    Ok(Some(if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        (128 + signal, Some(signal))
+    } else {
+        (libc::WEXITSTATUS(status), None)
+    }))
+}
+
+/// PID and name of every child.
+pub fn children() -> Vec<(i32, String)> {
+    let own = std::process::id().to_string();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // proc_pid_stat(5): `pid (name) state parent …`; the name may hold anything.
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let Some((before, after)) = stat.rsplit_once(") ") else { continue };
+        let name = before.split_once('(').map_or("", |(_, name)| name);
+        if after.split(' ').nth(1) == Some(own.as_str()) {
+            found.push((pid, name.to_owned()));
+        }
+    }
+    found
 }
 
 /// Sends a signal to a process that is known not to have been reaped.

@@ -634,6 +634,112 @@ fn helpers_of(node: &Node) -> Vec<i32> {
 }
 
 #[tokio::test]
+async fn a_shim_killed_at_any_moment_leaves_nothing() {
+    let node = Node::new().await;
+    let before = Instant::now();
+    node.run("usual", &node.container("main", &["true"])).await;
+    let usual = before.elapsed();
+    for attempt in 0..16u32 {
+        let id = format!("k{attempt}");
+        let status = node.runtime.create_sandbox(&node.sandbox_spec(&id)).await.unwrap();
+        let (runtime, spec) = (node.runtime.clone(), node.container("main", &["sleep", "1000"]));
+        let sandbox = id.clone();
+        let start = tokio::spawn(async move { runtime.start_container(&sandbox, &spec).await });
+        tokio::time::sleep(usual * attempt / 16).await;
+        kill(status.shim_pid, libc::SIGKILL);
+        let started = start.await.unwrap();
+        assert!(matches!(started, Ok(_) | Err(RuntimeError::Shim { .. })), "attempt {attempt}: {started:?}");
+        if attempt % 2 == 0 {
+            let observed = node.runtime.status(&id).await.unwrap().unwrap();
+            assert!(!observed.ready);
+            let runs = |c: &ContainerStatus| !matches!(c.state, ContainerState::Exited(_));
+            assert!(!observed.containers.iter().any(runs), "{observed:?}");
+        }
+        node.runtime.remove_sandbox(&id).await.unwrap();
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_at_any_moment_leaves_nothing() {
+    let mut node = Node::new().await;
+    let before = Instant::now();
+    node.run("usual", &node.container("main", &["true"])).await;
+    let usual = before.elapsed();
+    for attempt in 0..16u32 {
+        let id = format!("k{attempt}");
+        let (runtime, sandbox) = (node.runtime.clone(), node.sandbox_spec(&id));
+        let spec = node.container("main", &["sleep", "1000"]);
+        // What an agent does to a new pod, cut off at some point: at an await, as the end of its process would.
+        let work = tokio::spawn(async move {
+            runtime.create_sandbox(&sandbox).await?;
+            runtime.start_container(&sandbox.id, &spec).await
+        });
+        tokio::time::sleep(usual * attempt / 16).await;
+        work.abort();
+        let _ = work.await;
+        node.restart().await;
+        if attempt % 2 == 0 {
+            // The next agent finishes the work.
+            node.runtime.create_sandbox(&node.sandbox_spec(&id)).await.unwrap();
+            let spec = node.container("main", &["sleep", "1000"]);
+            let status = node.runtime.start_container(&id, &spec).await.unwrap();
+            assert!(matches!(status.state, ContainerState::Running { .. }), "{status:?}");
+        }
+        node.runtime.remove_sandbox(&id).await.unwrap();
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn an_image_of_many_layers_starts() {
+    let node = Node::new().await;
+    let mut layers = vec![layer().clone()];
+    for n in 0..200 {
+        let file = format!("n{n}");
+        layers.push(crate::image::testing::Layer::new().file(&file, 0o644, b"x").bytes());
+    }
+    let archive = node.dir.path().join("many.tar");
+    docker_archive(&archive, "many:1", &layers, &serde_json::json!({}));
+    let image = node.runtime.inner.images.import(&archive, None).unwrap().remove(0);
+    let spec = ContainerSpec { image_id: image.id, ..node.shell("main", "ls / | grep -c ^n[0-9]") };
+    node.run("a", &spec).await;
+    assert_eq!(node.output("a", "main"), "200");
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_node_cannot_do_is_said() {
+    let node = Node::new().await;
+    node.runtime.create_sandbox(&node.sandbox_spec("a")).await.unwrap();
+    let mount = Mount {
+        source: node.dir.path().join("missing-source"),
+        destination: "/data".into(),
+        read_only: false,
+    };
+    let cases = [
+        (ContainerSpec { mounts: vec![mount], ..node.container("mount", &["true"]) }, "missing-source"),
+        (
+            ContainerSpec { cwd: "/etc/passwd".into(), ..node.container("cwd", &["true"]) },
+            "cannot use /etc/passwd as the working directory: Not a directory",
+        ),
+        (
+            ContainerSpec { user: Some("web:none".into()), ..node.container("group", &["true"]) },
+            "group \"none\" is not in the image's /etc/group",
+        ),
+    ];
+    for (spec, text) in cases {
+        match node.runtime.start_container("a", &spec).await {
+            Err(RuntimeError::Start { message, exit_code: 128 }) => {
+                assert!(message.contains(text), "{message}");
+            }
+            other => panic!("{}: {other:?}", spec.name),
+        }
+    }
+    node.finish().await;
+}
+
+#[tokio::test]
 async fn what_a_crash_leaves_is_finished_or_removed() {
     let mut node = Node::new().await;
     // The agent died after it had described the sandbox, and between the steps of preparing a container.
