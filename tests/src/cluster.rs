@@ -4,7 +4,7 @@ use crate::Report;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use xtask::command::output;
 use xtask::sandbox::{self, Layout, NodeLayout, UpOptions};
 
@@ -184,15 +184,22 @@ impl Client {
     /// It failed or printed no report.
     pub fn stop(mut self) -> Result<Report> {
         drop(self.child.stdin.take());
-        self.finish()
+        self.report(None)
     }
 
     /// Waits until it has done its work and returns its report.
     ///
     /// # Errors
     /// It failed or printed no report.
-    pub fn finish(self) -> Result<Report> {
+    pub fn finish(mut self) -> Result<Report> {
+        // Kept open: the client stops at the end of its standard input, and waiting would close it.
+        let stdin = self.child.stdin.take();
+        self.report(stdin)
+    }
+
+    fn report(self, stdin: Option<ChildStdin>) -> Result<Report> {
         let Output { status, stdout, .. } = self.child.wait_with_output()?;
+        drop(stdin);
         ensure!(status.success(), "the client failed: {status}");
         serde_json::from_slice(&stdout)
             .with_context(|| format!("the client printed {:?}", String::from_utf8_lossy(&stdout)))
