@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::{Add, Neg, Sub};
 use std::str::FromStr;
 
 /// How a quantity is written.
@@ -130,10 +131,13 @@ impl Quantity {
     pub fn as_f64(&self) -> f64 {
         self.mantissa as f64 * 10f64.powi(self.exponent)
     }
+}
 
-    /// The sum; in the format of `self` unless that is zero. Saturates far beyond any real amount.
-    #[must_use]
-    pub fn add(self, other: Self) -> Self {
+/// The sum; in the format of `self` unless that is zero. Saturates far beyond any real amount.
+impl Add for Quantity {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
         if other.is_zero() {
             return self;
         }
@@ -149,19 +153,22 @@ impl Quantity {
             None => Self { format: self.format, ..high },
         }
     }
+}
 
-    /// The difference; see [`Quantity::add`].
-    #[must_use]
-    pub fn sub(self, other: Self) -> Self {
-        if self.is_zero() {
-            return other.neg();
-        }
-        self.add(other.neg())
+/// The difference, as a sum.
+impl Sub for Quantity {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        if self.is_zero() { -other } else { self + -other }
     }
+}
 
-    /// The amount with the opposite sign.
-    #[must_use]
-    pub fn neg(self) -> Self {
+/// The amount with the opposite sign.
+impl Neg for Quantity {
+    type Output = Self;
+
+    fn neg(self) -> Self {
         Self { mantissa: self.mantissa.saturating_neg(), ..self }
     }
 }
@@ -354,7 +361,7 @@ fn parse(text: &str) -> Result<Quantity, QuantityError> {
     if q.is_zero() {
         q.exponent = 0;
     }
-    Ok(if negative { q.neg() } else { q })
+    Ok(if negative { -q } else { q })
 }
 
 /// Format, decimal exponent and binary exponent of a suffix.
@@ -445,8 +452,8 @@ mod tests {
         assert_eq!(parse("2").unwrap().milli_value(), 2000);
         assert_eq!(parse("1e100").unwrap().value(), i64::MAX);
         assert_eq!(parse("1500u").unwrap().round_up(-3).to_string(), "2m");
-        assert_eq!(parse("1Gi").unwrap().add(parse("512Mi").unwrap()).to_string(), "1536Mi");
-        assert_eq!(parse("1").unwrap().sub(parse("100m").unwrap()).to_string(), "900m");
+        assert_eq!((parse("1Gi").unwrap() + parse("512Mi").unwrap()).to_string(), "1536Mi");
+        assert_eq!((parse("1").unwrap() - parse("100m").unwrap()).to_string(), "900m");
     }
 
     proptest! {
@@ -455,7 +462,7 @@ mod tests {
 
         #[test]
         fn numbers_never_panic(s in "[+-]?[0-9]{0,45}(\\.[0-9]{0,45})?(m|Ki|Ei|E|e-?[0-9]{1,11}|n)?") {
-            if let Ok(q) = parse(&s) { let _ = (q.to_string().len(), q.value(), q.add(q).sub(q)); }
+            if let Ok(q) = parse(&s) { let _ = (q.to_string().len(), q.value(), q + q - q); }
         }
 
         #[test]
@@ -469,8 +476,8 @@ mod tests {
         #[test]
         fn sums(a in -1i64<<40..1i64<<40, b in -1i64<<40..1i64<<40) {
             let (x, y) = (Quantity::from_milli(a), Quantity::new(b, Format::BinarySi));
-            prop_assert_eq!(x.add(y), y.add(x));
-            prop_assert_eq!(x.add(y).sub(y), x);
+            prop_assert_eq!(x + y, y + x);
+            prop_assert_eq!(x + y - y, x);
             prop_assert_eq!(x.cmp(&y), i128::from(a).cmp(&(i128::from(b) * 1000)));
         }
     }

@@ -245,7 +245,7 @@ impl Index {
                 continue;
             }
             let endpoints = endpoints_of(&slices, port, v4);
-            for (backend, _) in &endpoints {
+            for backend in endpoints.keys() {
                 desired.backends.entry(*backend).or_insert(true);
             }
             let table = |local| TableName {

@@ -48,9 +48,12 @@ impl Default for Config {
     }
 }
 
+/// What a waiting pod is told: go on, or the reason it must not.
+type Verdict = oneshot::Sender<Result<(), String>>;
+
 /// Pods whose binding waits because a permit plugin said so.
 #[derive(Clone, Default)]
-pub struct WaitingPods(Arc<Mutex<HashMap<Arc<str>, oneshot::Sender<Result<(), String>>>>>);
+pub struct WaitingPods(Arc<Mutex<HashMap<Arc<str>, Verdict>>>);
 
 impl WaitingPods {
     /// Lets a pod, by UID, be bound; `false` if it does not wait.

@@ -151,7 +151,7 @@ fn container_requests(spec: &Value) -> Map<String, Value> {
     for c in list("containers").chain(list("initContainers").filter(sidecar)) {
         for (name, q) in requests(c) {
             let entry = sum.entry(name).or_insert(Quantity::ZERO);
-            *entry = entry.add(q);
+            *entry = *entry + q;
         }
     }
     for c in list("initContainers").filter(|c| !sidecar(c)) {

@@ -76,5 +76,5 @@ pub(super) fn not_special(errs: &mut Errors, path: &str, value: &str) {
 /// True when the two addresses are of different families.
 pub(super) fn dual_stack(addresses: &[&str]) -> bool {
     let v6 = |a: &&str| parse_ip(a.split('/').next().unwrap_or_default()).is_some_and(|a| a.is_ipv6());
-    addresses.iter().any(|a| v6(a)) && addresses.iter().any(|a| !v6(a))
+    addresses.iter().any(v6) && !addresses.iter().all(v6)
 }

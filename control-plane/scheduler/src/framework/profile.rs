@@ -3,6 +3,9 @@
 use super::*;
 use std::sync::Arc;
 
+/// The only nodes that can do, and the plugins that named them.
+pub type OnlyNodes = (Vec<Arc<str>>, PluginSet);
+
 /// A plugin within its profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PluginId(u8);
@@ -147,8 +150,8 @@ impl Profile {
         state: &mut CycleState,
         pod: &PodInfo,
         cluster: &Cluster,
-    ) -> Result<Option<(Vec<Arc<str>>, PluginSet)>, (PluginId, Rejection)> {
-        let mut only: Option<(Vec<Arc<str>>, PluginSet)> = None;
+    ) -> Result<Option<OnlyNodes>, (PluginId, Rejection)> {
+        let mut only: Option<OnlyNodes> = None;
         for (id, plugin) in &self.pre_filter {
             match plugin.pre_filter(state, pod, cluster).map_err(|r| (*id, r))? {
                 PreFiltered::Continue => {}

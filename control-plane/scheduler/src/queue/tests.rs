@@ -93,7 +93,7 @@ proptest! {
                 3 => if let Some(queued) = outside.pop() { q.errored(queued, now); },
                 4 => q.move_if(|queued| *queued.pod.uid == *names[p], now),
                 5 => { q.update(pod(names[p]), -(p as i64), wait % 2 == 0, true, now); }
-                6 => if q.remove(names[p]) { known.remove(names[p]); },
+                6 if q.remove(names[p]) => { known.remove(names[p]); }
                 _ => {}
             }
             let d = q.depth();
