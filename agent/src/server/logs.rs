@@ -166,7 +166,9 @@ pub fn stream(
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_ATTRIB;
         inotify.add_watch(path, flags)?;
-        Some(AsyncFd::new(inotify.as_fd().try_clone_to_owned()?)?)
+        let fd = inotify.as_fd().try_clone_to_owned()?;
+        // SAFETY: an OwnedFd stays the same open descriptor until it is dropped, and AsyncFd drops it last.
+        Some(unsafe { AsyncFd::register(fd) }?)
     } else {
         None
     };
