@@ -449,3 +449,33 @@ async fn a_restart_of_the_controllers_changes_nothing_and_forgets_nothing() -> R
     rolled_out(&cluster, "w", 5).await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_are_refused_are_reported_and_made_once_they_may_be() -> Result<()> {
+    let cluster = Cluster::start(settings()).await?;
+    let mut d = deployment("w", 2, "app:1");
+    d["spec"]["template"]["spec"]["serviceAccountName"] = json!("later");
+    cluster.create::<Deployment>(d).await?;
+    let failure = eventually("the failure is on the deployment", || async {
+        let d: Deployment = cluster.api().get("w").await?;
+        let conditions = d.status.unwrap_or_default().conditions.unwrap_or_default();
+        Ok(conditions.into_iter().find(|c| c.type_ == "ReplicaFailure"))
+    })
+    .await?;
+    assert_eq!((failure.status.as_str(), failure.reason.as_deref()), ("True", Some("FailedCreate")));
+    let message = failure.message.unwrap_or_default();
+    assert!(message.contains("serviceaccount \"later\" not found"), "{message}");
+    let set: ReplicaSet = cluster.list("app=w").await?.remove(0);
+    eventually("an event says so", || async {
+        let events = cluster.events_about(&set.name_any()).await?;
+        let prefix = "FailedCreate: Error creating: pods \"";
+        Ok(events.iter().any(|e| e.starts_with(prefix) && e.contains("is forbidden")).then_some(()))
+    })
+    .await?;
+    cluster.create::<ServiceAccount>(json!({"metadata": {"name": "later"}})).await?;
+    let d = rolled_out(&cluster, "w", 2).await?;
+    let failed =
+        d.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "ReplicaFailure");
+    assert!(!failed, "the condition goes with its cause");
+    Ok(())
+}
