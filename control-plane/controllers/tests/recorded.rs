@@ -6,7 +6,7 @@ mod harness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
@@ -82,6 +82,20 @@ struct Log {
     seen: BTreeSet<String>,
     /// Of each ReplicaSet, the sizes asked for.
     sizes: BTreeMap<String, Vec<i64>>,
+    /// When something last changed.
+    changed: Option<Instant>,
+}
+
+/// Waits until nothing has changed for a while: later actions of a case build on the effects of earlier ones.
+async fn quiet(log: &Mutex<Log>) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        let changed = log.lock().expect("lock").changed;
+        if changed.is_none_or(|at| at.elapsed() > Duration::from_millis(600)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn record(client: Client, kind: &'static str, log: Arc<Mutex<Log>>) {
@@ -93,6 +107,7 @@ async fn record(client: Client, kind: &'static str, log: Arc<Mutex<Log>>) {
             continue;
         };
         let mut log = log.lock().expect("lock");
+        log.changed = Some(Instant::now());
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         if kind == "ReplicaSet" {
             let sizes = log
@@ -300,7 +315,15 @@ fn differences(expected: &Value, actual: &Value, path: &str, out: &mut Vec<Strin
             }
         }
         (Value::Array(e), Value::Array(a)) if e.len() == a.len() => {
-            for (i, (e, a)) in e.iter().zip(a).enumerate() {
+            // The order of endpoints means nothing, that of conditions depends on which states were seen.
+            let sorted = |list: &[Value]| {
+                let mut list = list.to_vec();
+                let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+                list.sort_by_key(|v| (text(&v["targetRef"]["name"]), text(&v["type"])));
+                list
+            };
+            let (e, a) = (sorted(e), sorted(a));
+            for (i, (e, a)) in e.iter().zip(&a).enumerate() {
                 differences(e, a, &format!("{path}[{i}]"), out);
             }
         }
@@ -327,7 +350,7 @@ async fn replay(case: &Value) -> Result<Vec<String>> {
     let log: Arc<Mutex<Log>> = Arc::default();
     let silent: Arc<Mutex<BTreeSet<String>>> = Arc::default();
     let mut tasks = tokio::task::JoinSet::new();
-    for kind in ["ReplicaSet", "Pod", "EndpointSlice"] {
+    for kind in ["Deployment", "ReplicaSet", "Pod", "EndpointSlice"] {
         tasks.spawn(record(cluster.client.clone(), kind, log.clone()));
     }
     for object in case["initial"].as_array().into_iter().flatten() {
@@ -350,8 +373,12 @@ async fn replay(case: &Value) -> Result<Vec<String>> {
         if at - before > 0.15 {
             let longest = if lifecycle { 30.0 } else { 4.0 };
             tokio::time::sleep(Duration::from_secs_f64((at - before).clamp(0.5, longest))).await;
+            quiet(&log).await;
         }
         before = at;
+        if action["name"].as_str().is_some_and(|n| n.contains('<')) {
+            quiet(&log).await;
+        }
         act(&cluster, action, &log, &silent).await.with_context(|| action.to_string())?;
     }
     // Compared again and again until nothing differs: deadlines and grace periods take their time.
