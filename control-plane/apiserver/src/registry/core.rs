@@ -55,8 +55,14 @@ pub(super) fn carry(new: &mut Value, old: &Value, members: &[&str]) {
     }
 }
 
-static NODE: Strategy =
-    Strategy { prepare_update: |new, old| carry(new, old, &["status"]), ..Strategy::PLAIN };
+static NODE: Strategy = Strategy {
+    prepare_create: super::node::align_cidrs,
+    prepare_update: |new, old| {
+        carry(new, old, &["status"]);
+        super::node::align_cidrs(new);
+    },
+    ..Strategy::PLAIN
+};
 
 static POD: Strategy = Strategy {
     generation: Generation::Spec,
