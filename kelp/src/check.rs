@@ -145,7 +145,7 @@ fn disk(data_dir: &Path) -> Verdict {
     let dir = data_dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/"));
     match nix::sys::statvfs::statvfs(dir) {
         Ok(stat) => {
-            let free = u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size());
+            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
             let found = format!("{} MiB at {}", free >> 20, dir.display());
             if free >= FREE_BYTES {
                 Verdict::Good(found)

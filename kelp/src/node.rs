@@ -118,9 +118,10 @@ pub async fn start(
     Ok(())
 }
 
-fn tell_pod_cidrs(
-    dataplane: Arc<Dataplane>,
-) -> Box<dyn Fn(&[kelp_agent::network::ipam::Prefix]) + Send + Sync> {
+/// Called with the node's address ranges for pods.
+type PodCidrsCallback = Box<dyn Fn(&[kelp_agent::network::ipam::Prefix]) + Send + Sync>;
+
+fn tell_pod_cidrs(dataplane: Arc<Dataplane>) -> PodCidrsCallback {
     Box::new(move |cidrs| {
         let ranges = cidrs.iter().map(|cidr| (cidr.address, cidr.length)).collect::<Vec<_>>();
         if let Err(error) = dataplane.set_pod_cidrs(&ranges) {
