@@ -32,15 +32,18 @@ const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
 const ECHO: u16 = 9001;
 const ONCE: u16 = 9002;
 const SINK: u16 = 9003;
+/// Every way has ports of its own: a connection that the server still remembers from another way, where the client's
+/// kernel counts sequence numbers and timestamps differently, would make it answer a new one late.
+const PORT_STEP: u16 = 10;
 
 /// Measures the packet path in network namespaces.
 #[derive(Debug, Parser)]
 struct Options {
     /// Rounds; the medians are shown
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 15)]
     rounds: usize,
     /// Length of each measurement, milliseconds
-    #[arg(long, default_value_t = 700)]
+    #[arg(long, default_value_t = 200)]
     milliseconds: u64,
     /// Numbers of services in the maps
     #[arg(long, value_delimiter = ',', default_value = "1,10000")]
@@ -248,7 +251,9 @@ impl Bench {
         let client = Net::new()?;
         let server = Net::new()?;
         let endpoints = [pod(&host, &client, "pod1", CLIENT)?, pod(&host, &server, "pod2", SERVER)?];
-        serve(&server)?;
+        for way in 0..3 {
+            serve(&server, way * PORT_STEP)?;
+        }
 
         let config = Config {
             node_name: "here".to_owned(),
@@ -284,7 +289,7 @@ impl Bench {
                 fs::write(self.cgroup.join("cgroup.threads"), thread.to_string())?;
             }
             let address = if way == Way::Pod { SERVER } else { SERVICE };
-            let at = |port| SocketAddr::new(address.into(), port);
+            let at = |port| SocketAddr::new(address.into(), port + way as u16 * PORT_STEP);
             let (rate, mut latencies) = connections(at(ONCE), length)?;
             latencies.sort_by(f64::total_cmp);
             let quantile = |part: f64| {
@@ -338,11 +343,12 @@ fn pod(host: &Net, net: &Net, device: &str, address: Ipv4Addr) -> Result<Endpoin
 fn objects(services: usize) -> Result<Vec<Change>> {
     let mut changes = vec![Change::Service(Event::Init)];
     let mut slices = Vec::new();
-    let ports = |of: &dyn Fn(u16) -> u16| -> Vec<_> {
-        [(ECHO, "TCP"), (ONCE, "TCP"), (SINK, "TCP"), (ECHO, "UDP")]
-            .iter()
+    let ports = || -> Vec<_> {
+        let kinds = [(ECHO, "TCP"), (ONCE, "TCP"), (SINK, "TCP"), (ECHO, "UDP")];
+        (0..3)
+            .flat_map(|way| kinds.map(|(port, protocol)| (port + way * PORT_STEP, protocol)))
             .map(|(port, protocol)| {
-                json!({"name": format!("{port}-{protocol}").to_lowercase(), "port": of(*port), "protocol": protocol})
+                json!({"name": format!("{port}-{protocol}").to_lowercase(), "port": port, "protocol": protocol})
             })
             .collect()
     };
@@ -351,14 +357,14 @@ fn objects(services: usize) -> Result<Vec<Change>> {
         let address = Ipv4Addr::from(u32::from(SERVICE) + number as u32);
         let service: Service = serde_json::from_value(json!({
             "metadata": {"namespace": "default", "name": name},
-            "spec": {"clusterIPs": [address], "ports": ports(&|port| port)},
+            "spec": {"clusterIPs": [address], "ports": ports()},
         }))?;
         // Others lead to addresses nobody has.
         let backend = if number == 0 { SERVER } else { Ipv4Addr::from(0x0af4_1000 + number as u32) };
         let slice: EndpointSlice = serde_json::from_value(json!({
             "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4",
-            "ports": ports(&|port| port),
+            "ports": ports(),
             "endpoints": [{"addresses": [backend]}],
         }))?;
         changes.push(Change::Service(Event::InitApply(service)));
@@ -371,11 +377,11 @@ fn objects(services: usize) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// Starts the servers; their threads end with the process.
-fn serve(net: &Net) -> Result<()> {
-    let listen = |port| net.run(|| Ok(TcpListener::bind((SERVER, port))?));
+/// Starts the servers of one way; their threads end with the process.
+fn serve(net: &Net, step: u16) -> Result<()> {
+    let listen = |port: u16| net.run(|| Ok(TcpListener::bind((SERVER, port + step))?));
     let (echo, once, sink) = (listen(ECHO)?, listen(ONCE)?, listen(SINK)?);
-    let datagrams = net.run(|| Ok(UdpSocket::bind((SERVER, ECHO))?))?;
+    let datagrams = net.run(|| Ok(UdpSocket::bind((SERVER, ECHO + step))?))?;
     std::thread::spawn(move || {
         for mut stream in echo.incoming().flatten() {
             let _ = stream.set_nodelay(true);
