@@ -27,6 +27,13 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
     same_addresses(new, &before);
     drop_fields(new, &before);
     downgrade(new, &before);
+    let balanced = |s: &Value| super::spec_text(s, "type") == "LoadBalancer";
+    if balanced(old)
+        && !balanced(new)
+        && let Some(Value::Object(status)) = new.pointer_mut("/status/loadBalancer")
+    {
+        status.clear();
+    }
 }
 
 fn keep_addresses(new: &mut Value, before: &Value) {
