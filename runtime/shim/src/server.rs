@@ -121,7 +121,11 @@ impl Shim {
                 }
             }
             self.enforce_deadlines();
-            let alone = self.reap()?;
+            // Whatever is wrong with one child, the others still need their shim.
+            let alone = self.reap().unwrap_or_else(|error| {
+                eprintln!("cannot reap: {error}");
+                false
+            });
             if let Some(deadline) = self.shutdown
                 && (alone || now() >= deadline)
             {
@@ -449,9 +453,14 @@ impl Shim {
     fn reap_helpers(&mut self) -> io::Result<()> {
         let mut index = 0;
         while let Some(helper) = self.helpers.get(index) {
-            if sys::reap(helper.pid)?.is_none() {
-                index += 1;
-                continue;
+            match sys::reap(helper.pid) {
+                Ok(None) => {
+                    index += 1;
+                    continue;
+                }
+                Ok(Some(_)) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {}
+                Err(error) => return Err(error),
             }
             let (report, fds) =
                 read_report(helper.socket.as_raw_fd()).unwrap_or_else(|| no_report("it was killed"));
@@ -568,6 +577,10 @@ impl Shim {
                 Child::Alive => return Ok(false),
                 Child::None => return Ok(true),
             };
+            // It ended just now: its report must be read before it is reaped.
+            if self.helpers.iter().any(|h| h.pid == pid) {
+                continue;
+            }
             let container = self.containers.iter().find(|c| c.pid() == Some(pid));
             // A helper finds the container by this PID, which must not become another process's while it does.
             // Its report brings us back here.
