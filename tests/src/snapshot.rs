@@ -37,6 +37,11 @@ impl Snapshot {
         }
         for pid in names("/proc").iter().filter(|name| name.parse::<u32>().is_ok()) {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            // A dead process that init has not reaped yet holds nothing but its PID.
+            if status.contains("State:\tZ") {
+                continue;
+            }
             if name.starts_with("kelp") || name.starts_with("hello") {
                 facts.insert(format!("process {pid} {}", name.trim()));
             }
