@@ -110,7 +110,10 @@ where
     };
     let network = Network::new(parts.datapath, &config.data_dir, cidrs_receiver.clone(), mtu)?;
     // Devices of pods whose sandbox is gone are nobody's; pods with a sandbox keep theirs.
-    let present: Vec<String> = parts.runtime.list().await?.into_iter().map(|s| s.id).collect();
+    // So do pods with a directory: a sandbox that does not answer just now may be missing from the list.
+    let mut present: Vec<String> = parts.runtime.list().await?.into_iter().map(|s| s.id).collect();
+    let directories = std::fs::read_dir(config.data_dir.join("pods")).into_iter().flatten().flatten();
+    present.extend(directories.map(|d| d.file_name().to_string_lossy().into_owned()));
     network.retain(&present).await;
 
     let facts = facts::read_facts(&config.data_dir);

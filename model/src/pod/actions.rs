@@ -217,11 +217,17 @@ impl Step<'_> {
                 false
             }
             Some(record @ Record { state: State::Running(_), .. }) => {
-                if let (Some(message), false) = (&memory.unhealthy, memory.killing) {
+                // The image is the one part of a running container that an update may change; what restarts anyway
+                // is restarted for it.
+                let new_image = container.image.as_ref().is_some_and(|image| *image != record.image)
+                    && restarts(self.spec, kind, container, 0);
+                let changed = new_image
+                    .then(|| format!("Container {} definition changed, will be restarted", container.name));
+                if let (Some(message), false) = (memory.unhealthy.clone().or(changed), memory.killing) {
                     self.plan.actions.push(Action::KillContainer {
                         name: container.name.clone(),
                         attempt: record.attempt,
-                        message: message.clone(),
+                        message,
                     });
                 }
                 memory.started && !memory.in_post_start

@@ -288,6 +288,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         !running.is_empty()
     }
 
+    /// The status manager ends with the agent: nobody answers then.
+    async fn or_shutdown<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        self.shutdown.run_until_cancelled(future).await
+    }
+
     fn read_checkpoint(&self) -> Option<PodStatus> {
         serde_json::from_slice(&std::fs::read(self.checkpoint()).ok()?).ok()
     }
@@ -344,7 +349,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                     self.pod.metadata.generation.or(condition.observed_generation);
             }
             self.report(status);
-            self.context.status.flush(&self.pod).await;
+            let flushed = self.context.status.flush(&self.pod);
+            if self.or_shutdown(flushed).await.is_none() {
+                return Ok(None);
+            }
         }
         let PodRef { namespace, name, uid, .. } = &self.reference;
         let logs = self.context.config.pod_logs(namespace, name, uid);
@@ -357,7 +365,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
         }
         if !self.gone {
-            self.context.status.delete(&self.pod).await;
+            let deleted = self.context.status.delete(&self.pod);
+            if self.or_shutdown(deleted).await.is_none() {
+                return Ok(None);
+            }
         }
         self.phase = Phase::Done;
         Ok(None)

@@ -78,6 +78,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     }
 
     fn tell_backoffs(&mut self, plan: &Plan) {
+        let now = Timestamp::now();
+        self.told.retain(|(_, until)| *until > now);
         for backoff in &plan.backoffs {
             let memory = self.memories.entry(backoff.name.clone()).or_default();
             let text = format!(

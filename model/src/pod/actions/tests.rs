@@ -186,6 +186,20 @@ fn an_unhealthy_container_is_killed_once() {
 }
 
 #[test]
+fn a_new_image_restarts_the_container() {
+    let observed = ready(vec![record("c", 0, State::Running(at(1)))]);
+    let memories = BTreeMap::from([("c".to_owned(), started())]);
+    let same = pod(json!({"containers": [{"name": "c", "image": "i"}]}));
+    assert_eq!(plan(&same, &observed, &memories).actions, []);
+    let other = pod(json!({"containers": [{"name": "c", "image": "j"}]}));
+    let message = "Container c definition changed, will be restarted".to_owned();
+    let kill = Action::KillContainer { name: "c".into(), attempt: 0, message };
+    assert_eq!(plan(&other, &observed, &memories).actions, [kill]);
+    let never = pod(json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "j"}]}));
+    assert_eq!(plan(&never, &observed, &memories).actions, []);
+}
+
+#[test]
 fn a_running_hook_blocks_the_next_start() {
     let p = pod(json!({"containers": [{"name": "a"}, {"name": "b"}]}));
     let observed = ready(vec![record("a", 0, State::Running(at(1)))]);
