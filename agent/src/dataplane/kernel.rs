@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
@@ -112,17 +113,25 @@ impl Kernel {
         Ok(program.fd().map_err(failed(format!("use the kernel program {name}")))?.as_fd())
     }
 
-    /// Attaches the socket hooks to a cgroup2 directory, or swaps their programs when they are attached.
+    /// Attaches the socket hooks to a cgroup2 directory, or swaps their programs when they are attached. Links of
+    /// another cgroup than this, or of one that was removed, are replaced.
     ///
     /// # Errors
     /// When the directory is not on a cgroup2 or the kernel refuses a link.
     pub fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
         let directory =
             fs::File::open(cgroup).map_err(failed(format!("open the cgroup {}", cgroup.display())))?;
+        let id = directory.metadata().map_err(failed("look at the cgroup"))?.ino();
         let target = directory.as_raw_fd().cast_unsigned();
+        let action = |name: &str| format!("attach {name} to the cgroup {}", cgroup.display());
         for (name, attach_type) in SOCKET_HOOKS {
-            self.attach(name, name, target, attach_type)
-                .map_err(failed(format!("attach {name} to the cgroup {}", cgroup.display())))?;
+            let path = self.directory.join("links").join(name);
+            if let Ok(link) = sys::open_pin(&path)
+                && sys::cgroup_link_id(link.as_fd()).ok() != Some(id)
+            {
+                remove(&path)?;
+            }
+            self.attach(name, name, target, attach_type).map_err(failed(action(name)))?;
         }
         Ok(())
     }
@@ -161,8 +170,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Takes over the links a former agent left: swaps the programs of those that live, removes those whose device
-    /// is gone or that `keep` does not name (indexes of pod devices; the uplink's are always kept).
+    /// Takes over the links of pods that a former agent left: swaps the programs of those that live, removes those
+    /// whose device is gone. Returns the devices' indexes.
     ///
     /// # Errors
     /// When the directory cannot be read or a link cannot be updated.

@@ -83,6 +83,7 @@ fn objects(
 impl Rig {
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        super::tests::world::sweep();
         let tag =
             format!("dataplane-packet-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = PathBuf::from("/sys/fs/bpf").join(tag);

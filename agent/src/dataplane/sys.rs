@@ -347,6 +347,16 @@ pub fn tcx_link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info[4])
 }
 
+/// The id of a cgroup link's cgroup: the inode number of its directory.
+pub fn cgroup_link_id(link: BorrowedFd<'_>) -> io::Result<u64> {
+    // As above, for cgroups the id and the attach type.
+    let mut info = [0_u64; 16];
+    let mut attr =
+        InfoAttr { fd: raw(link), length: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info[2])
+}
+
 /// Sizes of a map's keys and values, and how many entries it can hold.
 pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<(u32, u32, u32)> {
     // `struct bpf_map_info`: type, id, key size, value size, max entries.

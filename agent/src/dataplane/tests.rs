@@ -1,6 +1,6 @@
 //! End-to-end: real programs, real sockets, a node in network namespaces.
 
-mod world;
+pub(super) mod world;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -306,4 +306,32 @@ fn a_removed_pod_leaves_nothing() {
     assert_eq!(count(), 8 + 2);
     let left = world.dataplane().endpoint_count().unwrap();
     assert_eq!(left, 0);
+}
+
+#[test]
+fn links_of_another_cgroup_are_replaced() {
+    let mut world = world();
+    let net = world.pods[0].net.clone();
+    world.kill();
+    // The same pins, another cgroup: as after the setting was changed.
+    let old = world.cgroup.clone();
+    let other = old.with_file_name(format!("{}0", old.file_name().unwrap().to_string_lossy()));
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("cgroup.type"), "threaded").unwrap();
+    world.cgroup.clone_from(&other);
+    world.config.cgroup.clone_from(&other);
+    start(&world);
+    world.with_sockets(&net, || {
+        let stream = TcpStream::connect_timeout(&at(WEB4, 80), TIMEOUT).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), at(WEB4, 80));
+    });
+    let links = std::fs::read_dir(world.config.bpf_directory.join("links")).unwrap().count();
+    assert_eq!(links, 8 + 2 + 4);
+    // A cgroup that was removed with its links.
+    world.kill();
+    std::fs::remove_dir(&old).unwrap();
+    start(&world);
+    world.with_sockets(&net, || {
+        assert_both(&spread(|| ask_tcp(at(WEB4, 80)), 40).0, "after a removed cgroup")
+    });
 }

@@ -138,9 +138,26 @@ fn cgroup2() -> PathBuf {
         .expect("a cgroup2 mount")
 }
 
+/// Removes what tests left that were killed: their names end in the process id and a number.
+pub fn sweep() {
+    let dead = |name: &str| {
+        let process: u32 = name.strip_prefix("dataplane-")?.rsplit('-').nth(1)?.parse().ok()?;
+        (!PathBuf::from(format!("/proc/{process}")).exists()).then_some(())
+    };
+    for (parent, pins) in [(PathBuf::from("/sys/fs/bpf"), true), (cgroup2(), false)] {
+        for entry in fs::read_dir(parent).into_iter().flatten().filter_map(Result::ok) {
+            if dead(&entry.file_name().to_string_lossy()).is_some() {
+                // Another test may be sweeping too.
+                let _ = if pins { fs::remove_dir_all(entry.path()) } else { fs::remove_dir(entry.path()) };
+            }
+        }
+    }
+}
+
 impl World {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        sweep();
         let tag = format!("dataplane-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let cgroup = cgroup2().join(&tag);
         fs::create_dir(&cgroup).unwrap();
