@@ -108,10 +108,11 @@ fn entries(object: &Value) -> Vec<Entry> {
 
 fn store(object: &mut Value, mut entries: Vec<Entry>) {
     entries.retain(|e| !e.set.is_empty());
-    // Applied entries first, then by time and name, as upstream stores them.
+    // Applied entries first, then by time and name, as upstream stores them; those without a time come last.
     entries.sort_by(|a, b| {
-        (a.operation, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(
-            b.operation,
+        let key = |e: &'_ Entry| (e.operation, e.time.is_empty());
+        (key(a), &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(
+            key(b),
             &b.time,
             &b.manager,
             &b.api_version,
@@ -264,12 +265,10 @@ pub fn apply(
     if !causes.is_empty() {
         return Err(conflicts(causes));
     }
-    let same = base == result && last.as_ref() == Some(&own.set);
-    if same
-        && let Some(before) =
-            live.map(entries).unwrap_or_default().into_iter().find(|m| m.is(writer, "Apply"))
-    {
-        own.time = before.time;
+    // The time is that of the manager's last change to the object: one that never changed it has none.
+    if live.is_some() && base == result {
+        let before = live.map(entries).unwrap_or_default().into_iter().find(|m| m.is(writer, "Apply"));
+        own.time = before.map(|before| before.time).unwrap_or_default();
     }
     others.push(own);
     store(&mut result, others);

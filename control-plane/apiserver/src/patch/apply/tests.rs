@@ -162,23 +162,15 @@ fn agrees_with_recorded_scenarios() {
             let (ours, theirs) = match outcome {
                 Ok(mut object) => {
                     defaults::apply(&gvk, &mut object);
-                    let ours = [
-                        &object["metadata"]["managedFields"],
-                        &object["spec"],
-                        &object["data"],
-                        &object["metadata"]["finalizers"],
-                    ]
-                    .map(Value::clone);
+                    // Admission, which is not part of this, fills a Pod's spec.
+                    let spec = |o: &Value| if gvk.kind == "Pod" { Value::Null } else { o["spec"].clone() };
+                    let seen = |o: &Value| {
+                        let metadata = &o["metadata"];
+                        json!([metadata["managedFields"], spec(o), o["data"], metadata["finalizers"]])
+                    };
+                    let both = (seen(&object), seen(&step["response"]));
                     live.insert(path.to_owned(), object);
-                    let r = &step["response"];
-                    let theirs = [
-                        &r["metadata"]["managedFields"],
-                        &r["spec"],
-                        &r["data"],
-                        &r["metadata"]["finalizers"],
-                    ]
-                    .map(Value::clone);
-                    (json!(ours), json!(theirs))
+                    both
                 }
                 Err(error) => (error.to_status(), step["response"].clone()),
             };
