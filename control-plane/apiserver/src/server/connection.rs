@@ -11,8 +11,11 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// A handshake and the first request's head may take this long.
+/// A TLS handshake may take this long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An idle HTTP/1.1 connection is closed after this time: later than clients close theirs (90 s), since a request that
+/// is sent while the server closes fails.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// At shutdown requests get this long to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Streams one HTTP/2 connection may have open, as upstream allows.
@@ -72,7 +75,7 @@ async fn connection(
         async move { Ok::<_, std::convert::Infallible>(service::handle(core, user, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
