@@ -7,7 +7,10 @@ use crate::{Compare, EmbeddedStore, Op, RangeRequest, Store, StoreOptions, TxnRe
 use bytes::Bytes;
 use futures::FutureExt;
 use parking_lot::{Condvar, Mutex};
+use std::pin::Pin;
 use std::sync::Arc;
+
+type TxnResult = Result<crate::TxnResponse, crate::StoreError>;
 
 /// Commits wait for the gate; each lets one through.
 #[derive(Default)]
@@ -100,10 +103,17 @@ async fn nothing_is_seen_before_it_is_durable_and_nobody_else_waits() {
     assert!(matches!(next(&mut watcher).await, Ok(WatchMessage::Events { revision: 3, .. })));
 }
 
+/// A transaction that its first poll queues whatever else the test's task has done: without this, a task that has used
+/// up its cooperative budget would see the queue's semaphore as busy.
+fn queued(store: &EmbeddedStore, req: TxnRequest) -> Pin<Box<impl Future<Output = TxnResult> + use<>>> {
+    let store = store.clone();
+    Box::pin(tokio::task::unconstrained(async move { store.txn(req).await }))
+}
+
 #[tokio::test]
 async fn writes_that_arrive_during_a_commit_share_the_next_one() {
     let (engine, store) = start();
-    let mut first = Box::pin(store.txn(txn(vec![Op::put("k", "0")])));
+    let mut first = queued(&store, txn(vec![Op::put("k", "0")]));
     assert!(first.as_mut().now_or_never().is_none());
     engine.commit_waits().await;
     // Each sees what the one before it in the same commit did; exactly one wins the compare.
@@ -112,7 +122,7 @@ async fn writes_that_arrive_during_a_commit_share_the_next_one() {
         then: vec![Op::put("k", n.to_string())],
         or_else: vec![Op::get("k")],
     };
-    let mut others: Vec<_> = (0..100).map(|n| Box::pin(store.txn(winner(n)))).collect();
+    let mut others: Vec<_> = (0..100).map(|n| queued(&store, winner(n))).collect();
     for other in &mut others {
         assert!(other.as_mut().now_or_never().is_none());
     }
@@ -123,11 +133,11 @@ async fn writes_that_arrive_during_a_commit_share_the_next_one() {
     assert!(answers[0].succeeded && answers.iter().all(|answer| answer.revision == 3));
     assert_eq!(engine.gate.lock().commits, [1, 1]);
 
-    let mut first = Box::pin(store.txn(txn(vec![Op::put("k", "x")])));
+    let mut first = queued(&store, txn(vec![Op::put("k", "x")]));
     assert!(first.as_mut().now_or_never().is_none());
     engine.commit_waits().await;
     let mut others: Vec<_> =
-        (0..100).map(|n| Box::pin(store.txn(txn(vec![Op::put(format!("o{n}"), "y")])))).collect();
+        (0..100).map(|n| queued(&store, txn(vec![Op::put(format!("o{n}"), "y")]))).collect();
     for other in &mut others {
         assert!(other.as_mut().now_or_never().is_none());
     }
@@ -144,7 +154,7 @@ async fn writes_that_arrive_during_a_commit_share_the_next_one() {
 async fn a_request_that_is_given_up_still_stands() {
     let (engine, store) = start();
     {
-        let mut gone = Box::pin(store.txn(txn(vec![Op::put("a", "1")])));
+        let mut gone = queued(&store, txn(vec![Op::put("a", "1")]));
         assert!(gone.as_mut().now_or_never().is_none());
     }
     engine.let_through(2);
