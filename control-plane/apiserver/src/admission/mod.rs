@@ -30,6 +30,7 @@ pub(crate) async fn create(
             default_tolerations(object);
         }
         ("", "Node") => not_ready(object),
+        ("", "PersistentVolume" | "PersistentVolumeClaim") => crate::registry::protect(resource.kind, object),
         _ => {}
     }
     Ok(())

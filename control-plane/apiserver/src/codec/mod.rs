@@ -301,6 +301,12 @@ fn decode_protobuf(
     Ok(Decoded { object, warnings: Vec::new() })
 }
 
+/// The zero value of a type of the table, as Go writes it.
+pub(crate) fn zero_object(name: &str) -> Value {
+    schema::by_name(name)
+        .map_or_else(|| Value::Object(serde_json::Map::new()), |ty| typed::finish(serde_json::Map::new(), ty))
+}
+
 pub(crate) fn set_kind(object: &mut Value, gvk: &GroupVersionKind) {
     if let Value::Object(map) = object {
         map.insert("apiVersion".to_owned(), gvk.api_version().into());

@@ -49,7 +49,7 @@ pub(super) async fn insert(
     }
     let base = meta(&object, "generateName").to_owned();
     let generate = meta(&object, "name").is_empty() && !base.is_empty();
-    lifecycle::new_metadata(&mut object, resource.strategy.generation == Generation::Spec);
+    lifecycle::new_metadata(&mut object, resource.strategy.generation != Generation::None);
     if generate {
         meta_mut(&mut object).insert("name".into(), lifecycle::generated(&base).into());
     }

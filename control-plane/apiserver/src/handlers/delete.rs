@@ -116,9 +116,12 @@ fn preconditions(context: &Context, options: &DeleteOptions, old: &Value) -> Res
     Ok(())
 }
 
-/// Sets the finalizers that a propagation policy asks for.
-fn propagate(object: &mut Value, propagation: Option<Propagation>) {
-    let Some(propagation) = propagation else { return };
+/// Sets the finalizers that a propagation policy asks for. Without one the object's own finalizers decide, and after
+/// them the kind's default.
+fn propagate(object: &mut Value, propagation: Option<Propagation>, orphan_by_default: bool) {
+    let decided = object::finalizers(object).any(|f| f == FOREGROUND || f == ORPHAN);
+    let default = (orphan_by_default && !decided).then_some(Propagation::Orphan);
+    let Some(propagation) = propagation.or(default) else { return };
     let wanted = match propagation {
         Propagation::Background => None,
         Propagation::Foreground => Some(FOREGROUND),
@@ -151,7 +154,7 @@ fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<C
     if resource.kind == "Namespace" {
         return namespace(old, new);
     }
-    propagate(&mut new, options.propagation);
+    propagate(&mut new, options.propagation, resource.strategy.orphan_dependents);
     let held = object::finalizers(&new).next().is_some();
     if resource.strategy.grace == Grace::Pod {
         let grace = pod::deletion_grace(old, options.grace_period);
@@ -210,7 +213,14 @@ async fn run(context: &Context, options: &DeleteOptions) -> Result<Outcome, ApiE
 pub(super) async fn delete(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let options = options(context)?;
-    delete_with(context, &options, accepted).await
+    let warnings = orphan_warning(context, &options);
+    Ok(delete_with(context, &options, accepted).await?.warn(warnings))
+}
+
+/// What a kind says to a deletion that lets it choose what becomes of the dependents.
+fn orphan_warning(context: &Context, options: &DeleteOptions) -> Vec<String> {
+    let silent = options.propagation.is_some();
+    context.resource.strategy.orphan_warning.filter(|_| !silent).map(str::to_owned).into_iter().collect()
 }
 
 /// A deletion with given options, as eviction needs it too.
@@ -240,6 +250,7 @@ fn delete_one(context: Context, options: DeleteOptions) -> BoxFuture<'static, Re
 pub(super) async fn delete_collection(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted_list(false)?;
     let delete_options = options(context)?;
+    let warnings = orphan_warning(context, &delete_options);
     let options = ListOptions::parse(&context.query, false)?;
     let filter = context.filter(&options)?;
     let cache = context.cache();
@@ -272,5 +283,5 @@ pub(super) async fn delete_collection(context: &Context) -> Result<Reply, ApiErr
     let metadata = json!({"resourceVersion": snapshot.revision.to_string()});
     let list = super::list::concatenated(&context.resource, &metadata, chosen.iter().map(|e| &e.encoded));
     let value: Value = serde_json::from_slice(&list).map_err(ApiError::internal)?;
-    Ok(Reply::value(200, &value, accepted))
+    Ok(Reply::value(200, &value, accepted).warn(warnings))
 }

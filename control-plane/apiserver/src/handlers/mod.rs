@@ -88,13 +88,15 @@ impl Context {
             if known {
                 continue;
             }
-            return Err(ApiError::bad_request(if self.resource.own_field_labels {
-                format!("field label not supported: {}", term.field)
-            } else {
-                format!(
+            return Err(ApiError::bad_request(match self.resource.field_label_error {
+                Some((before, after)) => format!("{before}{}{after}", term.field),
+                None if self.resource.own_field_labels => {
+                    format!("field label not supported: {}", term.field)
+                }
+                None => format!(
                     "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
                     crate::error::quote(&term.field)
-                )
+                ),
             }));
         }
         let mut fields = options.fields.clone();

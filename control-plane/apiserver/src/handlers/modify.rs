@@ -153,10 +153,18 @@ pub(super) fn check_version(context: &Context, new: &Value, stored: &Stored) -> 
     }
 }
 
-/// One more generation when the spec differs.
+/// One more generation when what the kind counts differs.
 pub(super) fn bump_generation(context: &Context, new: &mut Value, old: &Value) {
     use crate::registry::Generation;
-    if context.resource.strategy.generation == Generation::Spec && lifecycle::spec_differs(new, old) {
+    let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned().unwrap_or_default();
+    let bumps = match context.resource.strategy.generation {
+        Generation::None => false,
+        Generation::Spec => lifecycle::spec_differs(new, old),
+        Generation::SpecAndAnnotations => {
+            lifecycle::spec_differs(new, old) || annotations(new) != annotations(old)
+        }
+    };
+    if bumps {
         let generation = crate::object::int_at(old, &["metadata", "generation"]).unwrap_or_default() + 1;
         meta_mut(new).insert("generation".into(), generation.into());
     }

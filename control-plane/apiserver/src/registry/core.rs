@@ -100,6 +100,34 @@ static SERVICE_ACCOUNT: Strategy = Strategy { delete_returns_object: true, ..Str
 
 static ENDPOINT_SLICE: Strategy = Strategy { generation: Generation::Spec, ..Strategy::PLAIN };
 
+static CONTROLLER: Strategy = Strategy {
+    generation: Generation::Spec,
+    prepare_create: |object| {
+        object["status"] = crate::codec::zero_object("core.v1.ReplicationControllerStatus")
+    },
+    prepare_update: |new, old| carry(new, old, &["status"]),
+    orphan_dependents: true,
+    ..Strategy::PLAIN
+};
+
+static POD_TEMPLATE: Strategy =
+    Strategy { generation: Generation::Spec, delete_returns_object: true, ..Strategy::PLAIN };
+
+static LIMIT_RANGE: Strategy = Strategy { create_on_update: true, ..Strategy::PLAIN };
+
+static QUOTA: Strategy = Strategy {
+    prepare_create: |object| object["status"] = serde_json::json!({}),
+    prepare_update: |new, old| carry(new, old, &["status"]),
+    delete_returns_object: true,
+    ..Strategy::PLAIN
+};
+
+static CONTROLLER_SUB: &[Subresource] = &[
+    sub("scale", SubresourceKind::Scale, ("autoscaling", "v1", "Scale"), STATUS_VERBS),
+    sub("status", SubresourceKind::Status, ("", "v1", "ReplicationController"), STATUS_VERBS),
+];
+static QUOTA_SUB: &[Subresource] =
+    &[sub("status", SubresourceKind::Status, ("", "v1", "ResourceQuota"), STATUS_VERBS)];
 static NAMESPACE_SUB: &[Subresource] = &[
     sub("finalize", SubresourceKind::Finalize, ("", "v1", "Namespace"), &["update"]),
     sub("status", SubresourceKind::Status, ("", "v1", "Namespace"), STATUS_VERBS),
@@ -138,6 +166,7 @@ pub(super) const BASE: Resource = Resource {
     stored_as: None,
     fields: &[],
     own_field_labels: false,
+    field_label_error: None,
     table: &table::SERVICE_ACCOUNT_TABLE,
     strategy: &PLAIN,
     deprecated: None,
@@ -152,6 +181,19 @@ pub(super) fn rows() -> Vec<Resource> {
             kind: "Binding",
             verbs: &["create"],
             storage_prefix: "/registry/bindings/",
+            ..BASE
+        },
+        // Not stored: what the server knows of the parts of the control plane.
+        Resource {
+            plural: "componentstatuses",
+            singular: "componentstatus",
+            kind: "ComponentStatus",
+            namespaced: false,
+            short_names: &["cs"],
+            verbs: &["get", "list"],
+            storage_prefix: "/registry/componentstatuses/",
+            table: &table::COMPONENT_STATUS_TABLE,
+            deprecated: Some("v1 ComponentStatus is deprecated in v1.19+"),
             ..BASE
         },
         Resource {
@@ -183,6 +225,16 @@ pub(super) fn rows() -> Vec<Resource> {
             own_field_labels: true,
             table: &table::EVENT_TABLE,
             strategy: &EVENT,
+            ..BASE
+        },
+        Resource {
+            plural: "limitranges",
+            singular: "limitrange",
+            kind: "LimitRange",
+            short_names: &["limits"],
+            storage_prefix: "/registry/limitranges/",
+            table: &table::DEFAULT_TABLE,
+            strategy: &LIMIT_RANGE,
             ..BASE
         },
         Resource {
@@ -226,6 +278,40 @@ pub(super) fn rows() -> Vec<Resource> {
             own_field_labels: true,
             table: &table::POD_TABLE,
             strategy: &POD,
+            ..BASE
+        },
+        Resource {
+            plural: "podtemplates",
+            singular: "podtemplate",
+            kind: "PodTemplate",
+            storage_prefix: "/registry/podtemplates/",
+            table: &table::POD_TEMPLATE_TABLE,
+            strategy: &POD_TEMPLATE,
+            ..BASE
+        },
+        Resource {
+            plural: "replicationcontrollers",
+            singular: "replicationcontroller",
+            kind: "ReplicationController",
+            short_names: &["rc"],
+            categories: &["all"],
+            subresources: CONTROLLER_SUB,
+            storage_prefix: "/registry/replicationcontrollers/",
+            fields: CONTROLLER_FIELDS,
+            own_field_labels: true,
+            table: &table::REPLICATION_CONTROLLER_TABLE,
+            strategy: &CONTROLLER,
+            ..BASE
+        },
+        Resource {
+            plural: "resourcequotas",
+            singular: "resourcequota",
+            kind: "ResourceQuota",
+            short_names: &["quota"],
+            subresources: QUOTA_SUB,
+            storage_prefix: "/registry/resourcequotas/",
+            table: &table::RESOURCE_QUOTA_TABLE,
+            strategy: &QUOTA,
             ..BASE
         },
         Resource {

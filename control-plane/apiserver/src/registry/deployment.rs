@@ -35,7 +35,10 @@ pub(crate) fn scale_of(object: &Value) -> Value {
     if let Some(replicas) = int_at(object, &["spec", "replicas"]).filter(|r| *r != 0) {
         out["spec"]["replicas"] = replicas.into();
     }
-    let selector = crate::table::selector(object.pointer("/spec/selector"));
+    let selector = match object.get("kind").and_then(Value::as_str) {
+        Some("ReplicationController") => crate::table::pairs(object.pointer("/spec/selector")),
+        _ => crate::table::selector(object.pointer("/spec/selector")),
+    };
     if selector != "<none>" {
         out["status"]["selector"] = selector.into();
     }

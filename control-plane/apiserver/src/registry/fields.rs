@@ -37,6 +37,17 @@ pub(super) static NAMESPACE_FIELDS: &[SelectableField] = &[
     // Upstream also knows the name without its prefix.
     field!("name", "metadata"."name"),
 ];
+pub(super) static CONTROLLER_FIELDS: &[SelectableField] = &[SelectableField {
+    label: "status.replicas",
+    value: |object| crate::object::int_at(object, &["status", "replicas"]).unwrap_or_default().to_string(),
+}];
+/// Upstream takes this label, for which no object has a value.
+pub(super) static STATEFUL_SET_FIELDS: &[SelectableField] =
+    &[SelectableField { label: "status.successful", value: |_| String::new() }];
+pub(super) static JOB_FIELDS: &[SelectableField] = &[SelectableField {
+    label: "status.successful",
+    value: |object| crate::object::int_at(object, &["status", "succeeded"]).unwrap_or_default().to_string(),
+}];
 pub(super) static SECRET_FIELDS: &[SelectableField] = &[field!("type", "type")];
 pub(super) static SERVICE_FIELDS: &[SelectableField] =
     &[field!("spec.clusterIP", "spec"."clusterIP"), field!("spec.type", "spec"."type")];

@@ -2,15 +2,20 @@
 //! reads rows; what is special to a kind is in the row's hooks.
 
 mod apps;
+mod autoscaling;
+mod batch;
+mod claims;
 mod core;
 pub(crate) mod deployment;
 pub(crate) mod event;
 mod fields;
 mod node;
 pub(crate) mod pod;
+mod policy;
 mod service;
 mod strategy;
 
+pub(crate) use claims::protect;
 pub(crate) use core::label_namespace;
 pub use strategy::*;
 
@@ -93,6 +98,8 @@ pub struct Resource {
     pub fields: &'static [SelectableField],
     /// The kind has a conversion of its own for field labels, with another error message.
     pub own_field_labels: bool,
+    /// That message where it is not the usual one, before and after the label.
+    pub field_label_error: Option<(&'static str, &'static str)>,
     /// Columns.
     pub table: &'static TableSpec,
     /// What is special about the kind.
@@ -111,6 +118,16 @@ pub struct StoredAs {
     pub encode: fn(&mut Value),
     /// From the stored to the served form.
     pub decode: fn(&mut Value),
+}
+
+/// An autoscaler in the form that is stored.
+pub(crate) fn autoscaler_stored(object: &Value) -> std::borrow::Cow<'_, Value> {
+    if crate::object::str_at(object, &["apiVersion"]) == "autoscaling/v2" {
+        return std::borrow::Cow::Borrowed(object);
+    }
+    let mut stored = object.clone();
+    autoscaling::to_stored(&mut stored);
+    std::borrow::Cow::Owned(stored)
 }
 
 impl std::fmt::Debug for Resource {
@@ -176,6 +193,35 @@ impl Resource {
     }
 }
 
+/// Groups in the order in which discovery lists them (by upstream's group priorities); others follow them.
+const GROUP_ORDER: &[&str] = &[
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+];
+
+fn group_rank(group: &str) -> usize {
+    GROUP_ORDER.iter().position(|known| *known == group).unwrap_or(GROUP_ORDER.len())
+}
+
 /// All rows, by group, version and plural.
 pub struct Registry {
     rows: Vec<Arc<Resource>>,
@@ -187,7 +233,13 @@ impl Registry {
     pub fn builtin() -> Self {
         let mut rows: Vec<Arc<Resource>> = Vec::new();
         rows.extend(core::rows().into_iter().map(Arc::new));
+        rows.extend(claims::rows().into_iter().map(Arc::new));
         rows.extend(apps::rows().into_iter().map(Arc::new));
+        rows.extend(autoscaling::rows().into_iter().map(Arc::new));
+        rows.extend(batch::rows().into_iter().map(Arc::new));
+        rows.extend(policy::rows().into_iter().map(Arc::new));
+        // Stable: the versions of a group stay in the order of their rows, the preferred one first.
+        rows.sort_by_key(|row| group_rank(row.group));
         let index = rows
             .iter()
             .map(|row| ((row.group.to_owned(), row.version.to_owned(), row.plural.to_owned()), row.clone()))

@@ -9,6 +9,8 @@ pub enum Generation {
     None,
     /// 1 at creation, then one more whenever anything but metadata and status changes.
     Spec,
+    /// As [`Generation::Spec`], and one more whenever annotations change.
+    SpecAndAnnotations,
 }
 
 /// Resources whose creation takes numbers out of a pool.
@@ -53,6 +55,10 @@ pub struct Strategy {
     pub warnings: fn(&Value) -> Vec<String>,
     /// Deletion answers with the object, not with a Status.
     pub delete_returns_object: bool,
+    /// A deletion that names no propagation policy leaves the dependents behind.
+    pub orphan_dependents: bool,
+    /// A warning for deletions that name no propagation policy.
+    pub orphan_warning: Option<&'static str>,
 }
 
 fn nothing(_: &mut Value) {}
@@ -72,5 +78,7 @@ impl Strategy {
         ttl_seconds: 0,
         warnings: |_| Vec::new(),
         delete_returns_object: false,
+        orphan_dependents: false,
+        orphan_warning: None,
     };
 }

@@ -5,6 +5,29 @@ use super::Column;
 const NAME_DOC: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
 const AGE_DOC: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
 
+/// The column of names.
+pub(crate) const fn name_column() -> Column {
+    Column { name: "Name", kind: "string", format: "name", priority: 0, description: NAME_DOC }
+}
+
+/// The column of ages.
+pub(crate) const fn age_column() -> Column {
+    shown("Age", "string", AGE_DOC)
+}
+
+/// A column that is always shown.
+pub(crate) const fn shown(name: &'static str, kind: &'static str, description: &'static str) -> Column {
+    Column { name, kind, format: "", priority: 0, description }
+}
+
+/// A column of text shown with `-o wide`.
+pub(crate) const fn wide(name: &'static str, description: &'static str) -> Column {
+    Column { name, kind: "string", format: "", priority: 1, description }
+}
+
+/// Columns of kinds that have no table of their own.
+pub const DEFAULT: &[Column] = &[name_column(), shown("Created At", "date", AGE_DOC)];
+
 /// Columns of pod tables.
 pub const POD: &[Column] = &[
     Column { name: "Name", kind: "string", format: "name", priority: 0, description: NAME_DOC },

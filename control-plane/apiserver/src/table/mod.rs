@@ -1,19 +1,27 @@
 //! Tables: what `kubectl get` prints.
 
+mod autoscaling;
+mod batch;
+mod claims;
 mod columns;
 mod config;
 mod duration;
 mod network;
 mod node;
 mod pod;
+mod policy;
 mod workload;
 
+pub use autoscaling::*;
+pub use batch::*;
+pub use claims::*;
 pub use columns::*;
 pub use config::*;
 pub use duration::*;
 pub use network::*;
 pub use node::*;
 pub use pod::*;
+pub use policy::*;
 pub use workload::*;
 
 use crate::object::{Encoded, get, meta};
@@ -68,6 +76,13 @@ impl IncludeObject {
         }
     }
 }
+
+/// Kinds without a table of their own: name and time of creation.
+pub static DEFAULT_TABLE: TableSpec = TableSpec {
+    columns: DEFAULT,
+    cells: |object, _| vec![meta(object, "name").into(), meta(object, "creationTimestamp").into()],
+    conditions: no_conditions,
+};
 
 pub(crate) fn no_conditions(_: &Value) -> Option<Value> {
     None
