@@ -171,7 +171,9 @@ pub(super) fn custom_resource_definition(object: &mut Value) {
         }
     }
     if let Some(conversion) = member(spec, "conversion") {
-        default(conversion, "strategy", "None");
+        if conversion.as_object().is_some_and(serde_json::Map::is_empty) {
+            default(conversion, "strategy", "None");
+        }
         if let Some(service) = conversion.pointer_mut("/webhook/clientConfig/service") {
             default_pointer(service, "port", 443);
         }

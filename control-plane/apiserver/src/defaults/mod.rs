@@ -4,6 +4,7 @@
 mod config;
 mod core;
 mod pod;
+mod resource;
 mod workload;
 
 use serde_json::{Map, Value, json};
@@ -47,6 +48,9 @@ pub fn apply(gvk: &GroupVersionKind, object: &mut Value) {
             set_default(object, "spec", "expirationSeconds", 3600);
         }
         ("flowcontrol.apiserver.k8s.io", _) => config::flow_control(object, &gvk.kind),
+        ("resource.k8s.io", "ResourceClaim") => resource::claim(object),
+        ("resource.k8s.io", "ResourceClaimTemplate") => resource::template(object),
+        ("resource.k8s.io", "ResourceSlice") => resource::slice(object),
         ("apiregistration.k8s.io", "APIService") => config::api_service(object),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => config::custom_resource_definition(object),
         _ => {}

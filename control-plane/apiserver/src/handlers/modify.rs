@@ -158,7 +158,7 @@ pub(super) fn bump_generation(context: &Context, new: &mut Value, old: &Value) {
     use crate::registry::Generation;
     let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned().unwrap_or_default();
     let bumps = match context.resource.strategy.generation {
-        Generation::None => false,
+        Generation::None | Generation::Once => false,
         Generation::Spec => lifecycle::spec_differs(new, old),
         Generation::SpecAndAnnotations => {
             lifecycle::spec_differs(new, old) || annotations(new) != annotations(old)

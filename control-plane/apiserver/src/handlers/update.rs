@@ -72,7 +72,11 @@ fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> R
 
 /// Warnings about what an object says; its status says nothing of the kind.
 fn warnings_of(resource: &crate::registry::Resource, part: Part, object: &Value) -> Vec<String> {
-    if part == Part::Main { (resource.strategy.warnings)(object) } else { Vec::new() }
+    if part == Part::Main && !resource.strategy.warn_at_creation_only {
+        (resource.strategy.warnings)(object)
+    } else {
+        Vec::new()
+    }
 }
 
 pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiError> {

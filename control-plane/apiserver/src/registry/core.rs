@@ -98,7 +98,15 @@ static LEASE: Strategy = Strategy { create_on_update: true, unconditional_update
 
 static SERVICE_ACCOUNT: Strategy = Strategy { delete_returns_object: true, ..Strategy::PLAIN };
 
-static ENDPOINT_SLICE: Strategy = Strategy { generation: Generation::Spec, ..Strategy::PLAIN };
+static ENDPOINTS: Strategy = Strategy { warnings: super::service::endpoints_warnings, ..Strategy::PLAIN };
+
+static ENDPOINT_SLICE: Strategy = Strategy {
+    generation: Generation::Spec,
+    prepare_create: super::service::slice_create,
+    prepare_update: super::service::slice_update,
+    warnings: super::service::slice_warnings,
+    ..Strategy::PLAIN
+};
 
 static CONTROLLER: Strategy = Strategy {
     generation: Generation::Spec,
@@ -212,6 +220,7 @@ pub(super) fn rows() -> Vec<Resource> {
             short_names: &["ep"],
             storage_prefix: "/registry/endpoints/",
             table: &table::ENDPOINTS_TABLE,
+            strategy: &ENDPOINTS,
             deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
             ..BASE
         },

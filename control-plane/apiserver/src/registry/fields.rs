@@ -82,3 +82,5 @@ pub(super) static NEW_EVENT_FIELDS: &[SelectableField] = &[
     field!("reportingController", "reportingController"),
     field!("type", "type"),
 ];
+pub(super) static RESOURCE_SLICE_FIELDS: &[SelectableField] =
+    &[field!("spec.nodeName", "spec"."nodeName"), field!("spec.driver", "spec"."driver")];

@@ -1,6 +1,7 @@
 //! The registry: one row for every resource the server knows. Everything generic (handlers, cache, discovery, tables)
 //! reads rows; what is special to a kind is in the row's hooks.
 
+mod admissionregistration;
 mod apps;
 mod autoscaling;
 mod batch;
@@ -8,11 +9,17 @@ mod claims;
 mod core;
 pub(crate) mod deployment;
 pub(crate) mod event;
+mod extensions;
 mod fields;
+mod flowcontrol;
+mod networking;
 mod node;
 pub(crate) mod pod;
 mod policy;
+mod resource;
+mod scheduling;
 mod service;
+mod storage;
 mod strategy;
 
 pub(crate) use claims::protect;
@@ -238,6 +245,13 @@ impl Registry {
         rows.extend(autoscaling::rows().into_iter().map(Arc::new));
         rows.extend(batch::rows().into_iter().map(Arc::new));
         rows.extend(policy::rows().into_iter().map(Arc::new));
+        rows.extend(networking::rows().into_iter().map(Arc::new));
+        rows.extend(storage::rows().into_iter().map(Arc::new));
+        rows.extend(scheduling::rows().into_iter().map(Arc::new));
+        rows.extend(resource::rows().into_iter().map(Arc::new));
+        rows.extend(flowcontrol::rows().into_iter().map(Arc::new));
+        rows.extend(admissionregistration::rows().into_iter().map(Arc::new));
+        rows.extend(extensions::rows().into_iter().map(Arc::new));
         // Stable: the versions of a group stay in the order of their rows, the preferred one first.
         rows.sort_by_key(|row| group_rank(row.group));
         let index = rows
@@ -275,3 +289,6 @@ impl Registry {
         out
     }
 }
+
+#[cfg(test)]
+mod tests;

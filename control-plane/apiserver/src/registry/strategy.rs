@@ -11,6 +11,8 @@ pub enum Generation {
     Spec,
     /// As [`Generation::Spec`], and one more whenever annotations change.
     SpecAndAnnotations,
+    /// 1 at creation, and so for ever.
+    Once,
 }
 
 /// Resources whose creation takes numbers out of a pool.
@@ -53,6 +55,8 @@ pub struct Strategy {
     pub ttl_seconds: i64,
     /// Warnings about a written object.
     pub warnings: fn(&Value) -> Vec<String>,
+    /// Warnings are given at creation only.
+    pub warn_at_creation_only: bool,
     /// Deletion answers with the object, not with a Status.
     pub delete_returns_object: bool,
     /// A deletion that names no propagation policy leaves the dependents behind.
@@ -77,6 +81,7 @@ impl Strategy {
         grace: Grace::None,
         ttl_seconds: 0,
         warnings: |_| Vec::new(),
+        warn_at_creation_only: false,
         delete_returns_object: false,
         orphan_dependents: false,
         orphan_warning: None,

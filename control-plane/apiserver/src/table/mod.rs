@@ -1,27 +1,39 @@
 //! Tables: what `kubectl get` prints.
 
+mod admission;
 mod autoscaling;
 mod batch;
 mod claims;
 mod columns;
 mod config;
 mod duration;
+mod extensions;
+mod flowcontrol;
 mod network;
+mod networking;
 mod node;
 mod pod;
 mod policy;
+mod scheduling;
+mod storage;
 mod workload;
 
+pub use admission::*;
 pub use autoscaling::*;
 pub use batch::*;
 pub use claims::*;
 pub use columns::*;
 pub use config::*;
 pub use duration::*;
+pub use extensions::*;
+pub use flowcontrol::*;
 pub use network::*;
+pub use networking::*;
 pub use node::*;
 pub use pod::*;
 pub use policy::*;
+pub use scheduling::*;
+pub use storage::*;
 pub use workload::*;
 
 use crate::object::{Encoded, get, meta};
@@ -41,6 +53,23 @@ pub struct Column {
     pub priority: u8,
     /// Text of `kubectl explain` for the field shown.
     pub description: &'static str,
+}
+
+impl Column {
+    /// The first column of nearly every kind.
+    pub const NAME: Column = Column::named("Name", "string", NAME_DOC);
+    /// The age column.
+    pub const AGE: Column = Column::new("Age", "string", AGE_DOC);
+
+    /// A column that is always shown.
+    pub const fn new(name: &'static str, kind: &'static str, description: &'static str) -> Column {
+        Column { name, kind, format: "", priority: 0, description }
+    }
+
+    /// A column that is always shown and has the format of names.
+    pub const fn named(name: &'static str, kind: &'static str, description: &'static str) -> Column {
+        Column { name, kind, format: "name", priority: 0, description }
+    }
 }
 
 /// Columns of a kind and the cells of an object.

@@ -23,6 +23,7 @@ use crate::error::FieldError;
 use crate::gvk::GroupVersionKind;
 
 pub use meta::NameRule;
+pub(crate) use net::{cidr_warnings, ip_warnings};
 pub use service::cluster_ips as service_cluster_ips;
 
 /// Errors of one validation.

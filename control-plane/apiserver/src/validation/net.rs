@@ -78,3 +78,122 @@ pub(super) fn dual_stack(addresses: &[&str]) -> bool {
     let v6 = |a: &&str| parse_ip(a.split('/').next().unwrap_or_default()).is_some_and(|a| a.is_ipv6());
     addresses.iter().any(v6) && !addresses.iter().all(v6)
 }
+
+/// The address with its host bits cleared.
+pub(super) fn masked(address: IpAddr, bits: u8) -> IpAddr {
+    let keep = |width: u32| u128::MAX.checked_shl(width.saturating_sub(u32::from(bits))).unwrap_or(0);
+    match address {
+        IpAddr::V4(a) => IpAddr::V4((u32::from(a) & keep(32) as u32).into()),
+        IpAddr::V6(a) => IpAddr::V6((u128::from(a) & keep(128)).into()),
+    }
+}
+
+/// As Go prints an address: IPv4 in IPv6 is IPv4.
+fn shown(address: IpAddr) -> String {
+    address.to_canonical().to_string()
+}
+
+fn mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.to_ipv4_mapped().is_some())
+}
+
+/// What is unusual about an address in a field that allows old spellings.
+pub(crate) fn ip_warnings(path: &str, value: &str) -> Vec<String> {
+    let Some(address) = parse_ip(value) else { return Vec::new() };
+    let quoted = crate::error::quote(value);
+    match value.parse::<IpAddr>() {
+        Ok(strict) if !mapped(strict) => {
+            let canonical = strict.to_string();
+            if strict.is_ipv4() || canonical == value {
+                return Vec::new();
+            }
+            let canonical = crate::error::quote(&canonical);
+            vec![format!(
+                "{path}: IPv6 address {quoted} should be in RFC 5952 canonical format ({canonical})"
+            )]
+        }
+        _ => {
+            let better = crate::error::quote(&shown(address));
+            vec![format!("{path}: non-standard IP address {quoted} is invalid: use {better}")]
+        }
+    }
+}
+
+/// What is unusual about a range in a field that allows old spellings.
+pub(crate) fn cidr_warnings(path: &str, value: &str) -> Vec<String> {
+    use crate::error::quote;
+    let Some((address, bits)) = parse_cidr(value) else { return Vec::new() };
+    let strict = value.split_once('/').and_then(|(a, b)| {
+        let digits = b.parse::<u8>().is_ok_and(|n| n.to_string() == b);
+        a.parse::<IpAddr>().ok().filter(|a| digits && !mapped(*a))
+    });
+    let (width, bits_shown) = match (address, mapped(address)) {
+        (IpAddr::V4(_), _) => (32, bits),
+        (IpAddr::V6(_), true) => (128, bits.saturating_sub(96)),
+        (IpAddr::V6(_), false) => (128, bits),
+    };
+    let network = masked(address, bits);
+    let better = quote(&format!("{}/{bits_shown}", shown(network)));
+    let mut out = Vec::new();
+    if network != address {
+        let single = quote(&format!("{}/{width}", shown(address)));
+        let value = quote(value);
+        out.push(format!(
+            "{path}: CIDR value {value} is ambiguous in this context (should be {better} or {single}?)"
+        ));
+    }
+    match strict {
+        None => {
+            out.push(format!("{path}: non-standard CIDR value {} is invalid: use {better}", quote(value)))
+        }
+        Some(address) => {
+            let canonical = format!("{address}/{bits}");
+            if out.is_empty() && address.is_ipv6() && canonical != value {
+                out.push(format!(
+                    "{path}: IPv6 CIDR value {} should be in RFC 5952 canonical format ({})",
+                    quote(value),
+                    quote(&canonical)
+                ));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unusual_spellings() {
+        assert!(ip_warnings("p", "10.0.0.1").is_empty());
+        assert!(ip_warnings("p", "fd00::1").is_empty());
+        assert_eq!(
+            ip_warnings("p", "010.0.0.1"),
+            ["p: non-standard IP address \"010.0.0.1\" is invalid: use \"10.0.0.1\""]
+        );
+        assert_eq!(
+            ip_warnings("p", "::ffff:1.2.3.4"),
+            ["p: non-standard IP address \"::ffff:1.2.3.4\" is invalid: use \"1.2.3.4\""]
+        );
+        assert_eq!(
+            ip_warnings("p", "FD00:0::1"),
+            ["p: IPv6 address \"FD00:0::1\" should be in RFC 5952 canonical format (\"fd00::1\")"]
+        );
+        assert!(cidr_warnings("p", "10.0.0.0/8").is_empty());
+        assert_eq!(
+            cidr_warnings("p", "10.0.0.1/8"),
+            [
+                "p: CIDR value \"10.0.0.1/8\" is ambiguous in this context (should be \"10.0.0.0/8\" or \"10.0.0.1/32\"?)"
+            ]
+        );
+        assert_eq!(
+            cidr_warnings("p", "010.0.0.0/8"),
+            ["p: non-standard CIDR value \"010.0.0.0/8\" is invalid: use \"10.0.0.0/8\""]
+        );
+        assert_eq!(
+            cidr_warnings("p", "FD00::/8"),
+            ["p: IPv6 CIDR value \"FD00::/8\" should be in RFC 5952 canonical format (\"fd00::/8\")"]
+        );
+    }
+}
