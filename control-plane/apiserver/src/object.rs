@@ -181,6 +181,11 @@ impl Encoded {
         self.bytes.get(self.metadata as usize..).unwrap_or_default()
     }
 
+    /// The metadata as JSON.
+    pub fn metadata(&self) -> &[u8] {
+        crate::codec::transcode::raw_member(&self.bytes, "metadata").unwrap_or(b"{}")
+    }
+
     /// Parses the object.
     pub fn parse(&self) -> Value {
         // Made by our own writer or checked by a parse in `from_stored`; damaged bytes become null.

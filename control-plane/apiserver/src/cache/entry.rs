@@ -1,10 +1,13 @@
 //! Cached objects and events.
 
+use super::frame::{FrameKey, Frames};
 use crate::object::Encoded;
 use crate::registry::Resource;
+use crate::schema::TypeSchema;
 use crate::selector::{FieldSelector, LabelSelector};
 use bytes::Bytes;
 use serde_json::Value;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// `namespace/name`, or `name` of a resource without namespaces.
@@ -22,6 +25,8 @@ pub struct Entry {
     labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the resource's selectable fields, in the row's order.
     fields: Box<[Box<str>]>,
+    /// Length of the protobuf message plus one, once it is known: lists must say how long they are before they begin.
+    message_length: AtomicU32,
 }
 
 impl Entry {
@@ -36,7 +41,7 @@ impl Entry {
             .map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into()))
             .collect();
         let fields = resource.fields.iter().map(|f| (f.value)(&object).into()).collect();
-        Entry { key: key.into(), encoded, labels, fields }
+        Entry { key: key.into(), encoded, labels, fields, message_length: AtomicU32::new(0) }
     }
 
     /// The same object as it was when it was deleted or left a selector.
@@ -46,6 +51,20 @@ impl Entry {
             encoded: self.encoded.at_revision(revision),
             labels: self.labels.clone(),
             fields: self.fields.clone(),
+            message_length: AtomicU32::new(0),
+        }
+    }
+
+    /// Length of the object as a protobuf message of its type.
+    pub fn message_length(&self, ty: &TypeSchema) -> usize {
+        match self.message_length.load(Ordering::Relaxed) {
+            0 => {
+                let length = crate::codec::transcode::message(self.encoded.full(), ty).len();
+                let known = u32::try_from(length).unwrap_or(u32::MAX - 1).saturating_add(1);
+                self.message_length.store(known, Ordering::Relaxed);
+                length
+            }
+            known => known as usize - 1,
         }
     }
 
@@ -141,7 +160,7 @@ pub struct CacheEvent {
     /// Deleted.
     pub deleted: bool,
     /// Frames as sent, made when the first watcher needs one.
-    frames: [OnceLock<Bytes>; 3],
+    frames: Frames,
     /// The object as it left a selector.
     left: OnceLock<Arc<Entry>>,
 }
@@ -149,7 +168,7 @@ pub struct CacheEvent {
 impl CacheEvent {
     /// An event.
     pub fn new(revision: i64, object: Arc<Entry>, previous: Option<Arc<Entry>>, deleted: bool) -> Self {
-        CacheEvent { revision, object, previous, deleted, frames: Default::default(), left: OnceLock::new() }
+        CacheEvent { revision, object, previous, deleted, frames: Frames::default(), left: OnceLock::new() }
     }
 
     /// What the event is to a filter, if anything; and the object to show.
@@ -169,32 +188,13 @@ impl CacheEvent {
         }
     }
 
-    /// The event's line in a watch stream, shared by all watchers that see it this way.
-    pub fn frame(&self, kind: EventType, shown: &Entry) -> Bytes {
-        let slot = match kind {
-            EventType::Added => 0,
-            EventType::Modified => 1,
-            EventType::Deleted => 2,
-        };
-        match self.frames.get(slot) {
-            Some(frame) => frame.get_or_init(|| frame_of(kind.text(), shown.encoded.full())).clone(),
-            None => frame_of(kind.text(), shown.encoded.full()),
-        }
+    /// The event as it is sent to all watchers that see it this way; `make` is called for the first of them.
+    pub fn frame(&self, kind: EventType, how: FrameKey, make: impl FnOnce() -> Bytes) -> Bytes {
+        self.frames.get(kind, how, make)
     }
 
     /// Bytes the event keeps in memory, roughly.
     pub(crate) fn weight(&self) -> usize {
-        512 + 2 * self.object.encoded.full().len()
+        512 + 3 * self.object.encoded.full().len()
     }
-}
-
-/// `{"type":…,"object":…}` and a line end.
-pub fn frame_of(kind: &str, object: &[u8]) -> Bytes {
-    let mut out = Vec::with_capacity(object.len() + 40);
-    out.extend_from_slice(b"{\"type\":\"");
-    out.extend_from_slice(kind.as_bytes());
-    out.extend_from_slice(b"\",\"object\":");
-    out.extend_from_slice(object);
-    out.extend_from_slice(b"}\n");
-    out.into()
 }

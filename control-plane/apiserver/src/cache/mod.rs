@@ -6,9 +6,13 @@
 
 mod entry;
 mod feed;
+mod frame;
+mod past;
 mod window;
 
 pub use entry::*;
+pub use frame::*;
+pub use past::*;
 pub use window::*;
 
 pub(crate) use feed::served;
@@ -65,16 +69,6 @@ pub struct Cursor {
 /// Why a cursor cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lagged;
-
-/// Some objects of the cache at one revision.
-pub struct Snapshot {
-    /// The objects in key order.
-    pub entries: Vec<Arc<Entry>>,
-    /// The revision.
-    pub revision: i64,
-    /// Events after the snapshot.
-    pub cursor: Cursor,
-}
 
 impl Cache {
     /// A cache that loads when it is first used and ends with the token.
@@ -145,21 +139,11 @@ impl Cache {
         reached > 0 && reached >= self.store.revision()
     }
 
-    /// Objects that a filter may select, after the key `start` (relative to the filter's namespace), if given.
-    pub fn snapshot(&self, filter: &Filter, start: Option<&str>) -> Snapshot {
-        let state = self.state.read();
-        let namespaced = self.resource.namespaced;
-        let whole_key = !namespaced || !filter.namespace.is_empty();
-        let entries = match filter.fields.exact("metadata.name").filter(|_| whole_key && start.is_none()) {
-            Some(name) => {
-                let key = entry_key(namespaced, &filter.namespace, name);
-                state.objects.get(key.as_str()).cloned().into_iter().collect()
-            }
-            None => state.range(namespaced, &filter.namespace, start),
-        };
-        let cursor =
-            Cursor { epoch: state.epoch, sequence: state.window.next_sequence(), after: state.revision };
-        Snapshot { entries, revision: state.revision, cursor }
+    /// All objects that a filter selects, after the key `start` (relative to the filter's namespace) if given.
+    pub fn snapshot(&self, filter: &Filter, start: Option<&str>) -> Slice {
+        // The newest revision is always at hand.
+        self.slice(filter, &Wanted { start, ..Wanted::default() })
+            .unwrap_or_else(|| selected(&self.resource, filter, 0, Vec::new(), 0, 0))
     }
 
     /// One object.
@@ -211,22 +195,5 @@ impl Cache {
     /// Revision reached.
     pub fn revision(&self) -> i64 {
         *self.reached.borrow()
-    }
-}
-
-impl State {
-    fn range(&self, namespaced: bool, namespace: &str, start: Option<&str>) -> Vec<Arc<Entry>> {
-        use std::ops::Bound;
-        let prefix =
-            if namespaced && !namespace.is_empty() { format!("{namespace}/") } else { String::new() };
-        let from = match start {
-            Some(start) => format!("{prefix}{start}"),
-            None => prefix.clone(),
-        };
-        self.objects
-            .range::<str, _>((Bound::Included(from.as_str()), Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(&prefix))
-            .map(|(_, entry)| entry.clone())
-            .collect()
     }
 }

@@ -84,11 +84,18 @@ impl Window {
         Some(self.first_sequence + before as u64)
     }
 
+    /// The events from a number on that [`sequence_after`](Self::sequence_after) gave.
+    pub fn since(&self, sequence: u64) -> impl Iterator<Item = &Arc<CacheEvent>> {
+        let skip = usize::try_from(sequence.saturating_sub(self.first_sequence)).unwrap_or(usize::MAX);
+        self.events.range(skip.min(self.events.len())..).map(|(_, event)| event)
+    }
+
     /// Up to `max` events from a number on; `None` when that one was dropped.
     pub fn read(&self, sequence: u64, max: usize) -> Option<Vec<Arc<CacheEvent>>> {
         let skip = sequence.checked_sub(self.first_sequence)?;
         let skip = usize::try_from(skip).ok()?;
-        Some(self.events.iter().skip(skip).take(max).map(|(_, e)| e.clone()).collect())
+        let events = self.events.range(skip.min(self.events.len())..);
+        Some(events.take(max).map(|(_, e)| e.clone()).collect())
     }
 }
 

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::proto::MAGIC;
 use super::scalar;
+use super::wire::{put_bytes, put_double, put_number};
 use crate::schema::{Type, TypeSchema};
 
 /// The object as a protobuf body: envelope and message. Values that do not fit the schema are left out.
@@ -18,25 +19,6 @@ pub(crate) fn encode(object: &Value, ty: &TypeSchema) -> Vec<u8> {
     put_bytes(&mut out, 3, b"");
     put_bytes(&mut out, 4, b"");
     out
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push((value as u8) | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
-    put_varint(out, u64::from(number) << 3 | 2);
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-fn put_number(out: &mut Vec<u8>, number: u32, value: i64) {
-    put_varint(out, u64::from(number) << 3);
-    put_varint(out, value as u64);
 }
 
 /// The message of an object.
@@ -69,7 +51,8 @@ pub(crate) fn message(object: &Value, ty: &TypeSchema) -> Vec<u8> {
     out
 }
 
-fn put(out: &mut Vec<u8>, number: u32, value: &Value, ty: &Type) {
+/// Appends a value as a field.
+pub(super) fn put(out: &mut Vec<u8>, number: u32, value: &Value, ty: &Type) {
     let text = || value.as_str().unwrap_or_default();
     let mut inner = Vec::new();
     match ty {
@@ -77,8 +60,7 @@ fn put(out: &mut Vec<u8>, number: u32, value: &Value, ty: &Type) {
         Type::Bool => return put_number(out, number, i64::from(value.as_bool() == Some(true))),
         Type::Int32 | Type::Int64 => return put_number(out, number, value.as_i64().unwrap_or_default()),
         Type::Float64 => {
-            put_varint(out, u64::from(number) << 3 | 1);
-            return out.extend_from_slice(&value.as_f64().unwrap_or_default().to_le_bytes());
+            return put_double(out, number, value.as_f64().unwrap_or_default());
         }
         Type::Bytes => {
             return put_bytes(out, number, &scalar::decode_base64(text()).unwrap_or_default());

@@ -4,7 +4,9 @@ mod encode;
 mod node;
 mod proto;
 mod scalar;
+pub(crate) mod transcode;
 mod typed;
+mod wire;
 
 use serde_json::Value;
 
@@ -164,7 +166,17 @@ pub(crate) fn parse_node(text: &[u8]) -> Result<Node, String> {
 pub fn encode_protobuf(object: &Value) -> Option<Vec<u8>> {
     let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
     let gvk = GroupVersionKind::from_api_version(text("apiVersion"), text("kind"));
-    schema::by_gvk(&gvk).map(|ty| encode::encode(object, ty))
+    let ty = match gvk.group.as_str() {
+        // Served in every group's place, so the table has no kind for them.
+        "meta.k8s.io" => schema::by_name(&format!("meta.v1.{}", gvk.kind)),
+        _ => schema::by_gvk(&gvk),
+    };
+    ty.map(|ty| encode::encode(object, ty))
+}
+
+/// What Go writes for a struct of this type in which nothing is set.
+pub(crate) fn zero(ty: &TypeSchema) -> Value {
+    typed::finish(serde_json::Map::new(), ty)
 }
 
 /// Reads JSON without a schema.

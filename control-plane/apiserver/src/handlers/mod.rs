@@ -11,6 +11,7 @@ mod modify;
 mod reply;
 mod subresource;
 mod update;
+mod view;
 mod watch;
 
 pub use reply::*;
@@ -21,7 +22,7 @@ use crate::auth::UserInfo;
 use crate::cache::{Cache, Filter};
 use crate::error::ApiError;
 use crate::registry::{Resource, SubresourceKind};
-use crate::request::{Accepted, ListOptions, Query, RequestInfo, accept};
+use crate::request::{Accepted, Endpoint, ListOptions, Query, RequestInfo, negotiate};
 use crate::server::Core;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -58,12 +59,18 @@ impl Context {
 
     /// What the client accepts for a single object.
     pub(crate) fn accepted(&self) -> Result<Accepted, ApiError> {
-        accept(self.accept.as_deref(), self.pretty, false, false, &self.go_type(""))
+        self.negotiate(false, false, &self.go_type(""))
     }
 
     /// What the client accepts for a collection.
     pub(crate) fn accepted_list(&self, watch: bool) -> Result<Accepted, ApiError> {
-        accept(self.accept.as_deref(), self.pretty, true, watch, &self.go_type("List"))
+        self.negotiate(true, watch, &self.go_type("List"))
+    }
+
+    fn negotiate(&self, list: bool, watch: bool, object: &str) -> Result<Accepted, ApiError> {
+        let protobuf = crate::schema::by_gvk(&self.resource.gvk()).is_some();
+        let endpoint = Endpoint { protobuf, transforms: true, list, watch, object };
+        negotiate(self.accept.as_deref(), self.pretty, &endpoint)
     }
 
     /// The type as error messages name it, e.g. `*core.PodList`.
@@ -101,6 +108,10 @@ impl Context {
         }
         let mut fields = options.fields.clone();
         if !self.info.name.is_empty() {
+            if !fields.is_empty() && fields.exact("metadata.name") != Some(self.info.name.as_str()) {
+                let why = "fieldSelector metadata.name doesn't match requested name";
+                return Err(ApiError::bad_request(why));
+            }
             // The watch of one object is a watch of all with its name.
             fields.terms.push(crate::selector::FieldTerm {
                 field: "metadata.name".to_owned(),

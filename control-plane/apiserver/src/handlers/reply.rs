@@ -1,5 +1,6 @@
 //! Answers before they become HTTP responses.
 
+use crate::cache::FrameKey;
 use crate::error::ApiError;
 use crate::object::Encoded;
 use crate::registry::Resource;
@@ -14,6 +15,8 @@ use std::pin::Pin;
 pub enum ReplyBody {
     /// All of it.
     Full(Bytes),
+    /// Parts of a long answer, made when the client has taken the ones before.
+    Chunks(Box<dyn Iterator<Item = Bytes> + Send>),
     /// Frames of a watch.
     Stream(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
 }
@@ -58,6 +61,11 @@ impl Reply {
                 Ok(text) => Self::bytes(code, "application/yaml", text),
                 Err(error) => Self::error(&ApiError::internal(error), Accepted::JSON),
             },
+            Format::Protobuf => match crate::codec::encode_protobuf(value) {
+                Some(body) => Self::bytes(code, accepted.format.media_type(), body),
+                // What has no protobuf form goes out as the default.
+                None => Self::value(code, value, Accepted { format: Format::Json, ..accepted }),
+            },
             Format::Json => {
                 let body = if accepted.pretty {
                     serde_json::to_vec_pretty(value)
@@ -89,24 +97,22 @@ impl Reply {
         accepted: Accepted,
         include: IncludeObject,
     ) -> Self {
-        match accepted {
-            Accepted { format: Format::Json, view: View::Object, pretty: false } => {
-                let mut body = Vec::with_capacity(encoded.full().len() + 1);
-                body.extend_from_slice(encoded.full());
-                body.push(b'\n');
-                Self::bytes(code, JSON, body)
+        let Accepted { format, view, .. } = accepted;
+        let body = match accepted {
+            // People's and YAML answers are made from a value.
+            Accepted { pretty: true, format: Format::Json, .. } | Accepted { format: Format::Yaml, .. } => {
+                None
             }
-            Accepted { view: View::Object, .. } => Self::value(code, &encoded.parse(), accepted),
-            Accepted { view: View::Partial(version), .. } => {
-                Self::value(code, &table::partial(&encoded.parse(), version), accepted)
+            _ => super::view::append_object(resource, encoded, FrameKey { format, view, include }, true),
+        };
+        match body {
+            Some(mut body) => {
+                if format == Format::Json {
+                    body.push(b'\n');
+                }
+                Self::bytes(code, format.media_type(), body)
             }
-            Accepted { view: View::Table(version), .. } => {
-                let version_of = crate::object::meta(&encoded.parse(), "resourceVersion").to_owned();
-                let metadata = serde_json::json!({"resourceVersion": version_of});
-                let one = std::slice::from_ref(encoded);
-                let value = table::table(resource.table, metadata, one, include, version, true);
-                Self::value(code, &value, accepted)
-            }
+            None => Self::of_value(code, resource, &encoded.parse(), accepted, include),
         }
     }
 

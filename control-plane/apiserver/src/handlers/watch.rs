@@ -1,15 +1,15 @@
 //! watch: a stream of frames read from the cache's window.
 
+mod frames;
+
 use super::get::{include, version};
 use super::{Context, Reply, ReplyBody};
-use crate::cache::{Cache, CacheEvent, Cursor, Entry, EventType, Filter, frame_of};
+use crate::cache::{Cache, Cursor, EventType, Filter, Slice, Wanted};
 use crate::error::ApiError;
-use crate::registry::Resource;
-use crate::request::{ListOptions, View};
-use crate::table::{self, IncludeObject};
+use crate::request::ListOptions;
 use bytes::Bytes;
+use frames::Shape;
 use rand::Rng;
-use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// Events handed to the connection in one go.
 const BATCH: usize = 256;
+/// Bytes handed to the connection in one go, unless one event alone has more.
+const BATCH_BYTES: usize = 256 << 10;
 /// Time between progress bookmarks.
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 /// A bookmark comes this long before the end of a watch.
@@ -24,66 +26,20 @@ const BOOKMARK_LEAD: Duration = Duration::from_secs(2);
 /// Shortest life of a watch without timeoutSeconds; the longest is twice that.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// How objects are shown to this watcher.
-struct Shape {
-    resource: Arc<Resource>,
-    view: View,
-    include: IncludeObject,
-    /// The first Table carries the column definitions.
-    columns_sent: bool,
-}
-
-impl Shape {
-    fn object(&mut self, object: &Value) -> Value {
-        match self.view {
-            View::Object => object.clone(),
-            View::Partial(version) => table::partial(object, version),
-            View::Table(version) => {
-                let row =
-                    table::row(self.resource.table, object, self.include, version, jiff::Timestamp::now());
-                let columns = if std::mem::replace(&mut self.columns_sent, true) {
-                    Value::Null
-                } else {
-                    table::definitions(self.resource.table)
-                };
-                json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"),
-                    "metadata": {"resourceVersion": crate::object::meta(object, "resourceVersion")},
-                    "columnDefinitions": columns, "rows": [row]})
-            }
-        }
-    }
-
-    fn frame(&mut self, kind: EventType, entry: &Entry, shared: Option<&CacheEvent>) -> Bytes {
-        match (self.view, shared) {
-            (View::Object, Some(event)) => event.frame(kind, entry),
-            (View::Object, None) => frame_of(kind.text(), entry.encoded.full()),
-            _ => {
-                let value = self.object(&entry.encoded.parse());
-                frame_of(kind.text(), value.to_string().as_bytes())
-            }
-        }
-    }
-
-    fn bookmark(&mut self, revision: i64, initial_end: bool) -> Bytes {
-        let mut metadata = json!({"resourceVersion": revision.to_string()});
-        if initial_end {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
-        }
-        let mut object = json!({"kind": self.resource.kind, "apiVersion": self.resource.api_version(),
-            "metadata": metadata});
-        // Typed clients decode bookmarks into the kind's own struct, whose maps need not be there.
-        if self.resource.kind == "Pod" && self.view == View::Object {
-            object["spec"] = json!({"containers": null});
-            object["status"] = json!({});
-        }
-        frame_of("BOOKMARK", self.object(&object).to_string().as_bytes())
-    }
+/// The objects that a watch begins with. They are taken from the cache's past page by page, so a client that reads
+/// slowly keeps nothing in memory; one that is too slow for the window is ended.
+struct Initial {
+    revision: i64,
+    start: Option<String>,
+    /// A bookmark marks their end.
+    with_end: bool,
 }
 
 struct Watch {
     cache: Arc<Cache>,
     filter: Filter,
     shape: Shape,
+    initial: Option<Initial>,
     cursor: Cursor,
     changes: tokio::sync::watch::Receiver<u64>,
     pending: VecDeque<Bytes>,
@@ -99,56 +55,68 @@ struct Watch {
 
 fn timeout(options: &ListOptions) -> Duration {
     match options.timeout_seconds {
-        Some(seconds) => Duration::from_secs(seconds),
+        // Longer than anybody waits, and short enough for the clock's arithmetic.
+        Some(seconds) => Duration::from_secs(seconds.min(1 << 31)),
         None => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::rng().random::<f64>()),
     }
 }
 
+/// Where a watch begins: with the present objects, or after a revision.
+enum Start {
+    Objects(Slice),
+    After(Cursor, i64),
+}
+
+async fn start(
+    cache: &Arc<Cache>,
+    options: &ListOptions,
+    filter: &Filter,
+    wanted: i64,
+    initial: bool,
+) -> Result<Start, ApiError> {
+    match options.resource_version.as_str() {
+        "" => cache.wait_fresh().await?,
+        "0" => cache.wait_loaded().await?,
+        _ if initial => cache.wait_for(wanted).await?,
+        _ => cache.wait_loaded().await?,
+    }
+    if initial {
+        // The first page; only its revision and place in the window matter yet.
+        let page = Wanted { limit: 1, ..Wanted::default() };
+        let slice = cache.slice(filter, &page);
+        return slice
+            .map(Start::Objects)
+            .ok_or_else(|| ApiError::internal("the cache has no newest revision"));
+    }
+    let from = if wanted == 0 { cache.revision() } else { wanted };
+    Ok(Start::After(cache.cursor_after(from)?, from))
+}
+
 pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted_list(true)?;
-    let include = include(context)?;
     let options = ListOptions::parse(&context.query, true)?;
     let filter = context.filter(&options)?;
     let wanted = version(&options.resource_version)?;
+    let include = include(context, accepted)?;
     let cache = context.cache().clone();
-    // Any value but "1" and "true" watches in name only; upstream's conversion says so.
-    let initial = options.send_initial_events == Some(true)
-        || (options.send_initial_events.is_none() && matches!(options.resource_version.as_str(), "" | "0"));
-    let with_end = options.send_initial_events == Some(true) && options.bookmarks;
-    let mut shape =
-        Shape { resource: context.resource.clone(), view: accepted.view, include, columns_sent: false };
-    let mut pending = VecDeque::new();
-    let (cursor, sent) = if initial {
-        match options.resource_version.as_str() {
-            "0" => cache.wait_loaded().await?,
-            "" => cache.wait_fresh().await?,
-            _ => cache.wait_for(wanted).await?,
+    // Without a version a watch begins with the present objects, unless it says otherwise.
+    let legacy = matches!(options.resource_version.as_str(), "" | "0");
+    let initial = options.send_initial_events.unwrap_or(legacy);
+    let shape = Shape::new(context.resource.clone(), accepted, include);
+    let content_type = accepted.format.stream_type().unwrap_or("application/json");
+    let stream = |body| Reply { body, ..Reply::bytes(200, content_type, Bytes::new()) };
+    let (first, cursor, sent) = match start(&cache, &options, &filter, wanted, initial).await {
+        Ok(Start::Objects(slice)) => {
+            let with_end = initial && options.bookmarks;
+            let first = Initial { revision: slice.revision, start: None, with_end };
+            (Some(first), slice.cursor, slice.revision)
         }
-        let snapshot = cache.snapshot(&filter, None);
-        for entry in snapshot.entries.iter().filter(|e| filter.matches(&context.resource, e)) {
-            pending.push_back(shape.frame(EventType::Added, entry, None));
-        }
-        if with_end {
-            pending.push_back(shape.bookmark(snapshot.revision, true));
-        }
-        (snapshot.cursor, snapshot.revision)
-    } else {
-        match options.resource_version.as_str() {
-            "" | "0" => cache.wait_fresh().await?,
-            _ => cache.wait_loaded().await?,
-        }
-        let from = if wanted == 0 { cache.revision() } else { wanted };
-        match cache.cursor_after(from) {
-            Ok(cursor) => (cursor, from),
-            Err(expired) => {
-                // The watch begins and ends with an error, as upstream does for what is too old.
-                let frame = frame_of("ERROR", expired.to_status().to_string().as_bytes());
-                let body = futures::stream::once(std::future::ready(frame));
-                return Ok(Reply {
-                    body: ReplyBody::Stream(Box::pin(body)),
-                    ..Reply::bytes(200, "application/json", Bytes::new())
-                });
-            }
+        Ok(Start::After(cursor, from)) => (None, cursor, from),
+        Err(error) => {
+            // What goes wrong once the parameters were understood is an event, as upstream does it.
+            let frame = shape.error(&error);
+            let body = futures::stream::once(std::future::ready(frame));
+            return Ok(stream(ReplyBody::Stream(Box::pin(body))));
         }
     };
     let life = timeout(&options);
@@ -159,8 +127,9 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         cache,
         filter,
         shape,
+        initial: first,
         cursor,
-        pending,
+        pending: VecDeque::new(),
         bookmarks: options.bookmarks,
         next_bookmark,
         sent,
@@ -169,14 +138,11 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         over: false,
         shutdown: context.core.shutdown.clone(),
     };
-    let stream = futures::stream::unfold(watch, |mut watch| async move {
+    let frames = futures::stream::unfold(watch, |mut watch| async move {
         let frames = watch.next().await?;
         Some((frames, watch))
     });
-    Ok(Reply {
-        body: ReplyBody::Stream(Box::pin(stream)),
-        ..Reply::bytes(200, "application/json", Bytes::new())
-    })
+    Ok(stream(ReplyBody::Stream(Box::pin(frames))))
 }
 
 impl Watch {
@@ -189,13 +155,17 @@ impl Watch {
             if self.over {
                 return None;
             }
+            if let Some(initial) = self.initial.take() {
+                self.objects(initial);
+                continue;
+            }
             self.changes.mark_unchanged();
             match self.cache.read(&mut self.cursor, BATCH) {
                 Err(_) => self.over = true,
                 Ok((events, revision)) => {
                     for event in &events {
                         if let Some((kind, shown)) = event.seen(&self.shape.resource, &self.filter) {
-                            self.pending.push_back(self.shape.frame(kind, shown, Some(event)));
+                            self.pending.push_back(self.shape.event(kind, shown, event));
                         }
                     }
                     let full = events.len() == BATCH;
@@ -211,13 +181,46 @@ impl Watch {
         }
     }
 
+    /// The next page of the objects that the watch begins with.
+    fn objects(&mut self, initial: Initial) {
+        let wanted = Wanted {
+            revision: Some(initial.revision),
+            start: initial.start.as_deref(),
+            limit: BATCH,
+            count: false,
+        };
+        let Some(slice) = self.cache.slice(&self.filter, &wanted) else {
+            // The window has moved on: the client has to start again.
+            self.over = true;
+            return;
+        };
+        for entry in &slice.entries {
+            self.pending.push_back(self.shape.object(EventType::Added, entry));
+        }
+        match slice.next {
+            Some(next) => self.initial = Some(Initial { start: Some(next), ..initial }),
+            None if initial.with_end => self.pending.push_back(self.shape.bookmark(initial.revision, true)),
+            None => {}
+        }
+    }
+
     fn take(&mut self) -> Option<Bytes> {
         if self.pending.len() <= 1 {
             return self.pending.pop_front();
         }
-        let size = self.pending.iter().take(BATCH).map(Bytes::len).sum();
+        let (mut count, mut size) = (0, 0);
+        for frame in &self.pending {
+            if count > 0 && size + frame.len() > BATCH_BYTES {
+                break;
+            }
+            count += 1;
+            size += frame.len();
+        }
+        if count == 1 {
+            return self.pending.pop_front();
+        }
         let mut out = Vec::with_capacity(size);
-        for frame in self.pending.drain(..self.pending.len().min(BATCH)) {
+        for frame in self.pending.drain(..count) {
             out.extend_from_slice(&frame);
         }
         Some(out.into())

@@ -53,6 +53,14 @@ fn lower(method: &http::Method) -> &'static str {
     }
 }
 
+/// The one name that the field selector leaves, if it can be part of a path.
+fn selected_name(query: &Query) -> Option<String> {
+    let selector = crate::selector::FieldSelector::parse(query.get("fieldSelector")?).ok()?;
+    let name = selector.exact("metadata.name")?;
+    let segment = !name.is_empty() && !matches!(name, "." | "..") && !name.contains(['/', '%']);
+    segment.then(|| name.to_owned())
+}
+
 impl RequestInfo {
     /// Parses; never fails: what is no resource path is a non-resource request.
     pub fn parse(method: &http::Method, path: &str, query: &Query) -> Self {
@@ -116,6 +124,10 @@ impl RequestInfo {
             info.verb = "watch";
         } else if info.name.is_empty() && info.verb == "get" {
             info.verb = if query.flag("watch") { "watch" } else { "list" };
+            // Who may read only an object by this name may list and watch it by a selector, too.
+            if let Some(name) = selected_name(query) {
+                info.name = name;
+            }
         } else if info.name.is_empty() && info.verb == "delete" {
             info.verb = "deletecollection";
         }
@@ -148,6 +160,11 @@ mod tests {
         assert_eq!((info.verb, &*info.resource, &*info.name), ("get", "namespaces", "x"));
         let info = parse("GET", "/api/v1/watch/namespaces/x/pods/p", "");
         assert_eq!((info.verb, &*info.namespace, &*info.name), ("watch", "x", "p"));
+        let info =
+            parse("GET", "/api/v1/namespaces/x/pods", "fieldSelector=metadata.name%3Dp,spec.nodeName%3Dn");
+        assert_eq!((info.verb, &*info.namespace, &*info.name), ("list", "x", "p"));
+        let info = parse("GET", "/api/v1/pods", "fieldSelector=metadata.name!%3Dp&watch=1");
+        assert_eq!((info.verb, &*info.name), ("watch", ""));
         let info = parse("GET", "/apis/apps", "");
         assert!(!info.is_resource);
         assert_eq!(info.verb, "get");

@@ -26,6 +26,35 @@ pub fn percent_decode(text: &str, plus: bool) -> String {
     String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
+/// How Go words a malformed integer.
+fn go_error(error: &std::num::ParseIntError) -> &'static str {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    match error.kind() {
+        PosOverflow | NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    }
+}
+
+/// Reads a resourceVersion; the empty one is 0.
+///
+/// # Errors
+/// The text of upstream's versioner.
+pub fn resource_version(text: &str) -> Result<i64, String> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    // No sign is allowed, not even `+`.
+    let parsed = if text.starts_with('+') { "+".parse() } else { text.parse::<u64>() };
+    match parsed {
+        Ok(version) => Ok(i64::try_from(version).unwrap_or(i64::MAX)),
+        Err(error) => Err(format!(
+            "resourceVersion: Invalid value: {0}: strconv.ParseUint: parsing {0}: {1}",
+            quote(text),
+            go_error(&error)
+        )),
+    }
+}
+
 /// A parsed query string.
 #[derive(Debug, Clone, Default)]
 pub struct Query(Vec<(String, String)>);
@@ -59,19 +88,17 @@ impl Query {
         self.get(key).unwrap_or_default()
     }
 
-    /// A boolean as upstream reads it: present and not `0` or `false` (an empty value is false too for `watch`).
+    /// A boolean as upstream's conversion reads it: present and neither `0` nor `false` in any case.
     pub fn flag(&self, key: &str) -> bool {
-        !matches!(self.get(key), None | Some("0" | "false" | "False" | "FALSE" | "f" | "F"))
+        self.get(key).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
-    /// An integer; a malformed one is a 400.
+    /// An integer; a malformed one (the empty one, too) is a 400.
     pub fn int(&self, key: &str) -> Result<Option<i64>, ApiError> {
-        match self.get(key) {
-            None | Some("") => Ok(None),
-            Some(text) => text.parse().map(Some).map_err(|_| {
-                ApiError::bad_request(format!("strconv.ParseInt: parsing {}: invalid syntax", quote(text)))
-            }),
-        }
+        let Some(text) = self.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|error: std::num::ParseIntError| {
+            ApiError::bad_request(format!("strconv.ParseInt: parsing {}: {}", quote(text), go_error(&error)))
+        })
     }
 }
 
@@ -110,16 +137,17 @@ pub struct ListOptions {
 impl ListOptions {
     /// Parses and checks, as upstream's `ListOptions` validation does.
     pub fn parse(query: &Query, watch: bool) -> Result<Self, ApiError> {
-        let labels = LabelSelector::parse(query.text("labelSelector"))?;
-        let fields = FieldSelector::parse(query.text("fieldSelector"))?;
+        // Upstream converts the numbers first, then the selectors.
         let timeout = query.int("timeoutSeconds")?;
         let limit = query.int("limit")?.unwrap_or(0);
+        let labels = LabelSelector::parse(query.text("labelSelector"))?;
+        let fields = FieldSelector::parse(query.text("fieldSelector"))?;
         let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let matching = query.text("resourceVersionMatch");
         let version = query.text("resourceVersion");
         let continue_token = query.text("continue");
         let errors = if watch {
-            watch_errors(send_initial_events, matching)
+            watch_errors(send_initial_events, matching, continue_token)
         } else {
             list_errors(send_initial_events, matching, version, continue_token)
         };
@@ -146,23 +174,30 @@ impl ListOptions {
 
 const MATCH: &str = "resourceVersionMatch";
 
-fn watch_errors(initial: Option<bool>, matching: &str) -> Vec<FieldError> {
+fn watch_errors(initial: Option<bool>, matching: &str, token: &str) -> Vec<FieldError> {
     let mut out = Vec::new();
-    if initial.is_some() {
-        if matching != "NotOlderThan" {
-            out.push(FieldError::forbidden(
-                MATCH,
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            ));
-        }
-        if !matching.is_empty() && matching != "NotOlderThan" {
-            out.push(FieldError::not_supported(MATCH, matching, &["NotOlderThan"]));
-        }
-    } else if !matching.is_empty() {
+    if initial.is_some() && matching != "NotOlderThan" {
         out.push(FieldError::forbidden(
             MATCH,
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
         ));
+    }
+    if !matching.is_empty() {
+        if initial.is_none() {
+            out.push(FieldError::forbidden(
+                MATCH,
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ));
+        }
+        if matching != "NotOlderThan" {
+            out.push(FieldError::not_supported(MATCH, matching, &["NotOlderThan"]));
+        }
+        if !token.is_empty() {
+            out.push(FieldError::forbidden(
+                MATCH,
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
+        }
     }
     out
 }
@@ -246,6 +281,59 @@ pub fn field_validation(query: &Query, kind: &str) -> Result<crate::machinery::F
             let error =
                 FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
             Err(ApiError::invalid("meta.k8s.io", kind, "", &[error]))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn versions_as_go_reads_them() {
+        assert_eq!(resource_version(""), Ok(0));
+        assert_eq!(resource_version("7"), Ok(7));
+        assert_eq!(resource_version("18446744073709551615"), Ok(i64::MAX));
+        let error = |text: &str, why: &str| {
+            Err(format!(
+                "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: {why}"
+            ))
+        };
+        assert_eq!(resource_version("abc"), error("abc", "invalid syntax"));
+        assert_eq!(resource_version("-1"), error("-1", "invalid syntax"));
+        assert_eq!(resource_version("+1"), error("+1", "invalid syntax"));
+        assert_eq!(
+            resource_version("18446744073709551616"),
+            error("18446744073709551616", "value out of range")
+        );
+    }
+
+    #[test]
+    fn numbers_come_before_selectors() {
+        let message = |text: &str| {
+            ListOptions::parse(&Query::parse(text), false).map(|_| ()).map_err(|e| e.message().to_owned())
+        };
+        let bad = |text: &str, why: &str| Err(format!("strconv.ParseInt: parsing {text:?}: {why}"));
+        assert_eq!(message("labelSelector=a%3D%3D%3Db&limit=x"), bad("x", "invalid syntax"));
+        assert_eq!(message("limit=99999999999999999999"), bad("99999999999999999999", "value out of range"));
+        assert_eq!(message("timeoutSeconds="), bad("", "invalid syntax"));
+        assert_eq!(message("limit=-1"), Ok(()));
+    }
+
+    #[test]
+    fn flags() {
+        let flag = |text: &str| Query::parse(text).flag("watch");
+        assert!(flag("watch") && flag("watch=1") && flag("watch=no") && flag("watch=f"));
+        assert!(!flag("") && !flag("watch=0") && !flag("watch=FALSE") && !flag("watch=false"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_panics(text in ".{0,120}", watch in any::<bool>()) {
+            let query = Query::parse(&text);
+            let _ = ListOptions::parse(&query, watch);
+            let _ = resource_version(&text);
         }
     }
 }

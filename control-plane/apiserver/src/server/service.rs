@@ -6,7 +6,7 @@ use crate::auth::{self, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
 use crate::handlers::{self, Context, Reply};
-use crate::request::{Accepted, Format, Query, RequestInfo, View, accept};
+use crate::request::{Accepted, Endpoint, Query, RequestInfo, negotiate};
 use bytes::{Buf, Bytes};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -111,8 +111,8 @@ impl Incoming {
         let agent = text(&parts.headers, header::USER_AGENT).unwrap_or_default();
         // People who look with curl or a browser get indented answers, as upstream does.
         let pretty = match query.get("pretty") {
-            Some(_) => query.flag("pretty"),
-            None => ["curl", "Wget", "Mozilla/5.0"].iter().any(|name| agent.starts_with(name)),
+            Some(value) if !value.is_empty() => matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"),
+            _ => ["curl", "Wget", "Mozilla/5.0"].iter().any(|name| agent.starts_with(name)),
         };
         Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty }
     }
@@ -131,10 +131,10 @@ impl Incoming {
         Ok(())
     }
 
+    /// How errors are answered: transformations are not asked for, and when nothing is left, indented JSON.
     fn error_format(&self) -> Accepted {
-        accept(text(&self.headers, header::ACCEPT).as_deref(), self.pretty, false, false, "")
-            .map(|accepted| Accepted { view: View::Object, ..accepted })
-            .unwrap_or(Accepted { format: Format::Json, view: View::Object, pretty: self.pretty })
+        negotiate(text(&self.headers, header::ACCEPT).as_deref(), self.pretty, &Endpoint::PLAIN)
+            .unwrap_or(Accepted { pretty: true, ..Accepted::JSON })
     }
 
     fn is_write(&self) -> bool {

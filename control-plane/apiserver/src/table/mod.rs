@@ -83,7 +83,7 @@ pub struct TableSpec {
 }
 
 /// What a row carries of its object (`includeObject`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum IncludeObject {
     /// Nothing.
     None,
@@ -148,6 +148,41 @@ pub fn row(spec: &TableSpec, object: &Value, include: IncludeObject, version: &s
     };
     row.insert("object".into(), shown);
     Value::Object(row)
+}
+
+/// Appends the row of a serialized object as JSON; the object is shown without being built again.
+pub fn append_row(
+    out: &mut Vec<u8>,
+    spec: &TableSpec,
+    encoded: &Encoded,
+    include: IncludeObject,
+    version: &str,
+    now: Timestamp,
+) {
+    let object = encoded.parse();
+    // Writing JSON into a Vec cannot fail.
+    out.extend_from_slice(b"{\"cells\":");
+    let _ = serde_json::to_writer(&mut *out, &(spec.cells)(&object, now));
+    if let Some(conditions) = (spec.conditions)(&object) {
+        out.extend_from_slice(b",\"conditions\":");
+        let _ = serde_json::to_writer(&mut *out, &conditions);
+    }
+    out.extend_from_slice(b",\"object\":");
+    match include {
+        IncludeObject::None => out.extend_from_slice(b"null"),
+        IncludeObject::Metadata => append_partial(out, encoded, version),
+        IncludeObject::Object => out.extend_from_slice(encoded.full()),
+    }
+    out.push(b'}');
+}
+
+/// Appends the PartialObjectMetadata of a serialized object as JSON.
+pub fn append_partial(out: &mut Vec<u8>, encoded: &Encoded, version: &str) {
+    out.extend_from_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/");
+    out.extend_from_slice(version.as_bytes());
+    out.extend_from_slice(b"\",\"metadata\":");
+    out.extend_from_slice(encoded.metadata());
+    out.push(b'}');
 }
 
 /// A Table of one object or a page of a list; `columns` says whether the definitions are repeated.
