@@ -1,6 +1,9 @@
 //! Built-in admission: changes and checks after authorization that need more than the object.
 
+mod limits;
 pub(crate) mod node;
+mod podresources;
+mod quota;
 
 use crate::auth::UserInfo;
 use crate::cache::Entry;
@@ -15,7 +18,7 @@ use std::time::Duration;
 /// How long a new pod waits for the default ServiceAccount of its namespace, which a controller makes.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs at creation, after defaults.
+/// Runs at creation, after defaults and before the kind's hooks: fills in, and refuses what is hopeless.
 pub(crate) async fn create(
     core: &Core,
     user: &UserInfo,
@@ -25,6 +28,7 @@ pub(crate) async fn create(
     node::create(user, resource, object)?;
     match (resource.group, resource.kind) {
         ("", "Pod") => {
+            limits::mutate(core, resource, object).await?;
             service_account(core, object).await?;
             priority(object)?;
             default_tolerations(object);
@@ -34,6 +38,20 @@ pub(crate) async fn create(
         _ => {}
     }
     Ok(())
+}
+
+/// Runs before a valid object is written: checks that do not change it. `old` is the stored object at an update.
+pub(crate) async fn validate(
+    core: &Core,
+    resource: &Resource,
+    subresource: &str,
+    object: &Value,
+    old: Option<&Value>,
+    dry: bool,
+) -> Result<(), ApiError> {
+    limits::validate(core, resource, subresource, object, old).await?;
+    // The last of all, as it counts what nothing else refuses.
+    quota::charge(core, &quota::Request { resource, subresource, object, old, dry }).await
 }
 
 fn forbidden(pod: &Value, why: &str) -> ApiError {

@@ -1,6 +1,7 @@
 //! create.
 
 use super::{Context, Reply, lifecycle};
+use crate::allocation::Held;
 use crate::error::ApiError;
 use crate::machinery;
 use crate::object::{Encoded, meta, meta_mut};
@@ -49,49 +50,62 @@ pub(super) async fn insert(
     }
     let base = meta(&object, "generateName").to_owned();
     let generate = meta(&object, "name").is_empty() && !base.is_empty();
-    lifecycle::new_metadata(&mut object, resource.strategy.generation != Generation::None);
-    if generate {
-        meta_mut(&mut object).insert("name".into(), lifecycle::generated(&base).into());
-    }
-    let name = meta(&object, "name").to_owned();
-    lifecycle::namespace_open(context, &name).await?;
-    crate::machinery::apply_defaults(&resource.gvk(), &mut object);
-    (resource.strategy.prepare_create)(&mut object);
-    crate::admission::create(&context.core, &context.user, resource, &mut object).await?;
-    let errors = crate::machinery::validate_create(&resource.gvk(), &object);
-    if !errors.is_empty() {
-        return Err(ApiError::invalid(resource.error_group(), resource.kind, &name, &errors));
-    }
-    let held = context.core.allocate(resource, None, &mut object, dry).await?;
     let lease = context.core.lease(resource).await?;
     for attempt in 1.. {
-        let name = meta(&object, "name").to_owned();
+        // A generated name that is taken begins all over: hooks and checks may depend on the name.
+        let last = !generate || attempt >= NAME_ATTEMPTS;
+        let mut new = if last { std::mem::take(&mut object) } else { object.clone() };
+        let held = made(context, &mut new, generate.then_some(base.as_str()), dry).await?;
+        let name = meta(&new, "name").to_owned();
         let key = resource.key(context.namespace(), &name);
         if dry {
             if storage::read(&context.core.store, resource, &key).await?.is_some() {
                 return Err(ApiError::already_exists(resource.group, resource.plural, &name));
             }
-            return Ok((object, 0));
+            return Ok((new, 0));
         }
-        let bytes = storage::to_stored(resource, &object);
-        match storage::write(&context.core.store, resource, &key, 0, bytes, lease).await {
-            Ok(Written::Done(revision)) => {
+        let bytes = storage::to_stored(resource, &new);
+        match storage::write(&context.core.store, resource, &key, 0, bytes, lease).await? {
+            Written::Done(revision) => {
                 held.keep();
-                return Ok((object, revision));
+                return Ok((new, revision));
             }
-            Ok(Written::Conflict(_)) if generate && attempt < NAME_ATTEMPTS => {
-                meta_mut(&mut object).insert("name".into(), lifecycle::generated(&base).into());
-            }
-            Ok(Written::Conflict(_)) if generate => {
+            Written::Conflict(_) if !last => {}
+            Written::Conflict(_) if generate => {
                 return Err(ApiError::generate_name_conflict(resource.group, resource.plural, &name));
             }
-            Ok(Written::Conflict(present)) => {
+            Written::Conflict(present) => {
                 let error = ApiError::already_exists(resource.group, resource.plural, &name);
                 let leaving = present.is_some_and(|p| crate::object::is_deleting(&p.object));
                 return Err(if leaving { error.with_prefix("object is being deleted: ") } else { error });
             }
-            Err(error) => return Err(error),
         }
     }
     Err(ApiError::internal("no name was found"))
+}
+
+/// Completes and checks a new object; `base` is what its name is generated from.
+async fn made<'a>(
+    context: &'a Context,
+    object: &mut Value,
+    base: Option<&str>,
+    dry: bool,
+) -> Result<Held<'a>, ApiError> {
+    let resource = &context.resource;
+    lifecycle::new_metadata(object, resource.strategy.generation != Generation::None);
+    if let Some(base) = base {
+        meta_mut(object).insert("name".into(), lifecycle::generated(base).into());
+    }
+    let name = meta(object, "name").to_owned();
+    lifecycle::namespace_open(context, &name).await?;
+    crate::machinery::apply_defaults(&resource.gvk(), object);
+    crate::admission::create(&context.core, &context.user, resource, object).await?;
+    (resource.strategy.prepare_create)(object);
+    let errors = crate::machinery::validate_create(&resource.gvk(), object);
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(resource.error_group(), resource.kind, &name, &errors));
+    }
+    let held = context.core.allocate(resource, None, object, dry).await?;
+    crate::admission::validate(&context.core, resource, "", object, None, dry).await?;
+    Ok(held)
 }

@@ -110,6 +110,10 @@ async fn put(
         revision,
         removed: false,
     };
+    if !stored.is_same(&bytes) {
+        let (core, subresource) = (&context.core, context.info.subresource.as_str());
+        crate::admission::validate(core, resource, subresource, &object, Some(&stored.object), dry).await?;
+    }
     if dry || stored.is_same(&bytes) {
         // Nothing changes: no write, no event, the old version.
         return Ok(Ok(with_version(object, stored.revision)));

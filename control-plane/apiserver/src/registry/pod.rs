@@ -2,6 +2,7 @@
 
 use super::core::carry;
 use crate::object::{get, is_deleting, list_at, map_mut, meta_mut, str_at};
+use kelp_model::quantity::Quantity;
 use serde_json::{Value, json};
 
 pub(super) fn prepare_create(object: &mut Value) {
@@ -44,57 +45,32 @@ fn align_addresses(pod: &mut Value) {
     }
 }
 
-/// Number of a quantity, for comparing request and limit only.
-fn quantity(text: &str) -> Option<f64> {
-    let split =
-        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
-    let (number, suffix) = (text.get(..split)?, text.get(split..)?);
-    let scale = match suffix {
-        "" => 1.0,
-        "n" => 1e-9,
-        "u" => 1e-6,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "E" => 1e18,
-        "Ki" => 1024.0,
-        "Mi" => 1_048_576.0,
-        "Gi" => 1_073_741_824.0,
-        "Ti" => 1_099_511_627_776.0,
-        "Pi" => 1_125_899_906_842_624.0,
-        "Ei" => 1_152_921_504_606_846_976.0,
-        _ => return text.parse().ok(),
-    };
-    number.parse::<f64>().ok().map(|n| n * scale)
-}
-
-fn amount(container: &Value, list: &str, resource: &str) -> Option<f64> {
-    let value = get(container, &["resources", list, resource])?;
-    let number = value.as_f64().or_else(|| value.as_str().and_then(quantity))?;
-    (number != 0.0).then_some(number)
-}
-
-/// `Guaranteed`, `Burstable` or `BestEffort`.
+/// `Guaranteed`, `Burstable` or `BestEffort`; what the pod says as a whole counts before what its containers say.
 pub(crate) fn qos_class(pod: &Value) -> &'static str {
-    let containers =
-        || list_at(pod, &["spec", "containers"]).iter().chain(list_at(pod, &["spec", "initContainers"]));
-    let named = ["cpu", "memory"];
-    let any = containers().any(|c| {
-        named.iter().any(|r| amount(c, "requests", r).is_some() || amount(c, "limits", r).is_some())
-    });
-    if !any {
+    let own = get(pod, &["spec", "resources"]).filter(|r| !r.is_null());
+    let all: Vec<&Value> = match own {
+        Some(resources) => vec![resources],
+        None => list_at(pod, &["spec", "containers"])
+            .iter()
+            .chain(list_at(pod, &["spec", "initContainers"]))
+            .map(|c| get(c, &["resources"]).unwrap_or(&Value::Null))
+            .collect(),
+    };
+    let amount = |resources: &Value, list: &str, name: &str| {
+        let text = str_at(resources, &[list, name]);
+        Quantity::parse(text).ok().filter(|q| q.signum() > 0)
+    };
+    let sum = |list: &str, name: &str| {
+        all.iter().filter_map(|r| amount(r, list, name)).reduce(|sum, more| sum + more)
+    };
+    let sums = ["cpu", "memory"].map(|name| (sum("requests", name), sum("limits", name)));
+    if sums.iter().all(|(requests, limits)| requests.is_none() && limits.is_none()) {
         return "BestEffort";
     }
-    let exact = containers().all(|c| {
-        named.iter().all(|r| {
-            let limit = amount(c, "limits", r);
-            limit.is_some() && amount(c, "requests", r).is_none_or(|request| Some(request) == limit)
-        })
-    });
-    if exact { "Guaranteed" } else { "Burstable" }
+    let limited =
+        all.iter().all(|r| ["cpu", "memory"].iter().all(|name| amount(r, "limits", name).is_some()));
+    let exact = sums.iter().all(|(requests, limits)| requests.is_some() && requests == limits);
+    if limited && exact { "Guaranteed" } else { "Burstable" }
 }
 
 /// How long a deletion waits for the node, in seconds; 0: remove the pod now.
@@ -164,10 +140,14 @@ mod tests {
         let pod = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
         assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
         assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
-        let limits = json!({"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "0.5"}});
+        let limits = json!({"limits": {"cpu": "500m", "memory": "64Mi"},
+            "requests": {"cpu": "0.5", "memory": "65536Ki"}});
         assert_eq!(qos_class(&pod(limits)), "Guaranteed");
         let one = json!({"limits": {"cpu": "500m"}});
         assert_eq!(qos_class(&pod(one)), "Burstable");
+        let whole = json!({"spec": {"containers": [{}], "resources": {"limits": {"cpu": "1", "memory": "1Gi"},
+            "requests": {"cpu": "1", "memory": "1Gi"}}}});
+        assert_eq!(qos_class(&whole), "Guaranteed");
     }
 
     #[test]

@@ -73,6 +73,12 @@ pub async fn read_encoded(
 }
 
 impl Stored {
+    /// An object as if it had been read.
+    #[cfg(test)]
+    pub(crate) fn for_test(object: Value, revision: i64) -> Self {
+        Stored { object, revision, raw: bytes::Bytes::new() }
+    }
+
     /// Whether writing the object would change nothing.
     pub fn is_same(&self, bytes: &[u8]) -> bool {
         self.raw == bytes
