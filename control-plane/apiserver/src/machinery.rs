@@ -9,7 +9,8 @@ use crate::schema::{self, TypeSchema};
 use crate::{codec, defaults, patch, validation};
 use serde_json::Value;
 
-fn schema_of(gvk: &GroupVersionKind) -> Result<&'static TypeSchema, ApiError> {
+/// The type of a kind.
+pub fn schema_of(gvk: &GroupVersionKind) -> Result<&'static TypeSchema, ApiError> {
     schema::by_gvk(gvk).ok_or_else(|| ApiError::internal(format!("no schema for {gvk}")))
 }
 
@@ -21,6 +22,11 @@ pub fn decode(
     validation: FieldValidation,
 ) -> Result<Decoded, ApiError> {
     codec::decode_body(content_type, body, expected, schema_of(expected)?, validation)
+}
+
+/// Reads a server-side apply configuration. Repeated names are told or refused as `validation` says.
+pub fn decode_configuration(body: &[u8], validation: FieldValidation) -> Result<Decoded, ApiError> {
+    codec::decode_configuration(body, validation)
 }
 
 /// Applies a patch; the outcome is decoded as a body would be.

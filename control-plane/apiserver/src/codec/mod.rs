@@ -7,6 +7,7 @@ mod scalar;
 pub(crate) mod transcode;
 mod typed;
 mod wire;
+mod yaml;
 
 use serde_json::Value;
 
@@ -118,6 +119,34 @@ pub fn decode_body(
     }
     set_kind(&mut object, expected);
     Ok(Decoded { object, warnings })
+}
+
+/// Reads a configuration of server-side apply: YAML, of which JSON is a part. It is not checked against a schema;
+/// names that are repeated in an object are told as warnings.
+///
+/// # Errors
+/// 400 for what is no YAML or no object, and with [`FieldValidation::Strict`] for repeated names.
+pub fn decode_configuration(body: &[u8], validation: FieldValidation) -> Result<Decoded, ApiError> {
+    let wrong = |why: String| ApiError::bad_request(format!("error decoding patch: {why}"));
+    let node =
+        node::parse_yaml(body).map_err(|why| wrong(format!("error converting YAML to JSON: {why}")))?;
+    if !matches!(node, Node::Object(_) | Node::Null) {
+        return Err(wrong(format!(
+            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value of type \
+             map[string]interface {{}}",
+            node.go_kind()
+        )));
+    }
+    let repeats = if validation == FieldValidation::Ignore { Vec::new() } else { yaml::repeated_keys(body) };
+    let warnings: Vec<String> =
+        repeats.iter().map(|(line, key)| format!("line {line}: key {key} already set in map")).collect();
+    if validation == FieldValidation::Strict && !warnings.is_empty() {
+        return Err(ApiError::bad_request(format!(
+            "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
+            warnings.join("\n  ")
+        )));
+    }
+    Ok(Decoded { object: node.into_value(), warnings })
 }
 
 /// Decodes a value that was computed here (by a patch) as if it had been sent: drops and reports unknown fields, checks

@@ -362,7 +362,12 @@ fn finish_field(out: &mut Map<String, Value>, field: &Field) {
             }
         }
         Some(value) => {
-            let drops = !field.pointer && field.omit_empty && !is_struct(&field.ty) && is_empty(value);
+            // An empty list of managed fields says that tracking is to begin anew.
+            let drops = !field.pointer
+                && field.omit_empty
+                && !is_struct(&field.ty)
+                && is_empty(value)
+                && !(name == "managedFields" && value.is_array());
             if drops {
                 out.remove(name);
             }

@@ -1,12 +1,13 @@
 //! create.
 
+use super::managed::Write;
 use super::{Context, Reply, lifecycle};
 use crate::allocation::Held;
 use crate::error::ApiError;
 use crate::machinery;
 use crate::object::{Encoded, meta, meta_mut};
 use crate::registry::Generation;
-use crate::request::{dry_run, field_validation};
+use crate::request::WriteOptions;
 use crate::storage::{self, Written};
 use crate::table::IncludeObject;
 use serde_json::Value;
@@ -16,17 +17,16 @@ const NAME_ATTEMPTS: usize = 8;
 
 pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
-    let dry = dry_run(context.query.all("dryRun"), "CreateOptions")?;
-    let validation = field_validation(&context.query, "CreateOptions")?;
+    let options = WriteOptions::parse(&context.query, "CreateOptions")?;
     let decoded = machinery::decode(
         context.content_type.as_deref(),
         &context.body,
         &context.resource.gvk(),
-        validation,
+        options.validation,
     )?;
     let mut object = decoded.object;
     lifecycle::place(context, &mut object)?;
-    let (object, revision) = insert(context, object, dry).await?;
+    let (object, revision) = insert(context, object, &options, false).await?;
     let reply = if revision == 0 {
         Reply::of_value(201, &context.resource, &object, accepted, IncludeObject::default())
     } else {
@@ -38,13 +38,25 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
     Ok(reply.warn(decoded.warnings).warn((context.resource.strategy.warnings)(&object)))
 }
 
-/// Makes a new object: metadata, hooks, checks, write. Returns it with its revision, 0 for a dry run.
+/// Checks that who updates or applies what does not exist may create it.
+pub(super) fn authorize(context: &Context) -> Result<(), ApiError> {
+    let info = crate::request::RequestInfo { verb: "create", ..context.info.clone() };
+    if context.core.authorizer.allows(&context.user, &info) {
+        return Ok(());
+    }
+    Err(crate::auth::denied(&context.user, &info))
+}
+
+/// Makes a new object: metadata, hooks, checks, write. Returns it with its revision, 0 for a dry run. One that was
+/// `applied` has its managed fields already.
 pub(super) async fn insert(
     context: &Context,
     mut object: Value,
-    dry: bool,
+    options: &WriteOptions,
+    applied: bool,
 ) -> Result<(Value, i64), ApiError> {
     let resource = &context.resource;
+    let dry = options.dry_run;
     if !meta(&object, "resourceVersion").is_empty() {
         return Err(ApiError::plain_internal("resourceVersion should not be set on objects to be created"));
     }
@@ -55,7 +67,7 @@ pub(super) async fn insert(
         // A generated name that is taken begins all over: hooks and checks may depend on the name.
         let last = !generate || attempt >= NAME_ATTEMPTS;
         let mut new = if last { std::mem::take(&mut object) } else { object.clone() };
-        let held = made(context, &mut new, generate.then_some(base.as_str()), dry).await?;
+        let held = made(context, &mut new, generate.then_some(base.as_str()), options, applied).await?;
         let name = meta(&new, "name").to_owned();
         let key = resource.key(context.namespace(), &name);
         if dry {
@@ -89,9 +101,11 @@ async fn made<'a>(
     context: &'a Context,
     object: &mut Value,
     base: Option<&str>,
-    dry: bool,
+    options: &WriteOptions,
+    applied: bool,
 ) -> Result<Held<'a>, ApiError> {
     let resource = &context.resource;
+    let dry = options.dry_run;
     lifecycle::new_metadata(object, resource.strategy.generation != Generation::None);
     if let Some(base) = base {
         meta_mut(object).insert("name".into(), lifecycle::generated(base).into());
@@ -99,6 +113,9 @@ async fn made<'a>(
     let name = meta(object, "name").to_owned();
     lifecycle::namespace_open(context, &name).await?;
     crate::machinery::apply_defaults(&resource.gvk(), object);
+    if !applied {
+        Write::of(context, options, "").track(context, None, object)?;
+    }
     crate::admission::create(&context.core, &context.user, resource, object).await?;
     (resource.strategy.prepare_create)(object);
     let errors = crate::machinery::validate_create(&resource.gvk(), object);

@@ -273,6 +273,7 @@ pub(super) async fn delete_collection(context: &Context) -> Result<Reply, ApiErr
             pretty: false,
             body: bytes::Bytes::new(),
             user: context.user.clone(),
+            user_agent: context.user_agent.clone(),
             resource: Arc::clone(&context.resource),
         };
         deletions.push(delete_one(one, delete_options.clone()));

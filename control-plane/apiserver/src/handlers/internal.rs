@@ -38,6 +38,7 @@ pub(crate) async fn internal(
         pretty: false,
         body: object.to_string().into(),
         user: UserInfo::admin("system:apiserver"),
+        user_agent: "kube-apiserver".to_owned(),
         resource,
     };
     serve(context).await.map(|_| ())

@@ -57,9 +57,7 @@ pub(super) fn new_metadata(object: &mut Value, generation: bool) {
         meta_mut(object).remove("generation");
     }
     let metadata = meta_mut(object);
-    for field in
-        ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "managedFields"]
-    {
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
         metadata.remove(field);
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
@@ -96,7 +94,6 @@ pub(super) fn keep_metadata(new: &mut Value, old: &Value) {
         object::set_or_remove(metadata, field, value);
     }
     metadata.remove("selfLink");
-    metadata.remove("managedFields");
     tidy(new);
 }
 

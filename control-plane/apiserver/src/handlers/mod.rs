@@ -7,8 +7,10 @@ mod internal;
 mod kubelet;
 mod lifecycle;
 mod list;
+mod managed;
 mod modify;
 mod reply;
+mod scale;
 mod subresource;
 mod update;
 mod view;
@@ -38,6 +40,8 @@ pub(crate) struct Context {
     pub(crate) body: Bytes,
     /// Who asks; audit and field managers read it.
     pub(crate) user: UserInfo,
+    /// What the client calls itself; its first part is the default field manager.
+    pub(crate) user_agent: String,
     pub(crate) resource: Arc<Resource>,
 }
 
@@ -150,9 +154,9 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
             (SubresourceKind::Status, "update") => update::update(&context, update::Part::Status).await,
             (SubresourceKind::Status, _) => update::patch(&context, update::Part::Status).await,
             (SubresourceKind::Finalize, _) => update::update(&context, update::Part::Finalize).await,
-            (SubresourceKind::Scale, "get") => subresource::get_scale(&context).await,
-            (SubresourceKind::Scale, "update") => subresource::update_scale(&context).await,
-            (SubresourceKind::Scale, _) => subresource::patch_scale(&context).await,
+            (SubresourceKind::Scale, "get") => scale::get(&context).await,
+            (SubresourceKind::Scale, "update") => scale::update(&context).await,
+            (SubresourceKind::Scale, _) => scale::patch(&context).await,
             (SubresourceKind::Binding, _) => subresource::bind(&context).await,
             (SubresourceKind::Eviction, _) => subresource::evict(&context).await,
             (SubresourceKind::Connect, _) => subresource::connect(&context).await,

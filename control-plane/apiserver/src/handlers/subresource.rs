@@ -1,76 +1,20 @@
-//! Subresources with an action of their own: scale, binding, eviction, and what a node serves.
+//! Subresources with an action of their own: binding, eviction, and what a node serves.
 
-use super::modify::{Change, bump_generation, check_version, modify};
-use super::update::{patch_kind, patched};
-use super::{Context, Reply, delete, get, lifecycle};
+use super::modify::{Change, modify};
+use super::{Context, Reply, delete, lifecycle};
 use crate::error::{ApiError, FieldError};
 use crate::gvk::GroupVersionKind;
 use crate::machinery;
 use crate::object::{meta, str_at};
-use crate::registry::{deployment, pod};
-use crate::request::{DeleteOptions, dry_run, field_validation};
+use crate::registry::pod;
+use crate::request::{DeleteOptions, WriteOptions};
 use crate::storage;
 use serde_json::{Value, json};
 
-fn scale_kind() -> GroupVersionKind {
-    GroupVersionKind::new("autoscaling", "v1", "Scale")
-}
-
-async fn stored(context: &Context) -> Result<Value, ApiError> {
+/// The named object.
+pub(super) async fn stored(context: &Context) -> Result<Value, ApiError> {
     let found = storage::read(&context.core.store, &context.resource, &context.key()).await?;
     found.map(|s| s.object).ok_or_else(|| context.not_found())
-}
-
-pub(super) async fn get_scale(context: &Context) -> Result<Reply, ApiError> {
-    let accepted = context.accepted()?;
-    get::version(context.query.text("resourceVersion"))?;
-    Ok(Reply::value(200, &deployment::scale_of(&stored(context).await?), accepted))
-}
-
-fn scaled(context: &Context, scale: &Value, stored: &storage::Stored) -> Result<Change, ApiError> {
-    let resource = &context.resource;
-    check_version(context, scale, stored)?;
-    let replicas = crate::object::int_at(scale, &["spec", "replicas"]).unwrap_or_default();
-    if replicas < 0 {
-        let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-        return Err(ApiError::invalid("autoscaling", "Scale", &context.info.name, &[error]));
-    }
-    let mut new = deployment::with_scale(&stored.object, scale);
-    lifecycle::keep_metadata(&mut new, &stored.object);
-    bump_generation(context, &mut new, &stored.object);
-    let errors = crate::machinery::validate_update(&resource.gvk(), &new, &stored.object);
-    if errors.is_empty() {
-        return Ok(Change::Put(new));
-    }
-    Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &errors))
-}
-
-pub(super) async fn update_scale(context: &Context) -> Result<Reply, ApiError> {
-    let accepted = context.accepted()?;
-    let dry = dry_run(context.query.all("dryRun"), "UpdateOptions")?;
-    let validation = field_validation(&context.query, "UpdateOptions")?;
-    let decoded =
-        machinery::decode(context.content_type.as_deref(), &context.body, &scale_kind(), validation)?;
-    let mut scale = decoded.object;
-    lifecycle::place(context, &mut scale)?;
-    let outcome = modify(context, dry, |stored| scaled(context, &scale, stored)).await?;
-    Ok(Reply::value(200, &deployment::scale_of(&outcome.object), accepted).warn(decoded.warnings))
-}
-
-pub(super) async fn patch_scale(context: &Context) -> Result<Reply, ApiError> {
-    let accepted = context.accepted()?;
-    let kind = patch_kind(context.content_type.as_deref())?;
-    let dry = dry_run(context.query.all("dryRun"), "PatchOptions")?;
-    let validation = field_validation(&context.query, "PatchOptions")?;
-    let mut warnings = Vec::new();
-    let outcome = modify(context, dry, |stored| {
-        let before = deployment::scale_of(&stored.object);
-        let mut scale = patched(context, kind, &before, &scale_kind(), validation, &mut warnings)?;
-        lifecycle::place(context, &mut scale)?;
-        scaled(context, &scale, stored)
-    })
-    .await?;
-    Ok(Reply::value(200, &deployment::scale_of(&outcome.object), accepted).warn(warnings))
 }
 
 /// POST to `bindings`: the pod is named by the body.
@@ -86,8 +30,7 @@ pub(super) async fn bind_named(mut context: Context) -> Result<Reply, ApiError> 
 
 pub(super) async fn bind(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
-    let dry = dry_run(context.query.all("dryRun"), "CreateOptions")?;
-    let validation = field_validation(&context.query, "CreateOptions")?;
+    let WriteOptions { dry_run: dry, validation, .. } = WriteOptions::parse(&context.query, "CreateOptions")?;
     let kind = GroupVersionKind::new("", "v1", "Binding");
     let decoded = machinery::decode(context.content_type.as_deref(), &context.body, &kind, validation)?;
     let mut binding = decoded.object;
@@ -139,8 +82,7 @@ pub(super) async fn bind(context: &Context) -> Result<Reply, ApiError> {
 
 pub(super) async fn evict(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
-    let dry = dry_run(context.query.all("dryRun"), "CreateOptions")?;
-    let validation = field_validation(&context.query, "CreateOptions")?;
+    let WriteOptions { dry_run: dry, validation, .. } = WriteOptions::parse(&context.query, "CreateOptions")?;
     let kind = GroupVersionKind::new("policy", "v1", "Eviction");
     let decoded = machinery::decode(context.content_type.as_deref(), &context.body, &kind, validation)?;
     let mut eviction = decoded.object;

@@ -1,11 +1,13 @@
 //! update and patch, of objects and of their status.
 
+use super::managed::Write;
 use super::modify::{Change, bump_generation, check_version, modify};
 use super::{Context, Reply, create, lifecycle};
 use crate::error::{ApiError, FieldError};
 use crate::machinery::{self, FieldValidation, PatchKind};
 use crate::object::{self, meta, meta_mut};
-use crate::request::{dry_run, field_validation};
+use crate::patch::apply;
+use crate::request::WriteOptions;
 use crate::storage::Stored;
 use crate::table::IncludeObject;
 use serde_json::Value;
@@ -21,16 +23,37 @@ pub(super) enum Part {
     Finalize,
 }
 
-/// The object to write, from the one the client wants and the stored one.
-fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> Result<Value, ApiError> {
+impl Part {
+    /// The subresource that writes it.
+    fn subresource(self) -> &'static str {
+        match self {
+            Part::Main => "",
+            Part::Status => "status",
+            Part::Finalize => "finalize",
+        }
+    }
+}
+
+/// The object to write, from the one the client wants and the stored one. A `write` notes the managed fields; one that
+/// was applied has them.
+fn computed(
+    context: &Context,
+    part: Part,
+    mut new: Value,
+    stored: &Stored,
+    write: Option<&Write<'_>>,
+) -> Result<Value, ApiError> {
     let resource = &context.resource;
     let old = &stored.object;
     check_version(context, &new, stored)?;
     meta_mut(&mut new).insert("resourceVersion".into(), stored.revision.to_string().into());
+    crate::machinery::apply_defaults(&resource.gvk(), &mut new);
+    if let Some(write) = write {
+        write.track(context, Some(old), &mut new)?;
+    }
     match part {
         Part::Main => {
             lifecycle::keep_metadata(&mut new, old);
-            crate::machinery::apply_defaults(&resource.gvk(), &mut new);
             (resource.strategy.prepare_update)(&mut new, old);
             bump_generation(context, &mut new, old);
         }
@@ -44,7 +67,6 @@ fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> R
             }
             lifecycle::keep_metadata(&mut new, old);
             (resource.strategy.prepare_status)(&mut new, old);
-            crate::machinery::apply_defaults(&resource.gvk(), &mut new);
         }
         Part::Finalize => {
             let status = old.get("status").cloned();
@@ -65,6 +87,7 @@ fn computed(context: &Context, part: Part, mut new: Value, stored: &Stored) -> R
         Part::Finalize => crate::machinery::validate_create(&resource.gvk(), &new),
     };
     if errors.is_empty() {
+        apply::keep_times(&mut new, old);
         return Ok(new);
     }
     Err(ApiError::invalid(resource.error_group(), resource.kind, &context.info.name, &errors))
@@ -81,11 +104,15 @@ fn warnings_of(resource: &crate::registry::Resource, part: Part, object: &Value)
 
 pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
-    let dry = dry_run(context.query.all("dryRun"), "UpdateOptions")?;
-    let validation = field_validation(&context.query, "UpdateOptions")?;
+    let options = WriteOptions::parse(&context.query, "UpdateOptions")?;
     let resource = &context.resource;
-    let decoded =
-        machinery::decode(context.content_type.as_deref(), &context.body, &resource.gvk(), validation)?;
+    let write = Write::of(context, &options, part.subresource());
+    let decoded = machinery::decode(
+        context.content_type.as_deref(),
+        &context.body,
+        &resource.gvk(),
+        options.validation,
+    )?;
     let mut wanted = decoded.object;
     lifecycle::place(context, &mut wanted)?;
     if part == Part::Main && !resource.strategy.unconditional_update {
@@ -101,13 +128,15 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
             return Err(ApiError::invalid(resource.group, resource.plural, &context.info.name, &[error]));
         }
     }
-    let result =
-        modify(context, dry, |stored| Ok(Change::Put(computed(context, part, wanted.clone(), stored)?)))
-            .await;
+    let result = modify(context, options.dry_run, |stored| {
+        Ok(Change::Put(computed(context, part, wanted.clone(), stored, Some(&write))?))
+    })
+    .await;
     match result {
         Err(error) if error.code() == 404 && part == Part::Main && resource.strategy.create_on_update => {
             meta_mut(&mut wanted).remove("resourceVersion");
-            let (mut object, revision) = create::insert(context, wanted, dry).await?;
+            create::authorize(context)?;
+            let (mut object, revision) = create::insert(context, wanted, &options, false).await?;
             if revision > 0 {
                 meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
             }
@@ -123,12 +152,10 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
     }
 }
 
-/// The patch type of a content type; server-side apply is not served yet.
+/// The patch type of a content type.
 pub(super) fn patch_kind(content_type: Option<&str>) -> Result<PatchKind, ApiError> {
-    match PatchKind::from_content_type(content_type.unwrap_or_default()) {
-        None | Some(PatchKind::Apply) => Err(ApiError::unsupported_patch_type()),
-        Some(kind) => Ok(kind),
-    }
+    PatchKind::from_content_type(content_type.unwrap_or_default())
+        .ok_or_else(ApiError::unsupported_patch_type)
 }
 
 /// Applies the request's patch to an object and decodes the result like a body.
@@ -148,17 +175,77 @@ pub(super) fn patched(
 pub(super) async fn patch(context: &Context, part: Part) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let kind = patch_kind(context.content_type.as_deref())?;
-    let dry = dry_run(context.query.all("dryRun"), "PatchOptions")?;
-    let validation = field_validation(&context.query, "PatchOptions")?;
+    let options = WriteOptions::of_patch(&context.query, kind)?;
+    let write = Write::of(context, &options, part.subresource());
+    if kind == PatchKind::Apply {
+        return applied(context, part, &write).await;
+    }
     let resource = &context.resource;
     let mut warnings = Vec::new();
-    let outcome = modify(context, dry, |stored| {
-        let mut new = patched(context, kind, &stored.object, &resource.gvk(), validation, &mut warnings)?;
+    let outcome = modify(context, options.dry_run, |stored| {
+        let mut new =
+            patched(context, kind, &stored.object, &resource.gvk(), options.validation, &mut warnings)?;
         lifecycle::place(context, &mut new)?;
-        Ok(Change::Put(computed(context, part, new, stored)?))
+        Ok(Change::Put(computed(context, part, new, stored, Some(&write))?))
     })
     .await?;
     Ok(Reply::of_value(200, resource, &outcome.object, accepted, IncludeObject::default())
         .warn(warnings)
         .warn(warnings_of(resource, part, &outcome.object)))
+}
+
+/// Attempts at an apply that meets an object which others create and remove.
+const APPLY_ATTEMPTS: usize = 10;
+
+/// Server-side apply: changes the object, or creates it.
+async fn applied(context: &Context, part: Part, write: &Write<'_>) -> Result<Reply, ApiError> {
+    let accepted = context.accepted()?;
+    let resource = &context.resource;
+    let decoded = machinery::decode_configuration(&context.body, write.options.validation)?;
+    let dry = write.options.dry_run;
+    for _ in 0..APPLY_ATTEMPTS {
+        let outcome = modify(context, dry, |stored| {
+            let mut new = write.apply(context, Some(&stored.object), &decoded.object)?;
+            lifecycle::place(context, &mut new)?;
+            Ok(Change::Put(computed(context, part, new, stored, None)?))
+        })
+        .await;
+        let (code, object) = match outcome {
+            Err(error) if error.code() == 404 && part == Part::Main => {
+                let mut new = write.apply(context, None, &decoded.object)?;
+                let uid = meta(&new, "uid");
+                if !uid.is_empty() {
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    );
+                    return Err(ApiError::conflict(
+                        resource.group,
+                        resource.plural,
+                        &context.info.name,
+                        &why,
+                    ));
+                }
+                lifecycle::place(context, &mut new)?;
+                meta_mut(&mut new).remove("resourceVersion");
+                create::authorize(context)?;
+                match create::insert(context, new, write.options, true).await {
+                    // Somebody was faster: the object is there to be changed.
+                    Err(error) if error.reason() == "AlreadyExists" && !dry => continue,
+                    Err(error) => return Err(error),
+                    Ok((mut object, revision)) => {
+                        if revision > 0 {
+                            let version = revision.to_string();
+                            meta_mut(&mut object).insert("resourceVersion".into(), version.into());
+                        }
+                        (201, object)
+                    }
+                }
+            }
+            other => (200, other?.object),
+        };
+        return Ok(Reply::of_value(code, resource, &object, accepted, IncludeObject::default())
+            .warn(decoded.warnings)
+            .warn(warnings_of(resource, part, &object)));
+    }
+    Err(ApiError::modified(resource.group, resource.plural, &context.info.name))
 }

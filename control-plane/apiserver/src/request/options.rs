@@ -259,30 +259,105 @@ pub struct DeleteOptions {
     pub dry_run: bool,
 }
 
+fn dry_run_error(values: &[&str]) -> Option<FieldError> {
+    let wrong = values.iter().any(|v| *v != "All");
+    wrong.then(|| FieldError::not_supported("dryRun", serde_json::Value::from(values), &["All"]))
+}
+
 /// `dryRun` values of a kind of options; anything but `All` is a 422.
 pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool, ApiError> {
     let values: Vec<&str> = values.filter(|v| !v.is_empty()).collect();
-    if values.iter().all(|v| *v == "All") {
-        return Ok(!values.is_empty());
+    match dry_run_error(&values) {
+        None => Ok(!values.is_empty()),
+        Some(error) => Err(ApiError::invalid("meta.k8s.io", kind, "", &[error])),
     }
-    let shown = serde_json::Value::from(values);
-    let error = FieldError::not_supported("dryRun", shown, &["All"]);
-    Err(ApiError::invalid("meta.k8s.io", kind, "", &[error]))
 }
 
-/// How unknown and duplicate fields are treated.
-pub fn field_validation(query: &Query, kind: &str) -> Result<crate::machinery::FieldValidation, ApiError> {
-    use crate::machinery::FieldValidation as V;
-    match query.text("fieldValidation") {
-        "" | "Warn" => Ok(V::Warn),
-        "Strict" => Ok(V::Strict),
-        "Ignore" => Ok(V::Ignore),
-        other => {
-            let error =
-                FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
-            Err(ApiError::invalid("meta.k8s.io", kind, "", &[error]))
-        }
+/// Options of every write but a deletion: `CreateOptions`, `UpdateOptions` and `PatchOptions`.
+#[derive(Debug, Clone, Default)]
+pub struct WriteOptions {
+    /// Only pretend.
+    pub dry_run: bool,
+    /// What becomes of unknown and repeated fields.
+    pub validation: crate::machinery::FieldValidation,
+    /// `fieldManager` as given, may be empty.
+    pub manager: String,
+    /// Server-side apply takes fields that others own.
+    pub force: bool,
+}
+
+/// Longest name of a field manager, in bytes.
+pub const MAX_FIELD_MANAGER: usize = 128;
+
+impl WriteOptions {
+    /// Reads and checks the options of a create or an update; `kind` names them in errors.
+    ///
+    /// # Errors
+    /// 422 with every wrong option.
+    pub fn parse(query: &Query, kind: &str) -> Result<Self, ApiError> {
+        Self::checked(query, kind, Vec::new())
     }
+
+    /// Reads and checks the options of a patch.
+    ///
+    /// # Errors
+    /// 422 with every wrong option.
+    pub fn of_patch(query: &Query, patch: crate::machinery::PatchKind) -> Result<Self, ApiError> {
+        let mut errors = Vec::new();
+        if patch == crate::machinery::PatchKind::Apply {
+            if query.text("fieldManager").is_empty() {
+                errors.push(FieldError::required("fieldManager", "is required for apply patch"));
+            }
+        } else if query.get("force").is_some() {
+            errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+        }
+        Self::checked(query, "PatchOptions", errors)
+    }
+
+    fn checked(query: &Query, kind: &str, mut errors: Vec<FieldError>) -> Result<Self, ApiError> {
+        let manager = query.text("fieldManager");
+        errors.extend(field_manager_errors("fieldManager", manager));
+        let dry: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
+        errors.extend(dry_run_error(&dry));
+        let validation = match crate::codec::FieldValidation::parse(query.get("fieldValidation")) {
+            Ok(validation) => validation,
+            Err(other) => {
+                let known = ["", "Ignore", "Strict", "Warn"];
+                errors.push(FieldError::not_supported("fieldValidation", other, &known));
+                crate::codec::FieldValidation::default()
+            }
+        };
+        if !errors.is_empty() {
+            return Err(ApiError::invalid("meta.k8s.io", kind, "", &errors));
+        }
+        Ok(WriteOptions {
+            dry_run: !dry.is_empty(),
+            validation,
+            manager: manager.to_owned(),
+            force: query.flag("force"),
+        })
+    }
+}
+
+/// What is wrong with the name of a field manager.
+pub fn field_manager_errors(path: &str, manager: &str) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if manager.len() > MAX_FIELD_MANAGER {
+        errors.push(FieldError::too_long(path, MAX_FIELD_MANAGER));
+    }
+    for (at, c) in manager.char_indices().filter(|(_, c)| !is_printable(*c)) {
+        let detail = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+        errors.push(FieldError::invalid(path, manager, detail));
+    }
+    errors
+}
+
+/// Go's `unicode.IsPrint`: everything but control and format characters, private use, and white space other than the
+/// space.
+pub fn is_printable(c: char) -> bool {
+    let format = matches!(u32::from(c), 0xad | 0x600..=0x605 | 0x61c | 0x6dd | 0x70f | 0x180e | 0x200b..=0x200f
+        | 0x202a..=0x202e | 0x2060..=0x206f | 0xe000..=0xf8ff | 0xfeff | 0xfff0..=0xfffb | 0xe0000..);
+    !c.is_control() && !format && (c == ' ' || !c.is_whitespace())
 }
 
 #[cfg(test)]

@@ -49,11 +49,16 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let (core, user) = (self.core.clone(), self.user.clone());
+        request.extensions_mut().insert(InProcess);
         Box::pin(async move { Ok(handle(core, user, request).await) })
     }
 }
+
+/// Marks requests of clients in this process.
+#[derive(Clone, Copy)]
+struct InProcess;
 
 /// Serves one request.
 pub(super) async fn handle<B>(core: Arc<Core>, user: UserInfo, request: Request<B>) -> Response<AnswerBody>
@@ -98,6 +103,8 @@ struct Incoming {
     headers: HeaderMap,
     method: http::Method,
     pretty: bool,
+    /// What the client calls itself; a client in this process that says nothing is called by its user's name.
+    user_agent: String,
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
@@ -114,7 +121,14 @@ impl Incoming {
             Some(value) if !value.is_empty() => matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"),
             _ => ["curl", "Wget", "Mozilla/5.0"].iter().any(|name| agent.starts_with(name)),
         };
-        Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty }
+        let user_agent = match agent.as_str() {
+            "" if user.in_group("system:nodes") => "kubelet".to_owned(),
+            "" if parts.extensions.get::<InProcess>().is_some() => {
+                user.name.strip_prefix("system:").unwrap_or(&user.name).to_owned()
+            }
+            _ => agent,
+        };
+        Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty, user_agent }
     }
 
     fn admit(&mut self, core: &Core) -> Result<(), ApiError> {
@@ -235,6 +249,7 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
         pretty: incoming.pretty,
         body,
         user: incoming.user.clone(),
+        user_agent: incoming.user_agent.clone(),
     };
     handlers::serve(context).await
 }

@@ -4,10 +4,31 @@ use super::*;
 use crate::gvk::GroupVersionKind;
 use crate::{defaults, schema};
 
-const STATUS: &[&[&str]] = &[&["status"]];
+const STATUS: Owns = Owns::AllBut(&[&["status"]]);
 
-fn writer<'a>(manager: &'a str, api_version: &'a str, time: &'a str) -> Writer<'a> {
-    Writer { manager, subresource: "", api_version, time, ignored: STATUS }
+fn one_version(_: &Value, _: &str) -> Option<(Value, &'static TypeSchema)> {
+    None
+}
+
+fn writer<'a>(
+    manager: &'a str,
+    api_version: &'a str,
+    time: &'a str,
+    schema: &'static TypeSchema,
+) -> Writer<'a, 'static> {
+    Writer { manager, subresource: "", api_version, time, owns: STATUS, schema, convert: &one_version }
+}
+
+/// Applies YAML text.
+fn apply_text(
+    live: Option<&Value>,
+    text: &str,
+    writer: &Writer<'_, '_>,
+    force: bool,
+) -> Result<Value, ApiError> {
+    let object = codec::decode_configuration(text.as_bytes(), codec::FieldValidation::Warn)?.object;
+    let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+    apply(live, &Configuration { object: &object, force, kind: &kind }, writer)
 }
 
 fn config_map(data: Value) -> String {
@@ -16,7 +37,7 @@ fn config_map(data: Value) -> String {
 
 fn apply_config(live: Option<&Value>, data: Value, manager: &str, force: bool) -> Result<Value, ApiError> {
     let schema = schema::by_name("core.v1.ConfigMap").unwrap();
-    apply(live, config_map(data).as_bytes(), &writer(manager, "v1", "2026-01-01T00:00:00Z"), force, schema)
+    apply_text(live, &config_map(data), &writer(manager, "v1", "2026-01-01T00:00:00Z", schema), force)
 }
 
 #[test]
@@ -51,7 +72,7 @@ fn ownership_and_conflicts() {
 fn upstream_messages() {
     let schema = schema::by_name("core.v1.ConfigMap").unwrap();
     let run = |body: Value| {
-        apply(None, body.to_string().as_bytes(), &writer("m", "v1", ""), false, schema)
+        apply_text(None, &body.to_string(), &writer("m", "v1", "", schema), false)
             .unwrap_err()
             .message()
             .to_owned()
@@ -81,7 +102,7 @@ fn updates_are_tracked() {
         "template": {"metadata": {"labels": {"app": "w"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
     let mut new = codec::decode_value(body, schema).unwrap().0;
     defaults::apply(&GroupVersionKind::new("apps", "v1", "Deployment"), &mut new);
-    track(None, &mut new, &writer("fm1", "apps/v1", "t1"), schema);
+    track(None, &mut new, &writer("fm1", "apps/v1", "2026-01-01T00:00:01Z", schema));
     let fields = |o: &Value, i: usize| o["metadata"]["managedFields"][i]["fieldsV1"].clone();
     assert_eq!(
         fields(&new, 0)["f:spec"]["f:strategy"],
@@ -95,12 +116,12 @@ fn updates_are_tracked() {
     assert_eq!(fields(&new, 0).get("f:metadata"), None);
     let old = new.clone();
     new["spec"]["replicas"] = json!(3);
-    track(Some(&old), &mut new, &writer("fm2", "apps/v1", "t2"), schema);
+    track(Some(&old), &mut new, &writer("fm2", "apps/v1", "2026-01-01T00:00:02Z", schema));
     assert_eq!(fields(&new, 1), json!({"f:spec": {"f:replicas": {}}}));
     assert_eq!(fields(&new, 0)["f:spec"].get("f:replicas"), None);
     // An update that changes nothing changes no entry.
     let (old, mut same) = (new.clone(), new.clone());
-    track(Some(&old), &mut same, &writer("fm3", "apps/v1", "t3"), schema);
+    track(Some(&old), &mut same, &writer("fm3", "apps/v1", "2026-01-01T00:00:03Z", schema));
     assert_eq!(same, old);
 }
 
@@ -157,8 +178,8 @@ fn agrees_with_recorded_scenarios() {
             let manager = query.split('&').find_map(|q| q.strip_prefix("fieldManager=")).unwrap_or("replay");
             let force = query.contains("force=true");
             let api_version = gvk.api_version();
-            let w = writer(manager, &api_version, "<time>");
-            let outcome = apply(live.get(path), body.as_bytes(), &w, force, schema);
+            let w = writer(manager, &api_version, "<time>", schema);
+            let outcome = apply_text(live.get(path), &body, &w, force);
             let (ours, theirs) = match outcome {
                 Ok(mut object) => {
                     defaults::apply(&gvk, &mut object);

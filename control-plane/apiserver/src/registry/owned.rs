@@ -1,0 +1,45 @@
+//! Which fields an endpoint writes, for `managedFields`: what a subresource's strategy resets, it does not own
+//! (`GetResetFields` of the strategies in `pkg/registry`).
+
+use super::{Resource, SubresourceKind};
+use crate::patch::apply::{Owns, Paths};
+
+const STATUS: Owns = Owns::AllBut(&[&["status"]]);
+const SPEC: Owns = Owns::AllBut(&[&["spec"]]);
+const RESIZED: Paths = &[
+    &["spec", "containers", "*", "resources"],
+    &["spec", "containers", "*", "resizePolicy"],
+    &["spec", "initContainers", "*", "resources"],
+    &["spec", "initContainers", "*", "resizePolicy"],
+    &["spec", "resources"],
+];
+
+/// Subresources whose rule is not that of their name alone.
+const SPECIAL: &[(&str, &str, &str, Owns)] = &[
+    (
+        "",
+        "Pod",
+        "status",
+        Owns::AllBut(&[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]),
+    ),
+    ("", "Pod", "resize", Owns::Only(RESIZED)),
+    ("apps", "Deployment", "status", Owns::AllBut(&[&["spec"], &["metadata", "labels"]])),
+    ("storage.k8s.io", "VolumeAttachment", "status", Owns::AllBut(&[&["spec"], &["metadata"]])),
+    ("certificates.k8s.io", "CertificateSigningRequest", "approval", SPEC),
+];
+
+/// The fields that writes through a subresource (empty: the object itself) own.
+pub(crate) fn owned(resource: &Resource, subresource: &str) -> Owns {
+    let special = SPECIAL.iter().find(|(group, kind, name, _)| {
+        (*group, *kind, *name) == (resource.group, resource.kind, subresource)
+    });
+    if let Some((.., owns)) = special {
+        return *owns;
+    }
+    let has_status = resource.subresources.iter().any(|s| s.does == SubresourceKind::Status);
+    match subresource {
+        "status" => SPEC,
+        _ if has_status => STATUS,
+        _ => Owns::ALL,
+    }
+}
