@@ -1,12 +1,17 @@
 //! Aggregated discovery: everything in one document.
 
+use super::{is_known, set_etag};
 use crate::handlers::Reply;
 use crate::registry::{Registry, Resource};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha512};
+use std::sync::OnceLock;
 
-/// `Some` when a client asks for the aggregated form.
-pub(super) fn wanted(accept: Option<&str>) -> Option<()> {
-    for clause in accept?.split(',') {
+/// Whether a client asks for the aggregated form.
+pub(super) fn wanted(accept: Option<&str>) -> bool {
+    for clause in accept.unwrap_or_default().split(',') {
         let mut parts = clause.split(';').map(str::trim);
         if parts.next() != Some("application/json") {
             continue;
@@ -14,16 +19,16 @@ pub(super) fn wanted(accept: Option<&str>) -> Option<()> {
         let parts: Vec<&str> = parts.collect();
         if parts.contains(&"g=apidiscovery.k8s.io") && parts.contains(&"as=APIGroupDiscoveryList") {
             if parts.contains(&"v=v2") {
-                return Some(());
+                return true;
             }
             continue;
         }
         if !parts.iter().any(|p| p.starts_with("as=")) {
             // The plain form comes first in the client's list.
-            return None;
+            return false;
         }
     }
-    None
+    false
 }
 
 fn resource(row: &Resource) -> Value {
@@ -54,9 +59,9 @@ fn resource(row: &Resource) -> Value {
 }
 
 /// The document of `/api` (`core`) or `/apis`.
-pub(super) fn list(registry: &Registry, core: bool) -> Value {
+fn list(registry: &Registry, core: bool) -> Value {
     let mut items = Vec::new();
-    for (group, versions) in registry.groups().into_iter().filter(|(g, _)| g.is_empty() == core) {
+    for (group, versions) in super::groups(registry).into_iter().filter(|(g, _)| g.is_empty() == core) {
         let versions: Vec<Value> = versions
             .iter()
             .map(|version| {
@@ -74,8 +79,36 @@ pub(super) fn list(registry: &Registry, core: bool) -> Value {
         "items": items})
 }
 
-/// The document with its media type.
-pub(super) fn reply(list: Value) -> Reply {
-    let media = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    Reply::bytes(200, media, list.to_string())
+struct List {
+    body: Bytes,
+    hash: String,
+}
+
+/// The lists of both roots, each made when it is first asked for.
+#[derive(Default)]
+pub(super) struct Lists {
+    core: OnceLock<List>,
+    groups: OnceLock<List>,
+}
+
+impl Lists {
+    /// The list of `/api` (`core`) or `/apis`, unless the client has it.
+    pub(super) fn reply(&self, registry: &Registry, core: bool, headers: &HeaderMap) -> Reply {
+        let cell = if core { &self.core } else { &self.groups };
+        let list = cell.get_or_init(|| {
+            let body = list(registry, core).to_string();
+            let hash = Sha512::digest(&body).iter().map(|byte| format!("{byte:02X}")).collect();
+            List { body: body.into(), hash }
+        });
+        let mut reply = if is_known(headers, &list.hash) {
+            Reply::bytes(304, "", "")
+        } else {
+            let media = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+            Reply::bytes(200, media, list.body.clone())
+        };
+        set_etag(&mut reply, &list.hash);
+        reply.set(header::VARY, HeaderValue::from_static("Accept"));
+        reply.set(header::CACHE_CONTROL, HeaderValue::from_static("public"));
+        reply
+    }
 }

@@ -1,24 +1,27 @@
 //! APIGroupList, APIGroup, APIResourceList.
 
 use super::storage_hash;
-use crate::registry::Registry;
+use crate::registry::{Registry, Resource};
 use serde_json::{Value, json};
 
 /// Paths served at the root.
 pub(super) fn root(registry: &Registry) -> Value {
-    let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned(), "/apis/".to_owned()];
-    for (group, versions) in registry.groups().into_iter().filter(|(g, _)| !g.is_empty()) {
-        paths.push(format!("/apis/{group}"));
-        paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
+    let mut paths = vec!["/api".to_owned(), "/apis".to_owned(), "/apis/".to_owned()];
+    for (group, versions) in super::groups(registry) {
+        if !group.is_empty() {
+            paths.push(format!("/apis/{group}"));
+        }
+        let root = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+        paths.extend(versions.iter().map(|v| format!("{root}/{v}")));
     }
-    for path in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
-        paths.push(path.to_owned());
-    }
+    paths.extend(crate::server::paths());
+    paths.sort();
     json!({"paths": paths})
 }
 
-pub(super) fn core_versions() -> Value {
-    json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+pub(super) fn core_versions(address: &str) -> Value {
+    json!({"kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]})
 }
 
 fn group_value(group: &str, versions: &[&str]) -> Value {
@@ -28,8 +31,7 @@ fn group_value(group: &str, versions: &[&str]) -> Value {
 }
 
 pub(super) fn groups(registry: &Registry) -> Value {
-    let groups: Vec<Value> = registry
-        .groups()
+    let groups: Vec<Value> = super::groups(registry)
         .iter()
         .filter(|(g, _)| !g.is_empty())
         .map(|(group, versions)| group_value(group, versions))
@@ -38,11 +40,22 @@ pub(super) fn groups(registry: &Registry) -> Value {
 }
 
 pub(super) fn group(registry: &Registry, name: &str) -> Option<Value> {
-    let (group, versions) = registry.groups().into_iter().find(|(g, _)| *g == name && !g.is_empty())?;
+    let (group, versions) = super::groups(registry).into_iter().find(|(g, _)| *g == name && !g.is_empty())?;
     let mut value = group_value(group, &versions);
     value["kind"] = "APIGroup".into();
     value["apiVersion"] = "v1".into();
     Some(value)
+}
+
+/// The hash of the version and kind that objects of the row are stored as.
+fn stored_hash(row: &Resource) -> String {
+    match &row.stored_as {
+        Some(form) => {
+            let (group, version) = form.api_version.split_once('/').unwrap_or(("", form.api_version));
+            storage_hash(group, version, form.kind)
+        }
+        None => storage_hash(row.group, row.version, row.kind),
+    }
 }
 
 pub(super) fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
@@ -54,8 +67,9 @@ pub(super) fn resources(registry: &Registry, group: &str, version: &str) -> Opti
         let mut value = json!({"name": row.plural, "singularName": row.singular,
         "namespaced": row.namespaced, "kind": row.kind, "verbs": row.verbs,
         });
-        if row.verbs.contains(&"list") {
-            value["storageVersionHash"] = storage_hash(row.group, row.version, row.kind).into();
+        // Only what is stored can be watched.
+        if row.verbs.contains(&"watch") {
+            value["storageVersionHash"] = stored_hash(row).into();
         }
         if !row.short_names.is_empty() {
             value["shortNames"] = row.short_names.into();

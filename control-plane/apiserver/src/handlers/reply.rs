@@ -8,6 +8,7 @@ use crate::request::{Accepted, Format, View};
 use crate::table::{self, IncludeObject};
 use bytes::Bytes;
 use futures::Stream;
+use http::header::{HeaderName, HeaderValue};
 use serde_json::Value;
 use std::pin::Pin;
 
@@ -31,6 +32,8 @@ pub struct Reply {
     pub warnings: Vec<String>,
     /// Seconds for `Retry-After`.
     pub retry_after: Option<u32>,
+    /// Other headers; they replace what every answer has.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Body.
     pub body: ReplyBody,
 }
@@ -45,6 +48,7 @@ impl Reply {
             content_type,
             warnings: Vec::new(),
             retry_after: None,
+            headers: Vec::new(),
             body: ReplyBody::Full(body.into()),
         }
     }
@@ -136,6 +140,12 @@ impl Reply {
                 Self::value(code, &value, accepted)
             }
         }
+    }
+
+    /// Sets a header.
+    pub fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        self.headers.retain(|(present, _)| *present != name);
+        self.headers.push((name, value));
     }
 
     /// With more warnings.

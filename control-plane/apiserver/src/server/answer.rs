@@ -96,12 +96,16 @@ pub(super) fn render(request: &HeaderMap, reply: Reply) -> Response<AnswerBody> 
         if let Some(seconds) = reply.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        for (name, value) in &reply.headers {
+            headers.insert(name, value.clone());
+        }
     }
+    let packed = reply.headers.iter().any(|(name, _)| *name == header::CONTENT_ENCODING);
     let body = match reply.body {
         ReplyBody::Stream(stream) => {
             StreamBody::new(stream.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync()
         }
-        ReplyBody::Full(bytes) if bytes.len() > GZIP_FROM && accepts_gzip(request) => {
+        ReplyBody::Full(bytes) if bytes.len() > GZIP_FROM && !packed && accepts_gzip(request) => {
             mark_gzip(&mut response);
             parts_body(Gzip::new(std::iter::once(bytes)))
         }

@@ -6,6 +6,7 @@ use crate::allocation::{Held, ServiceAllocator};
 use crate::auth::Authorizer;
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::discovery::Discovery;
 use crate::error::ApiError;
 use crate::registry::{Allocation, Registry, Resource};
 use crate::storage::StoreHandle;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,9 @@ pub(crate) struct Core {
     pub(crate) reads: Arc<Semaphore>,
     pub(crate) writes: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
+    pub(crate) discovery: Discovery,
+    /// The first objects exist.
+    pub(crate) started: AtomicBool,
     caches: HashMap<(&'static str, &'static str, &'static str), Arc<Cache>>,
     services: ServiceAllocator,
     /// Lease in use for each life time: its identity and when another one is due.
@@ -59,6 +64,8 @@ impl Core {
             reads: Arc::new(Semaphore::new(config.max_read_requests)),
             writes: Arc::new(Semaphore::new(config.max_write_requests)),
             metrics: Metrics::default(),
+            discovery: Discovery::default(),
+            started: AtomicBool::new(false),
             config,
             store,
             registry,

@@ -1,11 +1,43 @@
-//! /healthz, /livez, /readyz and /version.
+//! /healthz, /livez, /readyz with their single checks, and /version.
 
 use super::Core;
+use crate::error::quote;
 use crate::handlers::Reply;
 use crate::request::{Accepted, Query};
+use http::header::{self, HeaderValue};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+/// What a check looks at.
+#[derive(Clone, Copy)]
+enum Subject {
+    /// The server answers.
+    Process,
+    /// The store.
+    Store,
+    /// The first objects.
+    Bootstrap,
+    /// The server goes on.
+    Shutdown,
+}
+
+/// Checks by upstream's names, with whether only readiness has them.
+const CHECKS: &[(&str, bool, Subject)] = &[
+    ("ping", false, Subject::Process),
+    ("log", false, Subject::Process),
+    ("etcd", false, Subject::Store),
+    ("etcd-readiness", true, Subject::Store),
+    ("informer-sync", true, Subject::Bootstrap),
+    ("poststarthook/start-system-namespaces-controller", false, Subject::Bootstrap),
+    ("poststarthook/rbac/bootstrap-roles", false, Subject::Bootstrap),
+    ("poststarthook/scheduling/bootstrap-system-priority-classes", false, Subject::Bootstrap),
+    ("poststarthook/start-kubernetes-service-cidr-controller", false, Subject::Bootstrap),
+    ("shutdown", true, Subject::Shutdown),
+];
+
+const ENDPOINTS: [&str; 3] = ["healthz", "livez", "readyz"];
 
 struct Check {
     name: &'static str,
@@ -15,46 +47,101 @@ struct Check {
 /// Whether the path is a health path, whose answer needs [`store`].
 pub(super) fn is_health(path: &str) -> bool {
     let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    matches!(first, "healthz" | "livez" | "readyz")
+    ENDPOINTS.contains(&first)
+}
+
+fn checks(endpoint: &str) -> impl Iterator<Item = &'static (&'static str, bool, Subject)> {
+    let ready = endpoint == "readyz";
+    CHECKS.iter().filter(move |(_, only_ready, _)| ready || !only_ready)
+}
+
+/// Paths that this module, the metrics and the documents answer, for the list at `/`.
+pub(crate) fn paths() -> Vec<String> {
+    let others = [
+        "/.well-known/openid-configuration",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/openid/v1/jwks",
+        "/version",
+    ];
+    let mut out: Vec<String> = others.map(str::to_owned).into();
+    for endpoint in ENDPOINTS {
+        out.push(format!("/{endpoint}"));
+        out.extend(checks(endpoint).map(|(name, ..)| format!("/{endpoint}/{name}")));
+    }
+    out
 }
 
 /// Answers a health path or the version; `None` for others. `store` is why the store fails, if it does.
-pub(super) fn serve(core: &Core, path: &str, query: &Query, store: Option<String>) -> Option<Reply> {
+pub(super) fn serve(core: &Core, path: &str, query: &Query, store: Option<&str>) -> Option<Reply> {
     if path == "/version" || path == "/version/" {
         return Some(Reply::value(200, &version(), Accepted { pretty: true, ..Accepted::JSON }));
     }
-    let (endpoint, single) = path.strip_prefix('/')?.split_once('/').unwrap_or((path.strip_prefix('/')?, ""));
-    if !matches!(endpoint, "healthz" | "livez" | "readyz") {
+    let path = path.strip_prefix('/')?;
+    let (endpoint, single) = path.split_once('/').unwrap_or((path, ""));
+    if !ENDPOINTS.contains(&endpoint) {
         return None;
     }
-    let mut checks = vec![Check { name: "ping", failure: None }, Check { name: "log", failure: None }];
-    checks.push(Check { name: "etcd", failure: store });
-    if endpoint == "readyz" {
-        let failure = core.shutdown.is_cancelled().then(|| "process is shutting down".to_owned());
-        checks.push(Check { name: "shutdown", failure });
+    let failure = |subject: Subject| match subject {
+        Subject::Process => None,
+        Subject::Store => store.map(str::to_owned),
+        Subject::Bootstrap => (!core.started.load(Ordering::Acquire)).then(|| "not finished".to_owned()),
+        Subject::Shutdown => core.shutdown.is_cancelled().then(|| "process is shutting down".to_owned()),
+    };
+    let mut checks = checks(endpoint).map(|(name, _, subject)| Check { name, failure: failure(*subject) });
+    if single.is_empty() {
+        return Some(summary(endpoint, checks.collect(), query));
     }
-    if !single.is_empty() {
-        let check = checks.into_iter().find(|c| c.name == single)?;
-        return Some(match check.failure {
-            None => Reply::text(200, "ok"),
-            Some(why) => Reply::text(500, format!("internal server error: {why}\n")),
-        });
+    let check = checks.find(|c| c.name == single)?;
+    Some(match check.failure {
+        None => text(200, "ok".to_owned()),
+        Some(why) => text(500, format!("internal server error: {why}\n")),
+    })
+}
+
+fn text(code: u16, body: String) -> Reply {
+    let mut reply = Reply::text(code, body);
+    reply.set(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    reply
+}
+
+/// The answer about all checks: a word, or a line for each when asked for or when one fails.
+fn summary(endpoint: &str, checks: Vec<Check>, query: &Query) -> Reply {
+    let mut unknown: Vec<&str> = query.all("exclude").collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    let excluded = unknown.clone();
+    let (mut out, mut failed) = (String::new(), false);
+    for check in &checks {
+        if excluded.contains(&check.name) {
+            unknown.retain(|name| *name != check.name);
+            out.push_str(&format!("[+]{} excluded: ok\n", check.name));
+            continue;
+        }
+        match &check.failure {
+            None => out.push_str(&format!("[+]{} ok\n", check.name)),
+            Some(why) => {
+                tracing::debug!(check = check.name, %why, "a health check failed");
+                // Everyone may ask: the reason is for those who may ask for the single check.
+                out.push_str(&format!("[-]{} failed: reason withheld\n", check.name));
+                failed = true;
+            }
+        }
     }
-    let excluded: Vec<&str> = query.all("exclude").collect();
-    checks.retain(|c| !excluded.contains(&c.name));
-    let failed = checks.iter().any(|c| c.failure.is_some());
-    if !failed && query.get("verbose").is_none() {
-        return Some(Reply::text(200, "ok"));
+    if !unknown.is_empty() {
+        let names: Vec<String> = unknown.iter().map(|name| quote(name)).collect();
+        let names = names.join(",");
+        out.push_str(&format!("warn: some health checks cannot be excluded: no matches for {names}\n"));
     }
-    let mut text: String = checks
-        .iter()
-        .map(|c| match &c.failure {
-            None => format!("[+]{} ok\n", c.name),
-            Some(_) => format!("[-]{} failed: reason withheld\n", c.name),
-        })
-        .collect();
-    text.push_str(&format!("{endpoint} check {}\n", if failed { "failed" } else { "passed" }));
-    Some(Reply::text(if failed { 500 } else { 200 }, text))
+    if failed {
+        return text(500, format!("{out}{endpoint} check failed\n"));
+    }
+    if query.get("verbose").is_none() {
+        return text(200, "ok".to_owned());
+    }
+    text(200, format!("{out}{endpoint} check passed\n"))
 }
 
 /// Why the store does not work, if it does not.
@@ -82,5 +169,42 @@ fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &'static str, failure: Option<&str>) -> Check {
+        Check { name, failure: failure.map(str::to_owned) }
+    }
+
+    fn body(reply: Reply) -> (u16, String) {
+        let crate::handlers::ReplyBody::Full(bytes) = reply.body else { panic!("a stream") };
+        (reply.code, String::from_utf8(bytes.to_vec()).expect("text"))
+    }
+
+    #[test]
+    fn summaries_as_upstream_words_them() {
+        let all = || vec![check("ping", None), check("etcd", None)];
+        assert_eq!(body(summary("livez", all(), &Query::default())), (200, "ok".to_owned()));
+        let verbose = Query::parse("verbose&exclude=etcd&exclude=no");
+        let text = "[+]ping ok\n[+]etcd excluded: ok\nwarn: some health checks cannot be excluded: no matches for \
+                    \"no\"\nlivez check passed\n";
+        assert_eq!(body(summary("livez", all(), &verbose)), (200, text.to_owned()));
+        let broken = || vec![check("ping", None), check("etcd", Some("secret"))];
+        let text = "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n";
+        assert_eq!(body(summary("readyz", broken(), &Query::default())), (500, text.to_owned()));
+        assert_eq!(body(summary("readyz", broken(), &Query::parse("exclude=etcd"))).0, 200);
+    }
+
+    #[test]
+    fn single_checks_have_paths() {
+        let paths = paths();
+        for path in ["/readyz/etcd-readiness", "/livez/ping", "/healthz/poststarthook/rbac/bootstrap-roles"] {
+            assert!(paths.iter().any(|p| p == path), "{path}");
+        }
+        assert!(!paths.iter().any(|p| p == "/livez/shutdown"));
     }
 }

@@ -11,6 +11,7 @@ mod tls;
 
 pub use answer::AnswerBody;
 pub(crate) use core::Core;
+pub(crate) use health::paths;
 pub use service::ClientService;
 
 use crate::auth::{Authorizer, ComponentPolicy, UserInfo};
@@ -85,7 +86,9 @@ impl ApiServer {
     /// # Errors
     /// The store's.
     pub async fn bootstrap(&self) -> Result<(), ServerError> {
-        crate::bootstrap::run(&self.core).await.map_err(ServerError::Bootstrap)
+        crate::bootstrap::run(&self.core).await.map_err(ServerError::Bootstrap)?;
+        self.core.started.store(true, std::sync::atomic::Ordering::Release);
+        Ok(())
     }
 
     /// A transport for `kube::Client::new(service, "default")`: requests go to the handlers without a connection.

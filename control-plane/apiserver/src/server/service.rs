@@ -216,6 +216,9 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
     let accept = text(&incoming.headers, header::ACCEPT);
     if !info.is_resource {
         let store = if health::is_health(&info.path) { health::store(core.clone()).await } else { None };
+        if discovery::is_document(&info.path) && matches!(incoming.method.as_str(), "GET" | "HEAD") {
+            return document(core, incoming).await;
+        }
         return non_resource(&core, incoming, accept.as_deref(), store);
     }
     let Some(resource) = core.registry.find(&info.group, &info.version, &info.resource) else {
@@ -275,12 +278,33 @@ fn non_resource(
     if incoming.method != http::Method::GET && incoming.method != http::Method::HEAD {
         return Err(ApiError::method_not_allowed());
     }
-    if let Some(reply) = health::serve(core, path, &incoming.query, store) {
+    if let Some(reply) = health::serve(core, path, &incoming.query, store.as_deref()) {
         return Ok(reply);
     }
     if path == "/metrics" {
         return Ok(metrics::serve(core));
     }
-    discovery::serve(&core.registry, path, accept, incoming.pretty)
-        .unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
+    let ask = discovery::Ask {
+        path,
+        accept,
+        headers: &incoming.headers,
+        pretty: incoming.pretty,
+        address: std::net::SocketAddr::new(core.config.advertise_address, core.config.advertise_port)
+            .to_string(),
+    };
+    core.discovery.serve(&core.registry, &ask).unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
+}
+
+/// OpenAPI documents are built and unpacked aside: that takes longer than other requests should wait for.
+async fn document(core: Arc<Core>, incoming: &Incoming) -> Result<Reply, ApiError> {
+    let (path, query) = (incoming.info.path.clone(), incoming.query.clone());
+    let headers = incoming.headers.clone();
+    let work = move || {
+        let request = discovery::Request { path: &path, query: &query, headers: &headers };
+        core.discovery
+            .documents
+            .serve(&core.registry, &request)
+            .unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ApiError::internal(error)))
 }

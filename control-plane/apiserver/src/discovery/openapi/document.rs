@@ -1,0 +1,239 @@
+//! Whole documents, written part by part into their compressed form.
+
+use super::gnostic::{Version, Writer};
+use super::paths::{self, Paths, Sink};
+use super::schema::Schemas;
+use super::v2;
+use crate::registry::Registry;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha512};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+
+/// What a v3 document is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum About {
+    /// A path outside of group versions.
+    Plain(String),
+    /// A group version.
+    Version(&'static str, &'static str),
+}
+
+/// Every v3 document by its name in the index.
+pub(super) fn all(registry: &Registry) -> BTreeMap<String, About> {
+    let mut out = BTreeMap::new();
+    for path in ["api", "apis", "version", "openid/v1/jwks", ".well-known/openid-configuration"] {
+        out.insert(path.to_owned(), About::Plain(path.to_owned()));
+    }
+    for (group, versions) in registry.groups() {
+        if !group.is_empty() {
+            let path = format!("apis/{group}");
+            out.insert(path.clone(), About::Plain(path));
+        }
+        for version in versions {
+            out.insert(super::root_of(group, version), About::Version(group, version));
+        }
+    }
+    out
+}
+
+/// Hands over the paths of a document.
+fn paths(registry: &Registry, about: &About, schemas: &mut Schemas, sink: Sink<'_>) {
+    match about {
+        About::Plain(path) => paths::plain(path, schemas, sink),
+        About::Version(group, version) => {
+            let mut paths = Paths::new(group, version, schemas, sink);
+            paths.add_root();
+            for row in registry.rows().iter().filter(|r| r.group == *group && r.version == *version) {
+                paths.add(row);
+            }
+        }
+    }
+}
+
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": "1.36"})
+}
+
+fn bearer() -> Value {
+    json!({"BearerToken": {"type": "apiKey", "description": "Bearer Token authentication",
+        "name": "authorization", "in": "header"}})
+}
+
+/// A document in its compressed form.
+pub(super) struct Packed {
+    /// gzip of the document.
+    pub(super) gzip: Vec<u8>,
+    /// Fingerprint of the document: upper-case hexadecimal SHA-512, as upstream's.
+    pub(super) hash: String,
+}
+
+/// Compresses and hashes what is written.
+struct Packer {
+    gzip: GzEncoder<Vec<u8>>,
+    hash: Sha512,
+}
+
+impl Packer {
+    fn new() -> Self {
+        Packer { gzip: GzEncoder::new(Vec::new(), Compression::default()), hash: Sha512::new() }
+    }
+
+    fn finish(self) -> io::Result<Packed> {
+        let mut gzip = self.gzip.finish()?;
+        gzip.shrink_to_fit();
+        Ok(Packed { gzip, hash: hex(&self.hash.finalize()) })
+    }
+}
+
+impl Write for Packer {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.gzip.write_all(buf)?;
+        self.hash.update(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Upper-case hexadecimal.
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// Fingerprint of small bodies.
+pub(super) fn fingerprint(body: &[u8]) -> String {
+    hex(&Sha512::digest(body))
+}
+
+/// The document again.
+pub(super) fn unpack(gzip: &[u8]) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    GzDecoder::new(gzip).read_to_end(&mut out)?;
+    Ok(out)
+}
+
+/// Members of a JSON object, one at a time.
+struct Members<'a, W> {
+    out: &'a mut W,
+    first: bool,
+    failure: io::Result<()>,
+}
+
+impl<'a, W: Write> Members<'a, W> {
+    fn open(out: &'a mut W) -> Self {
+        let failure = out.write_all(b"{");
+        Members { out, first: true, failure }
+    }
+
+    fn add(&mut self, name: &str, value: &Value) {
+        if self.failure.is_ok() {
+            self.failure = self.try_add(name, value);
+        }
+    }
+
+    fn try_add(&mut self, name: &str, value: &Value) -> io::Result<()> {
+        if !std::mem::take(&mut self.first) {
+            self.out.write_all(b",")?;
+        }
+        serde_json::to_writer(&mut self.out, name)?;
+        self.out.write_all(b":")?;
+        serde_json::to_writer(&mut self.out, value)?;
+        Ok(())
+    }
+
+    fn close(self) -> io::Result<()> {
+        self.failure?;
+        self.out.write_all(b"}")
+    }
+}
+
+fn scope(about: &About) -> Vec<(&'static str, &'static str)> {
+    match about {
+        About::Plain(_) => Vec::new(),
+        About::Version(group, version) => vec![(*group, *version)],
+    }
+}
+
+/// A v3 document as JSON.
+pub(super) fn v3_json(registry: &Registry, about: &About) -> io::Result<Packed> {
+    let mut out = Packer::new();
+    let mut schemas = Schemas::of(scope(about));
+    write!(out, "{{\"openapi\":\"3.0.0\",\"info\":{},\"paths\":", info())?;
+    let mut members = Members::open(&mut out);
+    paths(registry, about, &mut schemas, &mut |path, item| members.add(path, item));
+    members.close()?;
+    write!(out, ",\"components\":{{")?;
+    let schemas = schemas.finish();
+    if !schemas.is_empty() {
+        write!(out, "\"schemas\":")?;
+        serde_json::to_writer(&mut out, &schemas)?;
+        write!(out, ",")?;
+    }
+    write!(out, "\"securitySchemes\":{}}}}}", bearer())?;
+    out.finish()
+}
+
+/// A v3 document as protobuf.
+pub(super) fn v3_protobuf(registry: &Registry, about: &About) -> io::Result<Packed> {
+    let mut writer = Writer::new(Version::V3);
+    let mut schemas = Schemas::of(scope(about));
+    paths(registry, about, &mut schemas, &mut |path, item| writer.path(path, item));
+    for (name, schema) in schemas.finish() {
+        writer.schema(&name, &schema);
+    }
+    let rest = json!({"openapi": "3.0.0", "info": info(), "components": {"securitySchemes": bearer()}});
+    let mut out = Packer::new();
+    out.write_all(&writer.finish(&rest))?;
+    out.finish()
+}
+
+/// The v2 document in two passes over the same parts: paths, then all else.
+fn v2_parts(registry: &Registry, sink: Sink<'_>) -> (BTreeMap<String, Value>, Value) {
+    let all = all(registry);
+    let mut schemas = Schemas::of(all.values().flat_map(scope).collect());
+    let mut parameters = v2::Parameters::default();
+    for about in all.values() {
+        paths(registry, about, &mut schemas, &mut |path, item| sink(path, &parameters.item(item)));
+    }
+    let rest = json!({"swagger": "2.0", "info": info(), "parameters": parameters.all,
+        "security": [{"BearerToken": []}], "securityDefinitions": bearer()});
+    (schemas.finish(), rest)
+}
+
+/// The v2 document as JSON.
+pub(super) fn v2_json(registry: &Registry) -> io::Result<Packed> {
+    let mut out = Packer::new();
+    write!(out, "{{\"paths\":")?;
+    let mut members = Members::open(&mut out);
+    let (schemas, rest) = v2_parts(registry, &mut |path, item| members.add(path, item));
+    members.close()?;
+    write!(out, ",\"definitions\":")?;
+    let mut members = Members::open(&mut out);
+    for (name, schema) in &schemas {
+        members.add(name, &v2::schema(schema));
+    }
+    members.close()?;
+    for (name, value) in rest.as_object().into_iter().flatten() {
+        write!(out, ",\"{name}\":{value}")?;
+    }
+    write!(out, "}}")?;
+    out.finish()
+}
+
+/// The v2 document as protobuf.
+pub(super) fn v2_protobuf(registry: &Registry) -> io::Result<Packed> {
+    let mut writer = Writer::new(Version::V2);
+    let (schemas, rest) = v2_parts(registry, &mut |path, item| writer.path(path, item));
+    for (name, schema) in &schemas {
+        writer.schema(name, &v2::schema(schema));
+    }
+    let mut out = Packer::new();
+    out.write_all(&writer.finish(&rest))?;
+    out.finish()
+}

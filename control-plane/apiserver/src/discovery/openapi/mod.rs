@@ -1,0 +1,225 @@
+//! OpenAPI documents, made from the registry and the type table when they are first asked for: v3, an index and a
+//! document for every group version, and v2, one for all. Only their compressed forms are kept.
+
+mod document;
+mod facts;
+mod gnostic;
+mod paths;
+mod schema;
+mod v2;
+
+#[cfg(test)]
+mod tests;
+
+use crate::error::ApiError;
+use crate::handlers::Reply;
+use crate::registry::Registry;
+use crate::request::Query;
+use bytes::Bytes;
+use document::{About, Packed};
+use http::header::{self, HeaderMap, HeaderValue};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// `api/v1` or `apis/apps/v1`.
+fn root_of(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+/// A media type that documents have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    Protobuf,
+}
+
+/// A document that was asked for.
+struct Document {
+    about: About,
+    json: Packed,
+    protobuf: OnceLock<Packed>,
+}
+
+/// Built documents.
+#[derive(Default)]
+pub(crate) struct Documents {
+    v3: OnceLock<BTreeMap<String, Document>>,
+    v2_json: OnceLock<Packed>,
+    v2_protobuf: OnceLock<Packed>,
+}
+
+fn failed(error: std::io::Error) -> ApiError {
+    ApiError::internal(error)
+}
+
+/// The value of a cell that is filled at first use, unless that fails.
+fn filled<T>(cell: &OnceLock<T>, make: impl FnOnce() -> std::io::Result<T>) -> Result<&T, ApiError> {
+    if let Some(value) = cell.get() {
+        return Ok(value);
+    }
+    let made = make().map_err(failed)?;
+    Ok(cell.get_or_init(|| made))
+}
+
+/// Whether a path is of a document; they take time to build.
+pub(crate) fn is_document(path: &str) -> bool {
+    path == "/openapi/v2" || path == "/openapi/v3" || path.starts_with("/openapi/v3/")
+}
+
+/// A request for a document.
+pub(crate) struct Request<'a> {
+    /// Path.
+    pub(crate) path: &'a str,
+    /// Query.
+    pub(crate) query: &'a Query,
+    /// Headers: what is accepted, what is known already.
+    pub(crate) headers: &'a HeaderMap,
+}
+
+impl Request<'_> {
+    fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The first accepted format of a version, `None` when none is.
+    fn format(&self, version: &str) -> Option<Format> {
+        let accept = self.header(header::ACCEPT).filter(|a| !a.trim().is_empty()).unwrap_or("*/*");
+        let protobuf = [
+            format!("application/com.github.proto-openapi.spec.{version}@v1.0+protobuf"),
+            format!("application/com.github.proto-openapi.spec.{version}.v1.0+protobuf"),
+        ];
+        accept.split(',').find_map(|clause| {
+            let main = clause.split(';').next().unwrap_or_default().trim();
+            match main {
+                "application/json" | "application/*" | "*/*" => Some(Format::Json),
+                _ if protobuf.iter().any(|p| p == main) => Some(Format::Protobuf),
+                _ => None,
+            }
+        })
+    }
+
+    fn answer(&self, packed: &Packed, format: Format, version: &str) -> Result<Reply, ApiError> {
+        let media = match (format, version) {
+            (Format::Json, _) => "application/json",
+            (Format::Protobuf, "v2") => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            (Format::Protobuf, _) => "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
+        };
+        let mut reply = if super::is_known(self.headers, &packed.hash) {
+            Reply::bytes(304, "", "")
+        } else if super::accepts_gzip(self.headers) {
+            let mut reply = Reply::bytes(200, media, Bytes::copy_from_slice(&packed.gzip));
+            reply.set(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            reply
+        } else {
+            Reply::bytes(200, media, document::unpack(&packed.gzip).map_err(failed)?)
+        };
+        reply.set(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+        super::set_etag(&mut reply, &packed.hash);
+        Ok(reply)
+    }
+}
+
+impl Documents {
+    /// Answers a document's path; `None` for others. Builds what is asked for, which takes a while.
+    pub(crate) fn serve(
+        &self,
+        registry: &Registry,
+        request: &Request<'_>,
+    ) -> Option<Result<Reply, ApiError>> {
+        let path = request.path;
+        if path == "/openapi/v2" {
+            return Some(self.v2(registry, request));
+        }
+        if path == "/openapi/v3" {
+            return Some(self.index(registry, request));
+        }
+        let name = path.strip_prefix("/openapi/v3/")?;
+        let documents = match self.documents(registry) {
+            Ok(documents) => documents,
+            Err(error) => return Some(Err(error)),
+        };
+        let document = documents.get(name)?;
+        Some(version(registry, request, name, document))
+    }
+
+    fn documents(&self, registry: &Registry) -> Result<&BTreeMap<String, Document>, ApiError> {
+        filled(&self.v3, || {
+            document::all(registry)
+                .into_iter()
+                .map(|(name, about)| {
+                    let json = document::v3_json(registry, &about)?;
+                    Ok((name, Document { about, json, protobuf: OnceLock::new() }))
+                })
+                .collect()
+        })
+    }
+
+    fn index(&self, registry: &Registry, request: &Request<'_>) -> Result<Reply, ApiError> {
+        let paths: Map<String, Value> = self
+            .documents(registry)?
+            .iter()
+            .map(|(name, document)| (name.clone(), json!({"serverRelativeURL": url(name, document)})))
+            .collect();
+        let body = json!({"paths": paths}).to_string();
+        let hash = document::fingerprint(body.as_bytes());
+        let mut reply = if super::is_known(request.headers, &hash) {
+            Reply::bytes(304, "", "")
+        } else {
+            Reply::bytes(200, "application/json", body)
+        };
+        super::set_etag(&mut reply, &hash);
+        Ok(reply)
+    }
+
+    fn v2(&self, registry: &Registry, request: &Request<'_>) -> Result<Reply, ApiError> {
+        let format = request.format("v2").ok_or_else(|| ApiError::not_acceptable(SERVED_V2))?;
+        let packed = match format {
+            Format::Json => filled(&self.v2_json, || document::v2_json(registry))?,
+            Format::Protobuf => filled(&self.v2_protobuf, || document::v2_protobuf(registry))?,
+        };
+        request.answer(packed, format, "v2")
+    }
+}
+
+const SERVED_V2: &[&str] =
+    &["application/json", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"];
+const SERVED_V3: &[&str] =
+    &["application/json", "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"];
+
+fn url(name: &str, document: &Document) -> String {
+    format!("/openapi/v3/{name}?hash={}", document.json.hash)
+}
+
+/// A document of v3. An address with its hash never changes what it leads to, so such an answer may be kept; one with an
+/// old hash leads to the present one.
+fn version(
+    registry: &Registry,
+    request: &Request<'_>,
+    name: &str,
+    document: &Document,
+) -> Result<Reply, ApiError> {
+    let format = request.format("v3").ok_or_else(|| ApiError::not_acceptable(SERVED_V3))?;
+    let asked = request.query.text("hash");
+    if !asked.is_empty() && asked != document.json.hash {
+        let mut reply = Reply::text(301, "");
+        let place = HeaderValue::from_str(&url(name, document)).map_err(ApiError::internal)?;
+        reply.set(header::LOCATION, place);
+        return Ok(reply);
+    }
+    let packed = match format {
+        Format::Json => &document.json,
+        Format::Protobuf => filled(&document.protobuf, || document::v3_protobuf(registry, &document.about))?,
+    };
+    let mut reply = request.answer(packed, format, "v3")?;
+    super::set_etag(&mut reply, &document.json.hash);
+    if !asked.is_empty() {
+        reply.set(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        let year = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(365 * 24);
+        let expires = year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        if let Ok(value) = HeaderValue::from_str(&expires) {
+            reply.set(header::EXPIRES, value);
+        }
+    }
+    Ok(reply)
+}
