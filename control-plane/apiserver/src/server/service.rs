@@ -2,7 +2,7 @@
 
 use super::answer::{AnswerBody, render};
 use super::{Core, health, metrics};
-use crate::auth::{self, UserInfo};
+use crate::auth::{self, Attributes, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
 use crate::handlers::{self, Context, Reply};
@@ -71,7 +71,7 @@ where
     let mut incoming = Incoming::new(user, parts);
     let started = Instant::now();
     // Before the body is read: who may not ask does not make the server read.
-    let early = incoming.admit(&core);
+    let early = incoming.admit(&core).await;
     let incoming = Arc::new(incoming);
     let outcome = match early {
         Err(error) => Err(error),
@@ -131,18 +131,18 @@ impl Incoming {
         Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty, user_agent }
     }
 
-    fn admit(&mut self, core: &Core) -> Result<(), ApiError> {
+    async fn admit(&mut self, core: &Core) -> Result<(), ApiError> {
         // Credentials that this server cannot check are wrong credentials.
         if self.headers.contains_key(header::AUTHORIZATION) && self.user.in_group(auth::UNAUTHENTICATED) {
             return Err(ApiError::unauthorized());
         }
-        if let Some(other) = auth::impersonated(&*core.authorizer, &self.user, &self.headers)? {
+        let asked = Attributes::of(&self.user, &self.info, &self.query);
+        if let Some(other) = auth::impersonated(&core.policy, &self.headers, &asked).await? {
             self.user = other;
         }
-        if !core.authorizer.allows(&self.user, &self.info) {
-            return Err(auth::denied(&self.user, &self.info));
-        }
-        Ok(())
+        let asked = Attributes::of(&self.user, &self.info, &self.query);
+        let decision = core.policy.authorize(&asked).await?;
+        if decision.allowed { Ok(()) } else { Err(asked.forbidden(&decision.reason)) }
     }
 
     /// How errors are answered: transformations are not asked for, and when nothing is left, indented JSON.
@@ -223,13 +223,7 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
     }
     let Some(resource) = core.registry.find(&info.group, &info.version, &info.resource) else {
         if core.registry.has_version(&info.group, &info.version) {
-            if let Some(reply) = handlers::virtual_resource(&core, incoming_review(incoming, &body)) {
-                return reply;
-            }
             return Err(ApiError::unknown_resource());
-        }
-        if let Some(reply) = handlers::virtual_resource(&core, incoming_review(incoming, &body)) {
-            return reply;
         }
         return Ok(Reply::text(404, "404 page not found\n"));
     };
@@ -255,17 +249,6 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
         user_agent: incoming.user_agent.clone(),
     };
     handlers::serve(context).await
-}
-
-fn incoming_review<'a>(incoming: &'a Incoming, body: &'a Bytes) -> handlers::Review<'a> {
-    handlers::Review {
-        info: &incoming.info,
-        user: &incoming.user,
-        query: &incoming.query,
-        content_type: text(&incoming.headers, header::CONTENT_TYPE),
-        body,
-        accepted: incoming.error_format(),
-    }
 }
 
 fn non_resource(

@@ -11,6 +11,7 @@ mod net;
 mod node;
 mod pod;
 mod podspec;
+mod rbac;
 mod resources;
 mod selector;
 mod service;
@@ -63,6 +64,10 @@ pub fn update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldErro
         ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") => {
             spec(gvk, new, &mut errs, Some(old));
             apps::update(&gvk.kind, new, old, &mut errs);
+        }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            spec(gvk, new, &mut errs, Some(old));
+            rbac::binding_update(new, old, &mut errs);
         }
         _ => spec(gvk, new, &mut errs, Some(old)),
     }
@@ -152,6 +157,8 @@ fn spec(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors, old: Option<&
         ("" | "events.k8s.io", "Event") => events::create(gvk, object, errs),
         ("coordination.k8s.io", "Lease") => simple::lease(object, errs),
         ("apps", _) | ("", "ReplicationController") => apps::create(&gvk.kind, object, errs),
+        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => rbac::role(&gvk.kind, object, errs),
+        ("rbac.authorization.k8s.io", _) => rbac::binding(&gvk.kind, object, errs),
         _ => {}
     }
 }
