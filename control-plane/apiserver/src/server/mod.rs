@@ -1,12 +1,14 @@
 //! The server: shared state, the request path, connections.
 
 mod answer;
+mod body;
 mod compact;
 mod connection;
 mod core;
 mod health;
 mod metrics;
 mod service;
+mod stall;
 mod tls;
 
 pub use answer::AnswerBody;

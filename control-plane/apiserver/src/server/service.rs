@@ -1,18 +1,17 @@
 //! The request path: identity, limits, authorization, routing, and the HTTP answer.
 
 use super::answer::{AnswerBody, render};
-use super::{Core, health, metrics};
+use super::{Core, body, health, metrics};
 use crate::auth::{self, Attributes, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
 use crate::handlers::{self, Context, Reply};
-use crate::request::{Accepted, Endpoint, Query, RequestInfo, negotiate};
+use crate::request::{Accepted, Endpoint, Query, RequestInfo, go_duration, negotiate};
 use bytes::{Buf, Bytes};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Request, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body;
 use std::convert::Infallible;
 use std::future::Future;
@@ -20,7 +19,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// In-process transport for one user; see [`ApiServer::client_service`](crate::ApiServer::client_service).
 #[derive(Clone)]
@@ -63,7 +62,7 @@ struct InProcess;
 /// Serves one request.
 pub(super) async fn handle<B>(core: Arc<Core>, user: UserInfo, request: Request<B>) -> Response<AnswerBody>
 where
-    B: Body + Send,
+    B: Body + Send + 'static,
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -155,6 +154,20 @@ impl Incoming {
         !matches!(self.info.verb, "get" | "list" | "watch" | "head" | "options")
     }
 
+    /// Time for the request: the server's, or less if the client says so.
+    fn time_limit(&self, longest: Duration) -> Result<Duration, ApiError> {
+        match self.query.text("timeout") {
+            text if text.is_empty() || self.is_long() => Ok(longest),
+            text => match go_duration(text) {
+                Ok(asked) if asked.is_zero() => Ok(longest),
+                Ok(asked) => Ok(asked.min(longest)),
+                Err(why) => Err(ApiError::bad_request(format!(
+                    "invalid timeout specified in the request URL - {why}"
+                ))),
+            },
+        }
+    }
+
     fn is_long(&self) -> bool {
         self.info.is_resource && self.info.verb == "watch"
     }
@@ -162,24 +175,14 @@ impl Incoming {
 
 async fn read_body<B>(core: &Core, incoming: &Incoming, body: B) -> Result<Bytes, ApiError>
 where
-    B: Body + Send,
+    B: Body + Send + 'static,
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     if !matches!(incoming.method.as_str(), "POST" | "PUT" | "PATCH" | "DELETE") {
         return Ok(Bytes::new());
     }
-    let limit = core.config.max_body;
-    let body = std::pin::pin!(body);
-    let read = Limited::new(body, limit).collect();
-    match tokio::time::timeout(core.config.request_timeout, read).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            Err(ApiError::request_too_large(limit))
-        }
-        Ok(Err(error)) => Err(ApiError::bad_request(format!("the body could not be read: {error}"))),
-        Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
-    }
+    body::read(core.config.max_body, core.config.request_timeout, body).await
 }
 
 /// The handler as one type, so that connections and in-process clients share its code.
@@ -202,8 +205,9 @@ async fn serve(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
             .map_err(|_| ApiError::too_many_requests("too many requests, please try again later", 1))?;
         Some(permit)
     };
+    let limit = incoming.time_limit(core.config.request_timeout)?;
     let work = route(core.clone(), incoming, body);
-    let reply = match tokio::time::timeout(core.config.request_timeout, work).await {
+    let reply = match tokio::time::timeout(limit, work).await {
         Ok(reply) => reply,
         Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
     };
