@@ -9,7 +9,6 @@
 
 pub mod app;
 mod claim;
-mod clusterrole_aggregation;
 pub mod config;
 pub mod context;
 pub mod error;

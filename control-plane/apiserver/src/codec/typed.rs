@@ -3,7 +3,6 @@
 
 use kelp_model::quantity::Quantity;
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
 
 use super::node::{self, Node};
 use super::scalar;
@@ -108,7 +107,7 @@ impl Decoder {
     fn object(&mut self, members: Vec<(String, Node)>, ty: &TypeSchema) -> Value {
         let owner = std::mem::replace(&mut self.owner, ty.short_name().to_owned());
         let mut out = Map::new();
-        let mut seen: BTreeSet<&str> = BTreeSet::new();
+        let mut seen: Vec<String> = Vec::new();
         for (name, node) in members {
             let Some(field) = ty.field(&name) else {
                 if ty.preserve_unknown {
@@ -119,7 +118,7 @@ impl Decoder {
                 continue;
             };
             let value = self.at(format_args!(".{name}"), |d| {
-                if !seen.insert(field.name.as_ref()) {
+                if seen.contains(&name) {
                     d.strict("duplicate");
                 }
                 d.fields.push(name.clone());
@@ -128,8 +127,9 @@ impl Decoder {
                 value
             });
             if let Some(value) = value {
-                out.insert(name, value);
+                out.insert(name.clone(), value);
             }
+            seen.push(name);
         }
         self.owner = owner;
         finish(out, ty)

@@ -6,10 +6,14 @@ use serde_json::Value;
 
 use super::resources::nonnegative_fields;
 use super::selector::label_selector;
-use super::{Errors, at, immutable, int, invalid_each, list, map, nonnegative, podspec, same, set, text};
+use super::{
+    Errors, at, claims, immutable, int, internal, invalid_each, list, map, nonnegative, podspec, same, set,
+    text,
+};
 use crate::error::FieldError;
 
-pub(super) fn create(kind: &str, object: &Value, errs: &mut Errors) {
+/// The rules for creations and updates; `old` at an update.
+pub(super) fn create(kind: &str, object: &Value, old: Option<&Value>, errs: &mut Errors) {
     let spec = at(object, "spec");
     let count = |field: &str, errs: &mut Errors| {
         nonnegative(errs, &format!("spec.{field}"), int(spec, field).unwrap_or_default());
@@ -37,9 +41,11 @@ pub(super) fn create(kind: &str, object: &Value, errs: &mut Errors) {
             count("minReadySeconds", errs);
             selector_and_template(spec, "deployment", "ReplicaSet", errs);
         }
-        "StatefulSet" => stateful_set(spec, errs),
+        "StatefulSet" => stateful_set(object, old, errs),
+        "ControllerRevision" => revision(object, old, errs),
         "DaemonSet" => {
-            selector_and_template(spec, "daemonset", "DaemonSet", errs);
+            daemon_selector(spec, errs);
+            template(spec, &Selector::everything(), "DaemonSet", errs);
             count("minReadySeconds", errs);
             daemon_strategy(at(spec, "updateStrategy"), errs);
             count("revisionHistoryLimit", errs);
@@ -58,6 +64,36 @@ pub(super) fn create(kind: &str, object: &Value, errs: &mut Errors) {
             template(spec, &Selector::from_set(labels), "ReplicationController", errs);
         }
         _ => {}
+    }
+}
+
+/// A daemon set's selector: a missing one matches no template, an empty one is refused.
+fn daemon_selector(spec: &Value, errs: &mut Errors) {
+    let selector = at(spec, "selector");
+    label_selector(selector, "spec.selector", errs);
+    let labels = at(at(at(spec, "template"), "metadata"), "labels");
+    let parsed = Selector::from_label_selector_value(Some(selector).filter(|s| !s.is_null()));
+    if parsed.is_ok_and(|parsed| !parsed.matches(labels)) {
+        let detail = "`selector` does not match template `labels`";
+        errs.push(FieldError::invalid("spec.template.metadata.labels", labels, detail));
+    }
+    if !selector.is_null()
+        && map(selector, "matchLabels").count() + list(selector, "matchExpressions").len() == 0
+    {
+        let detail = "empty selector is invalid for daemonset";
+        errs.push(FieldError::invalid("spec.selector", selector, detail));
+    }
+}
+
+/// A controller's revision: its data never change.
+fn revision(object: &Value, old: Option<&Value>, errs: &mut Errors) {
+    let data = at(object, "data");
+    if data.is_null() {
+        errs.push(FieldError::required("data", "data is mandatory"));
+    }
+    nonnegative(errs, "revision", int(object, "revision").unwrap_or_default());
+    if let Some(old) = old {
+        immutable(errs, "data", data, at(old, "data"));
     }
 }
 
@@ -148,8 +184,9 @@ fn strategy(strategy: &Value, errs: &mut Errors) {
             }
             at_most_100_percent(unavailable, &format!("{PATH}.maxUnavailable"), errs);
         }
-        other => {
-            errs.push(FieldError::not_supported("spec.strategy.type", other, &["Recreate", "RollingUpdate"]))
+        _ => {
+            let shown = internal::bad("DeploymentStrategy", strategy);
+            errs.push(FieldError::not_supported("spec.strategy", shown, &["Recreate", "RollingUpdate"]));
         }
     }
 }
@@ -177,15 +214,16 @@ fn daemon_strategy(strategy: &Value, errs: &mut Errors) {
                 errs.push(FieldError::required(format!("{PATH}.maxUnavailable"), detail));
             }
         }
-        other => errs.push(FieldError::not_supported(
-            "spec.updateStrategy.type",
-            other,
+        _ => errs.push(FieldError::not_supported(
+            "spec.updateStrategy",
+            internal::bad("DeploymentStrategy", strategy),
             &["RollingUpdate", "OnDelete"],
         )),
     }
 }
 
-fn stateful_set(spec: &Value, errs: &mut Errors) {
+fn stateful_set(object: &Value, old: Option<&Value>, errs: &mut Errors) {
+    let spec = at(object, "spec");
     match text(spec, "podManagementPolicy") {
         "" => errs.push(FieldError::required("spec.podManagementPolicy", "")),
         "OrderedReady" | "Parallel" => {}
@@ -203,7 +241,7 @@ fn stateful_set(spec: &Value, errs: &mut Errors) {
             if !rolling.is_null() {
                 errs.push(FieldError::invalid(
                     "spec.updateStrategy.rollingUpdate",
-                    rolling,
+                    internal::bad("RollingUpdateStatefulSet", rolling),
                     "only allowed for updateStrategy 'RollingUpdate'",
                 ));
             }
@@ -221,9 +259,9 @@ fn stateful_set(spec: &Value, errs: &mut Errors) {
                 at_most_100_percent(unavailable, &path, errs);
             }
         }
-        other => errs.push(FieldError::invalid(
+        _ => errs.push(FieldError::invalid(
             "spec.updateStrategy",
-            other,
+            internal::bad("StatefulSetUpdateStrategy", strategy),
             "must be 'RollingUpdate' or 'OnDelete'",
         )),
     }
@@ -244,7 +282,53 @@ fn stateful_set(spec: &Value, errs: &mut Errors) {
     if let Some(start) = int(at(spec, "ordinals"), "start") {
         nonnegative(errs, "spec.ordinals.start", start);
     }
-    selector_and_template(spec, "statefulset", "StatefulSet", errs);
+    let service = text(spec, "serviceName");
+    if old.is_none() && !service.is_empty() {
+        invalid_each(errs, "spec.serviceName", service, names::dns1123_label(service));
+    }
+    // A stored template or claim that breaks today's rules does not keep the set from changing in other ways.
+    let stored_is_valid = |check: fn(&Value, &mut Errors)| {
+        old.is_none_or(|old| {
+            let mut stored = Errors::new();
+            check(at(old, "spec"), &mut stored);
+            stored.is_empty()
+        })
+    };
+    if stored_is_valid(claim_templates) {
+        claim_templates(spec, errs);
+    }
+    if stored_is_valid(set_template) {
+        set_template(spec, errs);
+    }
+}
+
+fn claim_templates(spec: &Value, errs: &mut Errors) {
+    for (i, claim) in list(spec, "volumeClaimTemplates").iter().enumerate() {
+        claims::claim_spec(at(claim, "spec"), &format!("spec.volumeClaimTemplates[{i}].spec"), None, errs);
+    }
+}
+
+/// The template of a stateful set, whose pods have the claims of the set among their volumes.
+fn set_template(spec: &Value, errs: &mut Errors) {
+    let mut whole = spec.clone();
+    let claims: Vec<Value> = list(spec, "volumeClaimTemplates")
+        .iter()
+        .map(|claim| {
+            let name = text(at(claim, "metadata"), "name");
+            serde_json::json!({"name": name, "persistentVolumeClaim": {"claimName": name}})
+        })
+        .collect();
+    if !claims.is_empty()
+        && let Some(pod) = whole.pointer_mut("/template/spec").and_then(Value::as_object_mut)
+    {
+        let named = |name: &str| claims.iter().any(|claim| text(claim, "name") == name);
+        let mut volumes: Vec<Value> =
+            pod.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
+        volumes.retain(|volume| !named(text(volume, "name")));
+        volumes.extend(claims);
+        pod.insert("volumes".to_owned(), volumes.into());
+    }
+    selector_and_template(&whole, "statefulset", "StatefulSet", errs);
 }
 
 /// Fields that may not change.

@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use super::service::port_or_name;
 use super::volume::{descending_path, no_backsteps};
-use super::{Errors, at, flag, int, invalid_each, list, nonnegative, one_of, resources, set, text, texts};
+use super::{
+    Errors, at, flag, int, internal, invalid_each, list, nonnegative, one_of, resources, set, text, texts,
+};
 use crate::error::FieldError;
 
 /// What containers of a pod share.
@@ -629,12 +631,12 @@ fn security(sc: &Value, pod: &Pod<'_>, path: &str, errs: &mut Errors) {
     if at(sc, "allowPrivilegeEscalation").as_bool() == Some(false) {
         if flag(sc, "privileged") {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errs.push(FieldError::invalid(path, sc, detail));
+            errs.push(FieldError::invalid(path, internal::bad("SecurityContext", sc), detail));
         }
         if texts(at(sc, "capabilities"), "add").any(|c| c == "CAP_SYS_ADMIN") {
             let detail =
                 "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errs.push(FieldError::invalid(path, sc, detail));
+            errs.push(FieldError::invalid(path, internal::bad("SecurityContext", sc), detail));
         }
     }
     app_armor(at(sc, "appArmorProfile"), &format!("{path}.appArmorProfile"), errs);
@@ -664,7 +666,7 @@ pub(super) fn seccomp(profile: &Value, path: &str, errs: &mut Errors) {
         ("Localhost", true) => descending_path(text(profile, "localhostProfile"), &path, errs),
         (_, true) => {
             let detail = "can only be set when seccomp type is Localhost";
-            errs.push(FieldError::invalid(path, profile, detail));
+            errs.push(FieldError::invalid(path, internal::bad("SeccompProfile", profile), detail));
         }
         _ => {}
     }

@@ -23,7 +23,9 @@ impl NameRule {
     #[must_use]
     pub fn of(gvk: &GroupVersionKind) -> Self {
         match (gvk.group.as_str(), gvk.kind.as_str()) {
-            ("", "Namespace" | "Service") => Self::Label,
+            ("", "Namespace" | "Service") | ("apps", "StatefulSet") => Self::Label,
+            // Upstream checks no name of its own for these.
+            ("policy", _) => Self::PathSegment,
             ("rbac.authorization.k8s.io", _) | ("certificates.k8s.io", _) => Self::PathSegment,
             _ => Self::Subdomain,
         }
@@ -144,6 +146,52 @@ pub(super) fn labels(holder: &Value, name: &str, path: &str, errs: &mut Errors) 
         invalid_each(errs, path, key, names::qualified_name(key));
         let value = value.as_str().unwrap_or_default();
         invalid_each(errs, path, value, names::label_value(value));
+    }
+}
+
+/// Conditions of the common type (`metav1.Condition`).
+pub(super) fn conditions(status: &Value, path: &str, errs: &mut Errors) {
+    const STATUSES: [&str; 3] = ["False", "True", "Unknown"];
+    const REASON: &str = "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'";
+    const FORMAT: &str = "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?";
+    let all = list(status, "conditions");
+    for (i, condition) in all.iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        let kind = text(condition, "type");
+        if all[..i].iter().any(|c| text(c, "type") == kind) {
+            errs.push(FieldError::duplicate(path.as_str(), kind));
+        }
+        if kind.is_empty() {
+            errs.push(FieldError::required(format!("{path}.type"), "is required"));
+        } else {
+            invalid_each(errs, &format!("{path}.type"), kind, names::qualified_name(kind));
+        }
+        super::one_of(errs, &format!("{path}.status"), text(condition, "status"), &STATUSES);
+        if let Some(generation) = int(condition, "observedGeneration").filter(|g| *g < 0) {
+            let detail = "must be greater than or equal to zero";
+            errs.push(FieldError::invalid(format!("{path}.observedGeneration"), generation, detail));
+        }
+        if text(condition, "lastTransitionTime").is_empty() {
+            errs.push(FieldError::required(format!("{path}.lastTransitionTime"), ""));
+        }
+        let reason = text(condition, "reason");
+        let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        let bytes = reason.as_bytes();
+        if reason.is_empty() {
+            errs.push(FieldError::required(format!("{path}.reason"), ""));
+        } else if !(bytes.first().is_some_and(u8::is_ascii_alphabetic)
+            && bytes.last().is_some_and(|b| word(*b))
+            && bytes.iter().all(|b| word(*b) || matches!(b, b',' | b':')))
+        {
+            let examples = ["my_name", "MY_NAME", "MyName", "ReasonA,ReasonB", "ReasonA:ReasonB"];
+            let detail = names::regex_error(REASON, FORMAT, &examples);
+            errs.push(FieldError::invalid(format!("{path}.reason"), reason, detail));
+        }
+        for (field, limit) in [("reason", 1 << 10), ("message", 32 << 10)] {
+            if text(condition, field).len() > limit {
+                errs.push(FieldError::too_long(format!("{path}.{field}"), limit));
+            }
+        }
     }
 }
 

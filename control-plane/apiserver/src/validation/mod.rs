@@ -3,19 +3,24 @@
 //! Kinds without rules of their own here get the rules for every object's metadata.
 
 mod apps;
+mod autoscaling;
+mod batch;
+mod claims;
 mod container;
 mod discovery;
 mod events;
+mod internal;
 mod meta;
 mod net;
 mod node;
 mod pod;
 mod podspec;
-mod rbac;
+mod policy;
 mod resources;
 mod selector;
 mod service;
 mod simple;
+mod sources;
 mod volume;
 
 use serde_json::{Map, Value};
@@ -65,10 +70,6 @@ pub fn update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldErro
             spec(gvk, new, &mut errs, Some(old));
             apps::update(&gvk.kind, new, old, &mut errs);
         }
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            spec(gvk, new, &mut errs, Some(old));
-            rbac::binding_update(new, old, &mut errs);
-        }
         _ => spec(gvk, new, &mut errs, Some(old)),
     }
     errs
@@ -86,6 +87,11 @@ pub fn update_status(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<Fi
         ("", "Node") => node::update(new, old, &mut errs),
         ("", "Namespace") => simple::namespace_status(new, &mut errs),
         ("apps", _) | ("", "ReplicationController") => apps::status(&gvk.kind, new, old, &mut errs),
+        ("", "PersistentVolumeClaim") => claims::claim_status(new, &mut errs),
+        ("", "ResourceQuota") => resources::quota_status(new, &mut errs),
+        ("batch", "Job") => batch::status(new, old, &mut errs),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::status(new, &mut errs),
+        ("policy", "PodDisruptionBudget") => policy::status(new, &mut errs),
         _ => {}
     }
     errs
@@ -156,9 +162,13 @@ fn spec(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors, old: Option<&
         ("discovery.k8s.io", "EndpointSlice") => discovery::slice(object, errs),
         ("" | "events.k8s.io", "Event") => events::create(gvk, object, errs),
         ("coordination.k8s.io", "Lease") => simple::lease(object, errs),
-        ("apps", _) | ("", "ReplicationController") => apps::create(&gvk.kind, object, errs),
-        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => rbac::role(&gvk.kind, object, errs),
-        ("rbac.authorization.k8s.io", _) => rbac::binding(&gvk.kind, object, errs),
+        ("apps", _) | ("", "ReplicationController") => apps::create(&gvk.kind, object, old, errs),
+        ("", "PersistentVolume") => claims::volume(object, old, errs),
+        ("", "PersistentVolumeClaim") => claims::claim(object, old, errs),
+        ("batch", "Job") => batch::job(object, old, errs),
+        ("batch", "CronJob") => batch::cron_job(object, old, errs),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(object, old, errs),
+        ("policy", "PodDisruptionBudget") => policy::budget(object, errs),
         _ => {}
     }
 }

@@ -4,7 +4,8 @@ use kelp_model::names;
 use serde_json::{Value, json};
 
 use super::{
-    Errors, at, container, immutable, int, invalid_each, list, map, meta, net, podspec, same, set, text,
+    Errors, at, container, immutable, int, internal, invalid_each, list, map, meta, net, podspec, same, set,
+    text,
 };
 use crate::error::FieldError;
 use crate::gvk::GroupVersionKind;
@@ -46,7 +47,7 @@ fn whole(object: &Value, errs: &mut Errors) {
             ));
         }
     }
-    podspec::pod_spec(spec, true, "spec", errs);
+    podspec::pod_spec(spec, Some(text(at(object, "metadata"), "name")), "spec", errs);
     if text(spec, "serviceAccountName").is_empty() {
         for (i, volume) in list(spec, "volumes").iter().enumerate() {
             for (j, source) in list(at(volume, "projected"), "sources").iter().enumerate() {
@@ -178,9 +179,10 @@ fn unchanged(after: &Value, before: &Value, errs: &mut Errors) {
         gated(after, before, spec, errs);
     }
     if !same(&munged, before) {
+        let diff = internal::difference("PodSpec", before, &munged);
         errs.push(FieldError::forbidden(
             "spec",
-            format!("pod updates may not change fields other than {MUTABLE}\n"),
+            format!("pod updates may not change fields other than {MUTABLE}\n{diff}"),
         ));
     }
 }

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::container::{self, Pod};
 use super::{
-    Errors, at, flag, int, invalid_each, list, map, meta, net, one_of, resources, selector, set, text, texts,
-    volume,
+    Errors, at, flag, int, internal, invalid_each, list, map, meta, net, one_of, resources, selector, set,
+    text, texts, volume,
 };
 use crate::error::FieldError;
 
@@ -15,7 +15,7 @@ pub(super) fn template(template: &Value, path: &str, errs: &mut Errors) {
     let metadata = at(template, "metadata");
     meta::labels(metadata, "labels", &format!("{path}.labels"), errs);
     meta::annotations(metadata, &format!("{path}.annotations"), errs);
-    pod_spec(at(template, "spec"), false, &format!("{path}.spec"), errs);
+    pod_spec(at(template, "spec"), None, &format!("{path}.spec"), errs);
     if !list(at(template, "spec"), "ephemeralContainers").is_empty() {
         errs.push(FieldError::forbidden(
             format!("{path}.spec.ephemeralContainers"),
@@ -24,13 +24,14 @@ pub(super) fn template(template: &Value, path: &str, errs: &mut Errors) {
     }
 }
 
-/// A PodSpec; `is_pod` when it is a Pod's own, not a template's.
-pub(super) fn pod_spec(spec: &Value, is_pod: bool, path: &str, errs: &mut Errors) {
+/// A PodSpec; `pod` is the name of the Pod whose own it is, none for a template's.
+pub(super) fn pod_spec(spec: &Value, pod_name: Option<&str>, path: &str, errs: &mut Errors) {
+    let is_pod = pod_name.is_some();
     let grace = int(spec, "terminationGracePeriodSeconds");
     if grace.is_none() {
         errs.push(FieldError::required(format!("{path}.terminationGracePeriodSeconds"), ""));
     }
-    let volumes = volume::volumes(spec, &format!("{path}.volumes"), errs);
+    let volumes = volume::volumes(spec, pod_name, &format!("{path}.volumes"), errs);
     let claims = resource_claims(spec, path, errs);
     let pod = Pod { spec, volumes, claims, grace };
     container::containers(&pod, &format!("{path}.containers"), errs);
@@ -143,7 +144,7 @@ fn resource_claims<'a>(spec: &'a Value, path: &str, errs: &mut Errors) -> Vec<&'
             _ => "",
         };
         if !detail.is_empty() {
-            errs.push(FieldError::invalid(path.as_str(), claim, detail));
+            errs.push(FieldError::invalid(path.as_str(), internal::bad("PodResourceClaim", claim), detail));
         }
         for field in ["resourceClaimName", "resourceClaimTemplateName"] {
             if set(claim, field) {
@@ -369,7 +370,7 @@ pub(super) fn tolerations(spec: &Value, path: &str, errs: &mut Errors) {
             "Exists" => {
                 if !value.is_empty() {
                     let detail = "value must be empty when `operator` is 'Exists'";
-                    errs.push(FieldError::invalid(at_operator, value, detail));
+                    errs.push(FieldError::invalid(at_operator, internal::bad("Toleration", t), detail));
                 }
             }
             other => errs.push(FieldError::not_supported(at_operator, other, &["Equal", "Exists"])),

@@ -6,7 +6,7 @@ use kelp_model::names;
 use kelp_model::quantity::Quantity;
 use serde_json::Value;
 
-use super::{Errors, at, immutable, invalid_each, list, map, nonnegative, set, text};
+use super::{Errors, at, internal, invalid_each, list, map, nonnegative, set, text, texts};
 use crate::error::FieldError;
 
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
@@ -87,7 +87,8 @@ fn resource_name(name: &str, path: &str, errs: &mut Errors) -> bool {
     true
 }
 
-fn container_resource_name(name: &str, path: &str, errs: &mut Errors) {
+/// The name of a resource that a container may ask for.
+pub(super) fn container_resource_name(name: &str, path: &str, errs: &mut Errors) {
     resource_name(name, path, errs);
     if !name.contains('/') {
         if !(matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")) {
@@ -227,32 +228,136 @@ pub(super) fn pod_level(spec: &Value, path: &str, errs: &mut Errors) {
     }
 }
 
+const SCOPES: [&str; 7] = [
+    "BestEffort",
+    "CrossNamespacePodAffinity",
+    "NotBestEffort",
+    "NotTerminating",
+    "PriorityClass",
+    "Terminating",
+    "VolumeAttributesClass",
+];
+
+/// A quota's spec; `old` at an update.
 pub(super) fn quota(object: &Value, old: Option<&Value>, errs: &mut Errors) {
-    const SCOPES: [&str; 7] = [
-        "BestEffort",
-        "CrossNamespacePodAffinity",
-        "NotBestEffort",
-        "NotTerminating",
-        "PriorityClass",
-        "Terminating",
-        "VolumeAttributesClass",
-    ];
     let spec = at(object, "spec");
-    for (name, value) in map(spec, "hard") {
-        let path = format!("spec.hard[{name}]");
+    quota_amounts(spec, "hard", "spec.hard", errs);
+    quota_scopes(spec, errs);
+    scope_selector(spec, errs);
+    if let Some(old) = old {
+        let sorted = |spec: &Value| {
+            let mut scopes: Vec<String> = texts(spec, "scopes").map(str::to_owned).collect();
+            scopes.sort();
+            scopes.dedup();
+            scopes
+        };
+        if sorted(spec) != sorted(at(old, "spec")) {
+            errs.push(FieldError::invalid("spec.scopes", at(spec, "scopes"), "field is immutable"));
+        }
+    }
+}
+
+/// What a quota allows and what is used of it.
+pub(super) fn quota_status(object: &Value, errs: &mut Errors) {
+    for field in ["hard", "used"] {
+        quota_amounts(at(object, "status"), field, &format!("status.{field}"), errs);
+    }
+}
+
+fn quota_amounts(holder: &Value, field: &str, path: &str, errs: &mut Errors) {
+    for (name, value) in map(holder, field) {
+        let path = format!("{path}[{name}]");
         resource_name(name, &path, errs);
         if !name.contains('/') && !standard_for_quota(name) {
             errs.push(FieldError::invalid(path.as_str(), name, "must be a standard resource for quota"));
         }
         quantity_value(name, value, &path, errs);
     }
-    for scope in list(spec, "scopes").iter().filter_map(Value::as_str) {
-        if !SCOPES.contains(&scope) {
-            errs.push(FieldError::invalid("spec.scopes", at(spec, "scopes"), "unsupported scope"));
+}
+
+/// Whether objects of a scope use a resource.
+fn in_scope(scope: &str, resource: &str) -> bool {
+    let compute = matches!(
+        resource,
+        "cpu" | "memory" | "limits.cpu" | "limits.memory" | "requests.cpu" | "requests.memory"
+    );
+    match scope {
+        "BestEffort" => resource == "pods",
+        "Terminating"
+        | "NotTerminating"
+        | "NotBestEffort"
+        | "PriorityClass"
+        | "CrossNamespacePodAffinity" => resource == "pods" || compute,
+        "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
+        _ => true,
+    }
+}
+
+const OPPOSITES: [(&str, &str); 2] = [("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")];
+
+fn quota_scopes(spec: &Value, errs: &mut Errors) {
+    let scopes: Vec<&str> = texts(spec, "scopes").collect();
+    let mut bad = |detail: &str| errs.push(FieldError::invalid("spec.scopes", at(spec, "scopes"), detail));
+    for scope in &scopes {
+        if !SCOPES.contains(scope) {
+            bad("unsupported scope");
+        }
+        for (name, _) in map(spec, "hard").filter(|(name, _)| standard_for_quota(name)) {
+            if !in_scope(scope, name) {
+                bad("unsupported scope applied to resource");
+            }
         }
     }
-    if let Some(old) = old {
-        immutable(errs, "spec.scopes", at(spec, "scopes"), at(at(old, "spec"), "scopes"));
+    for (one, other) in OPPOSITES {
+        if scopes.contains(&one) && scopes.contains(&other) {
+            bad("conflicting scopes");
+        }
+    }
+}
+
+fn scope_selector(spec: &Value, errs: &mut Errors) {
+    const PATH: &str = "spec.scopeSelector.matchExpressions";
+    let selector = at(spec, "scopeSelector");
+    let mut seen: Vec<&str> = Vec::new();
+    for requirement in list(selector, "matchExpressions") {
+        let (scope, operator) = (text(requirement, "scopeName"), text(requirement, "operator"));
+        if !SCOPES.contains(&scope) {
+            errs.push(FieldError::invalid(format!("{PATH}.scopeName"), scope, "unsupported scope"));
+        }
+        for (name, _) in map(spec, "hard").filter(|(name, _)| standard_for_quota(name)) {
+            if !in_scope(scope, name) {
+                let shown = internal::bad("ScopeSelector", selector);
+                errs.push(FieldError::invalid(PATH, shown, "unsupported scope applied to resource"));
+            }
+        }
+        let valued = matches!(scope, "PriorityClass" | "VolumeAttributesClass");
+        if !valued && SCOPES.contains(&scope) && operator != "Exists" {
+            let detail = "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
+            errs.push(FieldError::invalid(format!("{PATH}.operator"), operator, detail));
+        }
+        let empty = list(requirement, "values").is_empty();
+        match operator {
+            "In" | "NotIn" if empty => errs.push(FieldError::required(
+                format!("{PATH}.values"),
+                "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+            )),
+            "Exists" | "DoesNotExist" if !empty => errs.push(FieldError::invalid(
+                format!("{PATH}.values"),
+                at(requirement, "values"),
+                "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
+            )),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => {
+                let detail = "not a valid selector operator";
+                errs.push(FieldError::invalid(format!("{PATH}.operator"), other, detail));
+            }
+        }
+        seen.push(scope);
+    }
+    for (one, other) in OPPOSITES {
+        if seen.contains(&one) && seen.contains(&other) {
+            errs.push(FieldError::invalid(PATH, at(spec, "scopes"), "conflicting scopes"));
+        }
     }
 }
 

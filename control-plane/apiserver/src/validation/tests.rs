@@ -226,7 +226,10 @@ fn agrees_with_recorded_refusals() {
         }
     }
     // Kinds that have rules here, and what something else than validation refuses.
-    const KINDS: [&str; 14] = [
+    const KINDS: [&str; 17] = [
+        "CronJob",
+        "HorizontalPodAutoscaler",
+        "PodDisruptionBudget",
         "Pod",
         "Service",
         "Deployment",

@@ -5,18 +5,32 @@ use kelp_model::quantity::Quantity;
 use serde_json::Value;
 
 use super::container::{field_ref, resource_ref};
-use super::{Errors, at, int, invalid_each, list, one_of, set, text};
+use super::selector::label_selector;
+use super::{Errors, at, claims, int, internal, invalid_each, list, one_of, set, sources, text};
 use crate::error::FieldError;
 
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 
-/// Checks the volumes; returns those without errors, which mounts may name.
-pub(super) fn volumes<'a>(spec: &'a Value, path: &str, errs: &mut Errors) -> Vec<&'a Value> {
+/// Checks the volumes; returns those without errors, which mounts may name. `pod` is the name of the pod, none in a
+/// template and when it is not known yet.
+pub(super) fn volumes<'a>(
+    spec: &'a Value,
+    pod: Option<&str>,
+    path: &str,
+    errs: &mut Errors,
+) -> Vec<&'a Value> {
     let mut valid: Vec<&Value> = Vec::new();
-    for (i, volume) in list(spec, "volumes").iter().enumerate() {
+    let all = list(spec, "volumes");
+    let pod_name = pod.filter(|name| !name.is_empty());
+    let made: Vec<String> = all
+        .iter()
+        .filter(|v| set(v, "ephemeral"))
+        .filter_map(|v| Some(format!("{}-{}", pod_name?, text(v, "name"))))
+        .collect();
+    for (i, volume) in all.iter().enumerate() {
         let path = format!("{path}[{i}]");
         let mut own = Errors::new();
-        source(volume, &path, &mut own);
+        source(volume, pod_name, pod.is_some(), &path, &mut own);
         let name = text(volume, "name");
         if name.is_empty() {
             own.push(FieldError::required(format!("{path}.name"), ""));
@@ -31,64 +45,89 @@ pub(super) fn volumes<'a>(spec: &'a Value, path: &str, errs: &mut Errors) -> Vec
         } else {
             errs.extend(own);
         }
+        let claim = text(at(volume, "persistentVolumeClaim"), "claimName");
+        if made.iter().any(|name| name == claim) {
+            errs.push(FieldError::invalid(
+                format!("{path}.persistentVolumeClaim.claimName"),
+                claim,
+                "must not reference a PVC that gets created for an ephemeral volume",
+            ));
+        }
     }
     valid
 }
 
-fn source(volume: &Value, path: &str, errs: &mut Errors) {
-    // In the order upstream looks at them.
-    const KINDS: [&str; 30] = [
-        "emptyDir",
-        "hostPath",
-        "gitRepo",
-        "gcePersistentDisk",
-        "awsElasticBlockStore",
-        "secret",
-        "nfs",
-        "iscsi",
-        "glusterfs",
-        "flocker",
-        "persistentVolumeClaim",
-        "rbd",
-        "cinder",
-        "cephfs",
-        "quobyte",
-        "downwardAPI",
-        "fc",
-        "flexVolume",
-        "configMap",
-        "azureFile",
-        "vsphereVolume",
-        "photonPersistentDisk",
-        "portworxVolume",
-        "azureDisk",
-        "storageos",
-        "projected",
-        "scaleIO",
-        "csi",
-        "ephemeral",
-        "image",
-    ];
+/// Kinds of sources in the order upstream looks at them.
+const KINDS: [&str; 30] = [
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
+];
+
+fn source(volume: &Value, pod: Option<&str>, is_pod: bool, path: &str, errs: &mut Errors) {
+    let name = text(volume, "name");
     let mut found = false;
-    for kind in KINDS {
+    for kind in KINDS.into_iter().filter(|kind| set(volume, kind)) {
         let value = at(volume, kind);
-        if value.is_null() {
-            continue;
-        }
-        let path = format!("{path}.{kind}");
         if found {
-            errs.push(FieldError::forbidden(path, "may not specify more than 1 volume type"));
-            continue;
+            // Upstream's spellings.
+            let shown = match kind {
+                "cephfs" => "cephFS",
+                "downwardAPI" => "downwarAPI",
+                other => other,
+            };
+            let detail = "may not specify more than 1 volume type";
+            errs.push(FieldError::forbidden(format!("{path}.{shown}"), detail));
+        } else {
+            found = true;
+            one(kind, value, name, is_pod, path, errs);
+            if let Some(pod) = pod.filter(|_| kind == "ephemeral" && !name.is_empty()) {
+                let claim = format!("{pod}-{name}");
+                for message in names::dns1123_subdomain(&claim) {
+                    let detail = format!("PVC name {}: {message}", crate::error::quote(&claim));
+                    errs.push(FieldError::invalid(format!("{path}.name"), name, detail));
+                }
+            }
         }
-        found = true;
-        one(kind, value, &path, errs);
+        let portal = text(value, "targetPortal");
+        if kind == "iscsi" && set(value, "initiatorName") && name.len() + 1 + portal.len() > 64 {
+            errs.push(FieldError::invalid(format!("{path}.name"), name, sources::TOO_LONG));
+        }
     }
     if !found {
         errs.push(FieldError::required(path, "must specify a volume type"));
     }
 }
 
-fn one(kind: &str, value: &Value, path: &str, errs: &mut Errors) {
+fn one(kind: &str, value: &Value, volume: &str, is_pod: bool, around: &str, errs: &mut Errors) {
+    let path = &format!("{around}.{kind}");
     let mut require = |fields: &[&str]| {
         for field in fields.iter().filter(|f| text(value, f).is_empty()) {
             errs.push(FieldError::required(format!("{path}.{field}"), ""));
@@ -102,7 +141,6 @@ fn one(kind: &str, value: &Value, path: &str, errs: &mut Errors) {
                 errs.push(FieldError::forbidden(format!("{path}.sizeLimit"), detail));
             }
         }
-        "hostPath" => host_path(value, path, errs),
         "secret" => {
             require(&["secretName"]);
             mode(value, "defaultMode", path, errs);
@@ -115,42 +153,30 @@ fn one(kind: &str, value: &Value, path: &str, errs: &mut Errors) {
         }
         "downwardAPI" => {
             mode(value, "defaultMode", path, errs);
-            for (i, file) in list(value, "items").iter().enumerate() {
-                downward_file(file, &format!("{path}.items[{i}]"), errs);
+            for file in list(value, "items") {
+                downward_file(file, path, errs);
             }
         }
         "projected" => projected(value, path, errs),
-        "nfs" => {
-            require(&["server", "path"]);
-            let target = text(value, "path");
-            if !target.is_empty() && !target.starts_with('/') {
-                errs.push(FieldError::invalid(format!("{path}.path"), target, "must be an absolute path"));
-            }
-        }
         "persistentVolumeClaim" => require(&["claimName"]),
-        "csi" => {
-            require(&["driver"]);
-            let driver = text(value, "driver");
-            if driver.len() > 63 {
-                errs.push(FieldError::too_long(format!("{path}.driver"), 63));
-            }
-            let lower = driver.to_lowercase();
-            if !driver.is_empty() {
-                invalid_each(errs, &format!("{path}.driver"), driver, names::dns1123_subdomain(&lower));
+        "ephemeral" => {
+            let template = at(value, "volumeClaimTemplate");
+            let path = format!("{path}.volumeClaimTemplate");
+            if template.is_null() {
+                errs.push(FieldError::required(path, ""));
+            } else {
+                claims::template(template, &path, errs);
             }
         }
-        "iscsi" => require(&["targetPortal", "iqn"]),
-        "rbd" => require(&["image"]),
-        "cinder" | "awsElasticBlockStore" => require(&["volumeID"]),
-        "gcePersistentDisk" => require(&["pdName"]),
-        "glusterfs" => require(&["endpoints", "path"]),
-        "flexVolume" => require(&["driver"]),
-        "azureFile" => require(&["secretName", "shareName"]),
-        "vsphereVolume" => require(&["volumePath"]),
-        "azureDisk" => require(&["diskName", "diskURI"]),
-        "portworxVolume" => require(&["volumeID"]),
-        "scaleIO" => require(&["gateway", "system", "volumeName"]),
         "image" => {
+            let reference = text(value, "reference");
+            if is_pod && reference.is_empty() {
+                errs.push(FieldError::required(format!("{path}.reference"), ""));
+            }
+            if reference.trim() != reference {
+                let detail = "must not have leading or trailing whitespace";
+                errs.push(FieldError::invalid(format!("{path}.reference"), reference, detail));
+            }
             one_of(
                 errs,
                 &format!("{path}.pullPolicy"),
@@ -158,17 +184,23 @@ fn one(kind: &str, value: &Value, path: &str, errs: &mut Errors) {
                 &["Always", "IfNotPresent", "Never"],
             );
         }
-        _ => {}
+        shared => {
+            let place = sources::Place { persistent: false, volume };
+            sources::source(shared, value, place, around, errs);
+        }
     }
 }
 
-fn host_path(value: &Value, path: &str, errs: &mut Errors) {
+/// A path of the node.
+pub(super) fn host_path(value: &Value, path: &str, errs: &mut Errors) {
     const TYPES: [&str; 8] =
         ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     let target = text(value, "path");
     if target.is_empty() {
         errs.push(FieldError::required(format!("{path}.path"), ""));
-    } else if !no_backsteps(target) {
+        return;
+    }
+    if !no_backsteps(target) {
         errs.push(FieldError::invalid(format!("{path}.path"), target, "must not contain '..'"));
     }
     let kind = text(value, "type");
@@ -225,75 +257,124 @@ fn downward_file(file: &Value, path: &str, errs: &mut Errors) {
 
 fn projected(value: &Value, path: &str, errs: &mut Errors) {
     mode(value, "defaultMode", path, errs);
-    let mut paths: Vec<String> = Vec::new();
+    let mut targets: Vec<&str> = Vec::new();
     for (i, source) in list(value, "sources").iter().enumerate() {
-        let path = format!("{path}.sources[{i}]");
+        let at_source = format!("{path}.sources[{i}]");
         let mut count = 0;
-        for kind in [
-            "secret",
-            "configMap",
-            "downwardAPI",
-            "serviceAccountToken",
-            "clusterTrustBundle",
-            "podCertificate",
-        ] {
+        for kind in PROJECTIONS.into_iter().filter(|kind| set(source, kind)) {
             let value = at(source, kind);
-            if value.is_null() {
-                continue;
-            }
-            let path = format!("{path}.{kind}");
             count += 1;
-            if count > 1 {
-                errs.push(FieldError::forbidden(path, "may not specify more than 1 volume type per source"));
-                continue;
-            }
-            let mut targets: Vec<&str> = list(value, "items").iter().map(|f| text(f, "path")).collect();
-            match kind {
-                "secret" | "configMap" => {
-                    if text(value, "name").is_empty() {
-                        errs.push(FieldError::required(format!("{path}.name"), ""));
-                    }
-                    items(value, &path, errs);
-                }
-                "downwardAPI" => {
-                    for (j, file) in list(value, "items").iter().enumerate() {
-                        downward_file(file, &format!("{path}.items[{j}]"), errs);
-                    }
-                }
-                "serviceAccountToken" => {
-                    let seconds = int(value, "expirationSeconds").unwrap_or_default();
-                    let detail = if seconds < 600 {
-                        "may not specify a duration less than 10 minutes"
-                    } else if seconds > 1 << 32 {
-                        "may not specify a duration larger than 2^32 seconds"
-                    } else {
-                        ""
-                    };
-                    if !detail.is_empty() {
-                        errs.push(FieldError::invalid(format!("{path}.expirationSeconds"), seconds, detail));
-                    }
-                    let target = text(value, "path");
-                    if target.is_empty() {
-                        errs.push(FieldError::required(format!("{path}.path"), ""));
-                    } else {
-                        unreserved_path(target, &path, errs);
-                    }
+            let files = projection(kind, value, path, &format!("{at_source}.{kind}"), errs);
+            for (target, shown) in files {
+                if targets.contains(&target) {
+                    errs.push(FieldError::invalid(path, shown, "conflicting duplicate paths"));
+                } else {
                     targets.push(target);
                 }
-                _ => targets.push(text(value, "path")),
-            }
-            for target in targets.into_iter().filter(|t| !t.is_empty()) {
-                if paths.iter().any(|p| p == target) {
-                    errs.push(FieldError::invalid(path.as_str(), target, "conflicting duplicate paths"));
-                } else {
-                    paths.push(target.to_owned());
-                }
             }
         }
-        if count == 0 {
-            errs.push(FieldError::required(path, "must specify a volume type"));
+        if count > 1 {
+            errs.push(FieldError::forbidden(at_source, "may not specify more than 1 volume type"));
         }
     }
+}
+
+const PROJECTIONS: [&str; 6] =
+    ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+
+/// Checks a source of a projected volume; its files, each with what a message about it shows.
+fn projection<'a>(
+    kind: &str,
+    value: &'a Value,
+    volume: &str,
+    path: &str,
+    errs: &mut Errors,
+) -> Vec<(&'a str, &'a str)> {
+    let named = |field: &str| text(value, field);
+    match kind {
+        "secret" | "configMap" => {
+            if named("name").is_empty() {
+                errs.push(FieldError::required(format!("{path}.name"), ""));
+            }
+            items(value, path, errs);
+            let files = list(value, "items").iter().map(|f| (text(f, "path"), named("name")));
+            files.filter(|(target, _)| !target.is_empty()).collect()
+        }
+        "downwardAPI" => {
+            for file in list(value, "items") {
+                downward_file(file, path, errs);
+            }
+            let files = list(value, "items").iter().map(|f| (text(f, "path"), text(f, "path")));
+            files.filter(|(target, _)| !target.is_empty()).collect()
+        }
+        "serviceAccountToken" => {
+            let seconds = int(value, "expirationSeconds").unwrap_or_default();
+            let detail = if seconds < 600 {
+                "may not specify a duration less than 10 minutes"
+            } else if seconds > 1 << 32 {
+                "may not specify a duration larger than 2^32 seconds"
+            } else {
+                ""
+            };
+            if !detail.is_empty() {
+                errs.push(FieldError::invalid(format!("{path}.expirationSeconds"), seconds, detail));
+            }
+            // Upstream's path is that of the volume.
+            let target_path = format!("{volume}.path");
+            match named("path") {
+                "" => errs.push(FieldError::required(target_path, "")),
+                target => unreserved_path(target, &target_path, errs),
+            }
+            Vec::new()
+        }
+        "clusterTrustBundle" => {
+            trust_bundle(value, &path.replace(kind, "clusterTrustBundlePEM"), errs);
+            vec![(named("path"), named("path"))]
+        }
+        _ => ["credentialBundlePath", "keyPath", "certificateChainPath"]
+            .iter()
+            .map(|field| (named(field), named(field)))
+            .filter(|(target, _)| !target.is_empty())
+            .collect(),
+    }
+}
+
+fn trust_bundle(value: &Value, path: &str, errs: &mut Errors) {
+    match (set(value, "name"), set(value, "signerName")) {
+        (true, true) => {
+            let shown = internal::bad("ClusterTrustBundleProjection", value);
+            errs.push(FieldError::invalid(path, shown, "only one of name and signerName may be used"));
+        }
+        (true, false) => {
+            let name = text(value, "name");
+            if name.is_empty() {
+                errs.push(FieldError::required(format!("{path}.name"), "must be a valid object name"));
+            }
+            for message in names::dns1123_subdomain(name).into_iter().filter(|_| !name.contains(':')) {
+                let detail = format!("not a valid clustertrustbundlename: {message}");
+                errs.push(FieldError::invalid(format!("{path}.name"), name, detail));
+            }
+            if set(value, "labelSelector") {
+                let shown = internal::bad("LabelSelector", at(value, "labelSelector"));
+                let detail = "labelSelector must be unset if name is specified";
+                errs.push(FieldError::invalid(format!("{path}.labelSelector"), shown, detail));
+            }
+        }
+        (false, true) => {
+            if text(value, "signerName").is_empty() {
+                errs.push(FieldError::required(format!("{path}.signerName"), "must be a valid signer name"));
+            }
+            label_selector(at(value, "labelSelector"), &format!("{path}.labelSelector"), errs);
+        }
+        (false, false) => {
+            errs.push(FieldError::required(path, "either name or signerName must be specified"));
+        }
+    }
+    let target = text(value, "path");
+    if target.is_empty() {
+        errs.push(FieldError::required(format!("{path}.path"), ""));
+    }
+    unreserved_path(target, &format!("{path}.path"), errs);
 }
 
 /// True when no part of the path is `..`.
