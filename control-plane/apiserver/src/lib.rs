@@ -16,6 +16,8 @@ mod config;
 pub mod defaults;
 mod discovery;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod gvk;
 mod handlers;
 mod machinery;

@@ -16,6 +16,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+#[path = "tls/overload.rs"]
+mod overload;
+
 struct Authority {
     pem: String,
     der: Vec<u8>,

@@ -9,6 +9,7 @@
 
 pub mod app;
 mod claim;
+mod clusterrole_aggregation;
 pub mod config;
 pub mod context;
 pub mod error;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::error::Result;
 use crate::{
-    deployment, endpoints, endpointslice, garbage, namespace, node_ipam, node_lifecycle, node_ttl, pod_gc,
-    replicaset, root_ca, serviceaccount, taint_eviction,
+    clusterrole_aggregation, deployment, endpoints, endpointslice, garbage, namespace, node_ipam,
+    node_lifecycle, node_ttl, pod_gc, replicaset, root_ca, serviceaccount, taint_eviction,
 };
 
 /// A controller: its name (as `--controllers` takes it) and how it starts.
@@ -32,6 +32,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row("namespace-controller", namespace::start),
     row("serviceaccount-controller", serviceaccount::start),
     row("root-ca-certificate-publisher-controller", root_ca::start),
+    row("clusterrole-aggregation-controller", clusterrole_aggregation::start),
     row("node-lifecycle-controller", node_lifecycle::start),
     row("taint-eviction-controller", taint_eviction::start),
     row("node-ipam-controller", node_ipam::start),

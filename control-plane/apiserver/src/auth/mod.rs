@@ -1,9 +1,19 @@
 //! Who asks, and whether they may.
 
-mod authn;
-mod authz;
+mod attributes;
+pub(crate) mod escalation;
+mod follow;
 mod impersonate;
+mod node;
+mod policy;
+pub(crate) mod rbac;
+pub(crate) mod references;
+pub(crate) mod rule;
+mod user;
+mod x509;
 
-pub use authn::*;
-pub use authz::*;
-pub use impersonate::*;
+pub use attributes::*;
+pub(crate) use impersonate::impersonated;
+pub(crate) use policy::Policy;
+pub use user::*;
+pub use x509::from_certificate;

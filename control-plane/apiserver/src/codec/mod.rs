@@ -155,6 +155,9 @@ pub fn decode_configuration(body: &[u8], validation: FieldValidation) -> Result<
 /// # Errors
 /// The first type error, in Go's words.
 pub fn decode_value(value: Value, schema: &TypeSchema) -> Result<(Value, Vec<String>), String> {
+    if node::is_too_deep(&value) {
+        return Err(node::TOO_DEEP.to_owned());
+    }
     let (object, outcome) = typed::decode(Node::from_value(value), schema);
     match outcome.error {
         Some(error) => Err(error),
@@ -164,6 +167,9 @@ pub fn decode_value(value: Value, schema: &TypeSchema) -> Result<(Value, Vec<Str
 
 /// As [`decode_value`] for the outcome of a strategic merge patch, whose type errors upstream words differently.
 pub(crate) fn decode_unstructured(value: Value, schema: &TypeSchema) -> Result<(Value, Vec<String>), String> {
+    if node::is_too_deep(&value) {
+        return Err(node::TOO_DEEP.to_owned());
+    }
     let (object, outcome) = typed::decode_unstructured(Node::from_value(value), schema);
     match outcome.error {
         Some(error) => Err(error),

@@ -1,12 +1,22 @@
 //! A document as it was sent: keys in order, repeated keys kept, numbers as text. Read from JSON with Go's messages
 //! for malformed text, or from YAML.
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use std::cell::Cell;
 use std::fmt;
 
-/// Deepest nesting that is read; deeper documents are refused.
-pub(crate) const MAX_DEPTH: usize = 1000;
+/// Deepest nesting that is read; deeper documents are refused: they could be stored, but not be read again by parsers
+/// that stop at 128, as this server's and many clients' do.
+pub(crate) const MAX_DEPTH: usize = 120;
+
+/// A document may have this many objects and lists. Each takes much more memory than its two bytes of text.
+const MAX_CONTAINERS: usize = 200_000;
+
+/// Bytes that a YAML document may take for each of its text's: aliases multiply it.
+const MAX_EXPANSION: usize = 8;
+
+pub(crate) const TOO_DEEP: &str = "exceeded max depth";
 
 /// A parsed document.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +99,7 @@ pub(crate) fn float(f: f64) -> Value {
 
 /// Reads JSON.
 pub(crate) fn parse_json(text: &[u8]) -> Result<Node, String> {
-    let mut p = Parser { text, at: 0 };
+    let mut p = Parser { text, at: 0, containers: 0 };
     let node = p.value(0)?;
     match p.peek() {
         None => Ok(node),
@@ -100,6 +110,11 @@ pub(crate) fn parse_json(text: &[u8]) -> Result<Node, String> {
 struct Parser<'a> {
     text: &'a [u8],
     at: usize,
+    containers: usize,
+}
+
+fn too_many() -> String {
+    format!("a document has at most {MAX_CONTAINERS} objects and lists")
 }
 
 fn end() -> String {
@@ -132,11 +147,20 @@ impl Parser<'_> {
 
     fn value(&mut self, depth: usize) -> Result<Node, String> {
         if depth > MAX_DEPTH {
-            return Err("exceeded max depth".to_owned());
+            return Err(TOO_DEEP.to_owned());
+        }
+        if self.containers > MAX_CONTAINERS {
+            return Err(too_many());
         }
         match self.peek().ok_or_else(end)? {
-            b'{' => self.object(depth),
-            b'[' => self.array(depth),
+            b'{' => {
+                self.containers += 1;
+                self.object(depth)
+            }
+            b'[' => {
+                self.containers += 1;
+                self.array(depth)
+            }
             b'"' => self.string().map(Node::String),
             b't' => self.literal("true", Node::Bool(true)),
             b'f' => self.literal("false", Node::Bool(false)),
@@ -303,60 +327,91 @@ impl Parser<'_> {
 
 /// Reads YAML (its first document).
 pub(crate) fn parse_yaml(text: &[u8]) -> Result<Node, String> {
-    serde_norway::from_slice(text).map_err(|e| format!("yaml: {e}"))
+    let wrong = |e: serde_norway::Error| format!("yaml: {e}");
+    let Some(document) = serde_norway::Deserializer::from_slice(text).next() else { return Ok(Node::Null) };
+    // What a node takes at least is counted, too: many small ones are as large as one long text.
+    let left = Cell::new((text.len() + 1024).saturating_mul(MAX_EXPANSION));
+    Seed { left: &left, depth: 0 }.deserialize(document).map_err(wrong)
 }
 
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_any(NodeVisitor)
+/// Reads a node while there are bytes left for it.
+#[derive(Clone, Copy)]
+struct Seed<'b> {
+    left: &'b Cell<usize>,
+    depth: usize,
+}
+
+impl Seed<'_> {
+    fn take<E: serde::de::Error>(self, bytes: usize) -> Result<(), E> {
+        let left = self.left.get().checked_sub(bytes + 4);
+        self.left.set(left.ok_or_else(|| E::custom("document contains excessive aliasing"))?);
+        Ok(())
+    }
+
+    fn inside<E: serde::de::Error>(self) -> Result<Self, E> {
+        if self.depth >= MAX_DEPTH {
+            return Err(E::custom(TOO_DEEP));
+        }
+        Ok(Seed { depth: self.depth + 1, ..self })
     }
 }
 
-struct NodeVisitor;
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Node;
 
-impl<'de> Visitor<'de> for NodeVisitor {
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Node, D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
     type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a value")
     }
-    fn visit_bool<E>(self, v: bool) -> Result<Node, E> {
+    fn visit_bool<E: serde::de::Error>(self, v: bool) -> Result<Node, E> {
+        self.take(0)?;
         Ok(Node::Bool(v))
     }
-    fn visit_i64<E>(self, v: i64) -> Result<Node, E> {
+    fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<Node, E> {
+        self.take(0)?;
         Ok(Node::Number(v.to_string()))
     }
-    fn visit_u64<E>(self, v: u64) -> Result<Node, E> {
+    fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<Node, E> {
+        self.take(0)?;
         Ok(Node::Number(v.to_string()))
     }
-    fn visit_f64<E>(self, v: f64) -> Result<Node, E> {
+    fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Node, E> {
+        self.take(0)?;
         Ok(if v.is_finite() { Node::Number(float(v).to_string()) } else { Node::Null })
     }
-    fn visit_str<E>(self, v: &str) -> Result<Node, E> {
+    fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Node, E> {
+        self.take(v.len())?;
         Ok(Node::String(v.to_owned()))
     }
-    fn visit_string<E>(self, v: String) -> Result<Node, E> {
-        Ok(Node::String(v))
-    }
-    fn visit_unit<E>(self) -> Result<Node, E> {
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Node, E> {
+        self.take(0)?;
         Ok(Node::Null)
     }
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_none<E: serde::de::Error>(self) -> Result<Node, E> {
+        self.visit_unit()
     }
     fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<Node, D::Error> {
-        Node::deserialize(d)
+        self.deserialize(d)
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-        let mut out = Vec::new();
-        while let Some(item) = seq.next_element()? {
+        let (mut out, inner) = (Vec::new(), self.inside()?);
+        self.take(0)?;
+        while let Some(item) = seq.next_element_seed(inner)? {
             out.push(item);
         }
         Ok(Node::Array(out))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut out = Vec::new();
-        while let Some((key, value)) = map.next_entry::<Node, Node>()? {
+        let (mut out, inner) = (Vec::new(), self.inside()?);
+        self.take(0)?;
+        while let Some((key, value)) = map.next_entry_seed(inner, inner)? {
             let key = match key {
                 Node::String(s) | Node::Number(s) => s,
                 Node::Bool(b) => b.to_string(),
@@ -367,4 +422,17 @@ impl<'de> Visitor<'de> for NodeVisitor {
         }
         Ok(Node::Object(out))
     }
+}
+
+/// Whether a value is nested deeper than what can be stored.
+pub(crate) fn is_too_deep(value: &Value) -> bool {
+    fn deeper(value: &Value, left: usize) -> bool {
+        let Some(left) = left.checked_sub(1) else { return true };
+        match value {
+            Value::Array(items) => items.iter().any(|item| deeper(item, left)),
+            Value::Object(members) => members.values().any(|member| deeper(member, left)),
+            _ => false,
+        }
+    }
+    deeper(value, MAX_DEPTH + 2)
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::node::{self, MAX_DEPTH};
+use super::node;
 use super::scalar;
 use super::typed;
 use crate::schema::{Type, TypeSchema};
@@ -12,7 +12,10 @@ use crate::schema::{Type, TypeSchema};
 pub(crate) const MAGIC: [u8; 4] = *b"k8s\0";
 
 /// Messages may be nested this deep.
-const MAX_NESTING: usize = 200;
+const MAX_NESTING: usize = 100;
+
+/// Messages that one body may hold; an empty one takes two bytes here and hundreds in memory.
+const MAX_MESSAGES: usize = 200_000;
 
 /// The envelope of a body.
 #[derive(Debug, Default, PartialEq)]
@@ -128,23 +131,52 @@ pub(crate) fn unwrap(body: &[u8]) -> Result<Unknown<'_>> {
 
 /// Decodes a message of the given type.
 pub(crate) fn decode(raw: &[u8], ty: &TypeSchema) -> Result<Value> {
-    message(raw, ty, 0)
+    let object = message(raw, ty, &Depth::default())?;
+    if node::is_too_deep(&object) { Err(node::TOO_DEEP.to_owned()) } else { Ok(object) }
 }
 
-fn message(raw: &[u8], ty: &TypeSchema, depth: usize) -> Result<Value> {
+/// How deep a message is, and how many there are so far.
+#[derive(Default)]
+struct Depth<'a> {
+    level: usize,
+    outer: Option<&'a Depth<'a>>,
+    messages: std::cell::Cell<usize>,
+}
+
+impl Depth<'_> {
+    fn inside(&self) -> Depth<'_> {
+        Depth { level: self.level + 1, outer: Some(self.outermost()), messages: std::cell::Cell::new(0) }
+    }
+
+    fn outermost(&self) -> &Depth<'_> {
+        self.outer.unwrap_or(self)
+    }
+
+    fn check(&self) -> Result<()> {
+        let messages = &self.outermost().messages;
+        messages.set(messages.get() + 1);
+        if self.level > MAX_NESTING {
+            return Err("proto: message is nested too deep".to_owned());
+        }
+        if messages.get() > MAX_MESSAGES {
+            return Err(format!("proto: a body has at most {MAX_MESSAGES} messages"));
+        }
+        Ok(())
+    }
+}
+
+fn message(raw: &[u8], ty: &TypeSchema, depth: &Depth<'_>) -> Result<Value> {
     let mut out = Map::new();
     fields(raw, ty, &mut out, depth)?;
     Ok(typed::finish(out, ty))
 }
 
-fn fields(raw: &[u8], ty: &TypeSchema, out: &mut Map<String, Value>, depth: usize) -> Result<()> {
-    if depth > MAX_NESTING {
-        return Err("proto: message is nested too deep".to_owned());
-    }
+fn fields(raw: &[u8], ty: &TypeSchema, out: &mut Map<String, Value>, depth: &Depth<'_>) -> Result<()> {
+    depth.check()?;
     let mut reader = Reader(raw);
     while let Some((number, wire)) = reader.next()? {
         if let Some((_, inlined)) = ty.inlined.iter().find(|(n, _)| *n == number) {
-            fields(wire.bytes()?, inlined.get(), out, depth + 1)?;
+            fields(wire.bytes()?, inlined.get(), out, &depth.inside())?;
         } else if let Some(field) = ty.fields.iter().find(|f| f.number == number) {
             let at = |e: String| format!("{}: {e}", field.name);
             match &field.ty {
@@ -171,7 +203,7 @@ fn fields(raw: &[u8], ty: &TypeSchema, out: &mut Map<String, Value>, depth: usiz
     Ok(())
 }
 
-fn repeated(wire: Wire<'_>, item: &Type, out: &mut Vec<Value>, depth: usize) -> Result<()> {
+fn repeated(wire: Wire<'_>, item: &Type, out: &mut Vec<Value>, depth: &Depth<'_>) -> Result<()> {
     match (item, wire) {
         // Packed numbers.
         (Type::Int32 | Type::Int64 | Type::Bool, Wire::Bytes(packed)) => {
@@ -185,7 +217,7 @@ fn repeated(wire: Wire<'_>, item: &Type, out: &mut Vec<Value>, depth: usize) -> 
     Ok(())
 }
 
-fn entry(raw: &[u8], item: &Type, depth: usize) -> Result<(String, Value)> {
+fn entry(raw: &[u8], item: &Type, depth: &Depth<'_>) -> Result<(String, Value)> {
     let (mut key, mut found) = (String::new(), None);
     let mut reader = Reader(raw);
     while let Some((number, wire)) = reader.next()? {
@@ -198,7 +230,7 @@ fn entry(raw: &[u8], item: &Type, depth: usize) -> Result<(String, Value)> {
     Ok((key, found.unwrap_or_else(|| typed::zero(item))))
 }
 
-fn value(wire: Wire<'_>, ty: &Type, depth: usize) -> Result<Value> {
+fn value(wire: Wire<'_>, ty: &Type, depth: &Depth<'_>) -> Result<Value> {
     Ok(match ty {
         Type::String(_) => wire.text()?.into(),
         Type::Bool => (wire.varint()? != 0).into(),
@@ -245,12 +277,12 @@ fn value(wire: Wire<'_>, ty: &Type, depth: usize) -> Result<Value> {
             let mut reader = Reader(wire.bytes()?);
             while let Some((number, wire)) = reader.next()? {
                 if number == 1 {
-                    repeated(wire, item, &mut out, depth + 1)?;
+                    repeated(wire, item, &mut out, &depth.inside())?;
                 }
             }
             out.into()
         }
-        Type::Object(r) => message(wire.bytes()?, r.get(), depth + 1)?,
+        Type::Object(r) => message(wire.bytes()?, r.get(), &depth.inside())?,
         // Lists and maps directly inside lists and maps do not exist in protobuf.
         Type::List(_) | Type::Map(_) => return Err("proto: nested list".to_owned()),
     })
@@ -288,16 +320,18 @@ fn time(raw: &[u8], micro: bool) -> Result<Value> {
     Ok(scalar::format_time(time, micro).into())
 }
 
-fn schema_or(raw: &[u8], ty: &Type, schema: &TypeSchema, depth: usize) -> Result<Value> {
+fn schema_or(raw: &[u8], ty: &Type, schema: &TypeSchema, depth: &Depth<'_>) -> Result<Value> {
     let mut list = Vec::new();
     let (mut single, mut allows) = (None, false);
     let mut reader = Reader(raw);
     while let Some((number, wire)) = reader.next()? {
         match (ty, number) {
             (Type::SchemaOrBool(_), 1) => allows = wire.varint()? != 0,
-            (Type::SchemaOrBool(_), 2) | (_, 1) => single = Some(message(wire.bytes()?, schema, depth + 1)?),
+            (Type::SchemaOrBool(_), 2) | (_, 1) => {
+                single = Some(message(wire.bytes()?, schema, &depth.inside())?)
+            }
             (Type::SchemaOrStrings(_), 2) => list.push(wire.text()?.into()),
-            (Type::SchemaOrArray(_), 2) => list.push(message(wire.bytes()?, schema, depth + 1)?),
+            (Type::SchemaOrArray(_), 2) => list.push(message(wire.bytes()?, schema, &depth.inside())?),
             _ => {}
         }
     }
@@ -307,5 +341,3 @@ fn schema_or(raw: &[u8], ty: &Type, schema: &TypeSchema, depth: usize) -> Result
         (_, None) => list.into(),
     })
 }
-
-const _: () = assert!(MAX_NESTING < MAX_DEPTH);

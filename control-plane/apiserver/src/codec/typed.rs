@@ -3,6 +3,7 @@
 
 use kelp_model::quantity::Quantity;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 use super::node::{self, Node};
 use super::scalar;
@@ -107,7 +108,7 @@ impl Decoder {
     fn object(&mut self, members: Vec<(String, Node)>, ty: &TypeSchema) -> Value {
         let owner = std::mem::replace(&mut self.owner, ty.short_name().to_owned());
         let mut out = Map::new();
-        let mut seen: Vec<String> = Vec::new();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
         for (name, node) in members {
             let Some(field) = ty.field(&name) else {
                 if ty.preserve_unknown {
@@ -118,7 +119,7 @@ impl Decoder {
                 continue;
             };
             let value = self.at(format_args!(".{name}"), |d| {
-                if seen.contains(&name) {
+                if !seen.insert(field.name.as_ref()) {
                     d.strict("duplicate");
                 }
                 d.fields.push(name.clone());
@@ -127,9 +128,8 @@ impl Decoder {
                 value
             });
             if let Some(value) = value {
-                out.insert(name.clone(), value);
+                out.insert(name, value);
             }
-            seen.push(name);
         }
         self.owner = owner;
         finish(out, ty)

@@ -3,6 +3,7 @@
 use super::managed::Write;
 use super::{Context, Reply, lifecycle};
 use crate::allocation::Held;
+use crate::auth::Attributes;
 use crate::error::ApiError;
 use crate::machinery;
 use crate::object::{Encoded, meta, meta_mut};
@@ -39,12 +40,11 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
 }
 
 /// Checks that who updates or applies what does not exist may create it.
-pub(super) fn authorize(context: &Context) -> Result<(), ApiError> {
+pub(super) async fn authorize(context: &Context) -> Result<(), ApiError> {
     let info = crate::request::RequestInfo { verb: "create", ..context.info.clone() };
-    if context.core.authorizer.allows(&context.user, &info) {
-        return Ok(());
-    }
-    Err(crate::auth::denied(&context.user, &info))
+    let asked = Attributes::of(&context.user, &info, &context.query);
+    let decision = context.core.policy.authorize(&asked).await?;
+    if decision.allowed { Ok(()) } else { Err(asked.forbidden(&decision.reason)) }
 }
 
 /// Makes a new object: metadata, hooks, checks, write. Returns it with its revision, 0 for a dry run. One that was
@@ -80,6 +80,7 @@ pub(super) async fn insert(
         match storage::write(&context.core.store, resource, &key, 0, bytes, lease).await? {
             Written::Done(revision) => {
                 held.keep();
+                context.core.policy.settled(resource, revision).await;
                 return Ok((new, revision));
             }
             Written::Conflict(_) if !last => {}
@@ -117,6 +118,7 @@ async fn made<'a>(
         Write::of(context, options, "").track(context, None, object)?;
     }
     crate::admission::create(&context.core, &context.user, resource, object).await?;
+    crate::auth::escalation::on_create(context, object)?;
     (resource.strategy.prepare_create)(object);
     let errors = crate::machinery::validate_create(&resource.gvk(), object);
     if !errors.is_empty() {

@@ -10,6 +10,7 @@ mod list;
 mod managed;
 mod modify;
 mod reply;
+mod review;
 mod scale;
 mod subresource;
 mod update;
@@ -18,7 +19,7 @@ mod watch;
 
 pub use reply::*;
 
-pub(crate) use internal::{Review, internal, virtual_resource};
+pub(crate) use internal::internal;
 
 use crate::auth::UserInfo;
 use crate::cache::{Cache, Filter};
@@ -175,6 +176,7 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
         "get" => get::get(&context).await,
         "list" => list::list(&context).await,
         "watch" => watch::watch(&context).await,
+        "create" if review::is_review(&context.resource) => review::create(&context).await,
         "create" if context.resource.kind == "Binding" => subresource::bind_named(context).await,
         "create" => create::create(&context).await,
         "update" => update::update(&context, update::Part::Main).await,

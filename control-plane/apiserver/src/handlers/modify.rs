@@ -79,6 +79,7 @@ pub(super) async fn modify(
         match storage::remove(store, resource, &key, revision).await? {
             Written::Done(removed) => {
                 context.core.release(resource, &stored.object).await;
+                context.core.policy.settled(resource, removed).await;
                 // An update that ends a deletion answers with the version it saw, a deletion with its own.
                 let shown = if update { revision } else { removed };
                 return Ok(Outcome { object: versioned(object, shown), revision: shown, removed: true });
@@ -122,6 +123,7 @@ async fn put(
     match storage::write(&context.core.store, resource, key, stored.revision, bytes, lease).await? {
         Written::Done(revision) => {
             held.keep();
+            context.core.policy.settled(resource, revision).await;
             Ok(Ok(with_version(object, revision)))
         }
         Written::Conflict(present) => Ok(Err(present)),

@@ -81,6 +81,7 @@ fn computed(
         }
     }
     crate::admission::node::update(&context.user, resource, &new, old)?;
+    crate::auth::escalation::on_update(context, &new, old)?;
     let errors = match part {
         Part::Main => crate::machinery::validate_update(&resource.gvk(), &new, old),
         Part::Status => crate::machinery::validate_status(&resource.gvk(), &new, old),
@@ -135,7 +136,7 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
     match result {
         Err(error) if error.code() == 404 && part == Part::Main && resource.strategy.create_on_update => {
             meta_mut(&mut wanted).remove("resourceVersion");
-            create::authorize(context)?;
+            create::authorize(context).await?;
             let (mut object, revision) = create::insert(context, wanted, &options, false).await?;
             if revision > 0 {
                 meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
@@ -227,7 +228,7 @@ async fn applied(context: &Context, part: Part, write: &Write<'_>) -> Result<Rep
                 }
                 lifecycle::place(context, &mut new)?;
                 meta_mut(&mut new).remove("resourceVersion");
-                create::authorize(context)?;
+                create::authorize(context).await?;
                 match create::insert(context, new, write.options, true).await {
                     // Somebody was faster: the object is there to be changed.
                     Err(error) if error.reason() == "AlreadyExists" && !dry => continue,

@@ -13,6 +13,9 @@ use crate::schema::TypeSchema;
 /// A JSON patch may have this many operations.
 const MAX_OPERATIONS: usize = 10_000;
 
+/// Bytes that the copy operations of one JSON patch may add, as upstream limits them.
+const MAX_COPIED: usize = 3 << 20;
+
 /// The patch formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchKind {
@@ -125,8 +128,29 @@ fn json_patch(patch: &[u8], current: &Value) -> Result<Value, ApiError> {
     let operations: json_patch::Patch =
         serde_json::from_value(value).map_err(|_| ApiError::unprocessable())?;
     let mut patched = current.clone();
-    json_patch::patch(&mut patched, &operations).map_err(|_| ApiError::unprocessable())?;
+    let mut copied = 0;
+    for operation in &operations.0 {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            // A few copies of copies would fill the memory.
+            copied += copy.from.resolve(&patched).map_or(0, size);
+            if copied > MAX_COPIED {
+                return Err(ApiError::unprocessable());
+            }
+        }
+        json_patch::patch(&mut patched, std::slice::from_ref(operation))
+            .map_err(|_| ApiError::unprocessable())?;
+    }
     Ok(patched)
+}
+
+/// Bytes of a value as JSON, roughly.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => 2 + items.iter().map(|item| 1 + size(item)).sum::<usize>(),
+        Value::Object(map) => 2 + map.iter().map(|(key, item)| 4 + key.len() + size(item)).sum::<usize>(),
+        _ => 4,
+    }
 }
 
 /// Reads a patch that is an object; repeated fields are noted.
@@ -153,10 +177,11 @@ fn repeated(node: &Node, path: &mut String, out: &mut Vec<String>) {
     let length = path.len();
     match node {
         Node::Object(members) => {
-            for (i, (name, value)) in members.iter().enumerate() {
+            let mut seen = std::collections::HashSet::with_capacity(members.len());
+            for (name, value) in members {
                 path.push('.');
                 path.push_str(name);
-                if members.iter().take(i).any(|(n, _)| n == name) && out.len() < 100 {
+                if !seen.insert(name.as_str()) && out.len() < 100 {
                     out.push(format!("duplicate field {}", quote(path.trim_start_matches('.'))));
                 }
                 repeated(value, path, out);

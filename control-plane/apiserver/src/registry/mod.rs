@@ -3,6 +3,7 @@
 
 mod admissionregistration;
 mod apps;
+mod auth;
 mod autoscaling;
 mod batch;
 mod claims;
@@ -244,6 +245,8 @@ impl Registry {
         rows.extend(core::rows().into_iter().map(Arc::new));
         rows.extend(claims::rows().into_iter().map(Arc::new));
         rows.extend(apps::rows().into_iter().map(Arc::new));
+        rows.extend(auth::reviews().into_iter().map(Arc::new));
+        rows.extend(auth::rbac().into_iter().map(Arc::new));
         rows.extend(autoscaling::rows().into_iter().map(Arc::new));
         rows.extend(batch::rows().into_iter().map(Arc::new));
         rows.extend(policy::rows().into_iter().map(Arc::new));

@@ -2,6 +2,7 @@
 
 use super::Core;
 use super::service;
+use super::stall::Stall;
 use crate::auth::{UserInfo, from_certificate};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -16,8 +17,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// An idle HTTP/1.1 connection is closed after this time: later than clients close theirs (90 s), since a request that
 /// is sent while the server closes fails.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A connection whose peer takes nothing of what is sent for this time is closed.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// At shutdown requests get this long to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of one request's headers, as Go limits them.
+const MAX_HEADERS: u32 = 1 << 20;
 /// Streams one HTTP/2 connection may have open, as upstream allows.
 const MAX_STREAMS: u32 = 250;
 
@@ -54,6 +59,7 @@ async fn connection(
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     let _ = stream.set_nodelay(true);
+    let stream = Stall::new(stream, STALL_TIMEOUT);
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -80,6 +86,7 @@ async fn connection(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

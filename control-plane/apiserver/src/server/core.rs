@@ -3,7 +3,7 @@
 use super::ServerError;
 use super::metrics::Metrics;
 use crate::allocation::{Held, ServiceAllocator};
-use crate::auth::Authorizer;
+use crate::auth::Policy;
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::discovery::Discovery;
@@ -28,7 +28,7 @@ pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) store: StoreHandle,
     pub(crate) registry: Registry,
-    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) policy: Policy,
     pub(crate) shutdown: CancellationToken,
     pub(crate) reads: Arc<Semaphore>,
     pub(crate) writes: Arc<Semaphore>,
@@ -47,11 +47,10 @@ impl Core {
         config: Config,
         store: Arc<impl Store>,
         shutdown: CancellationToken,
-        authorizer: Arc<dyn Authorizer>,
     ) -> Result<Arc<Self>, ServerError> {
         let store: StoreHandle = store;
         let registry = Registry::builtin();
-        let caches = registry
+        let caches: HashMap<_, _> = registry
             .rows()
             .iter()
             .map(|row| {
@@ -67,9 +66,9 @@ impl Core {
             discovery: Discovery::default(),
             started: AtomicBool::new(false),
             config,
+            policy: Policy::new(caches.values(), crate::bootstrap::policy::node_rules(), shutdown.clone()),
             store,
             registry,
-            authorizer,
             shutdown,
             caches,
             leases: Mutex::default(),

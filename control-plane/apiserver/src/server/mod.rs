@@ -1,12 +1,14 @@
 //! The server: shared state, the request path, connections.
 
 mod answer;
+mod body;
 mod compact;
 mod connection;
 mod core;
 mod health;
 mod metrics;
 mod service;
+mod stall;
 mod tls;
 
 pub use answer::AnswerBody;
@@ -14,7 +16,7 @@ pub(crate) use core::Core;
 pub(crate) use health::paths;
 pub use service::ClientService;
 
-use crate::auth::{Authorizer, ComponentPolicy, UserInfo};
+use crate::auth::UserInfo;
 use crate::config::Config;
 use kelp_store::Store;
 use std::sync::Arc;
@@ -65,23 +67,10 @@ impl ApiServer {
         store: Arc<impl Store>,
         shutdown: CancellationToken,
     ) -> Result<Self, ServerError> {
-        Self::with_authorizer(config, store, shutdown, Arc::new(ComponentPolicy))
+        Ok(ApiServer { core: Core::new(config, store, shutdown)? })
     }
 
-    /// The same with another policy.
-    ///
-    /// # Errors
-    /// A malformed address range in the configuration.
-    pub fn with_authorizer(
-        config: Config,
-        store: Arc<impl Store>,
-        shutdown: CancellationToken,
-        authorizer: Arc<dyn Authorizer>,
-    ) -> Result<Self, ServerError> {
-        Ok(ApiServer { core: Core::new(config, store, shutdown, authorizer)? })
-    }
-
-    /// Creates the namespaces and the `kubernetes` Service if they are missing. [`run`](Self::run) does it too.
+    /// Creates the namespaces, the default roles and the `kubernetes` Service if they are missing. [`run`](Self::run) does it too.
     ///
     /// # Errors
     /// The store's.

@@ -1,18 +1,17 @@
 //! The request path: identity, limits, authorization, routing, and the HTTP answer.
 
 use super::answer::{AnswerBody, render};
-use super::{Core, health, metrics};
-use crate::auth::{self, UserInfo};
+use super::{Core, body, health, metrics};
+use crate::auth::{self, Attributes, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
 use crate::handlers::{self, Context, Reply};
-use crate::request::{Accepted, Endpoint, Query, RequestInfo, negotiate};
+use crate::request::{Accepted, Endpoint, Query, RequestInfo, go_duration, negotiate};
 use bytes::{Buf, Bytes};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Request, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body;
 use std::convert::Infallible;
 use std::future::Future;
@@ -20,7 +19,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// In-process transport for one user; see [`ApiServer::client_service`](crate::ApiServer::client_service).
 #[derive(Clone)]
@@ -63,7 +62,7 @@ struct InProcess;
 /// Serves one request.
 pub(super) async fn handle<B>(core: Arc<Core>, user: UserInfo, request: Request<B>) -> Response<AnswerBody>
 where
-    B: Body + Send,
+    B: Body + Send + 'static,
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -71,7 +70,7 @@ where
     let mut incoming = Incoming::new(user, parts);
     let started = Instant::now();
     // Before the body is read: who may not ask does not make the server read.
-    let early = incoming.admit(&core);
+    let early = incoming.admit(&core).await;
     let incoming = Arc::new(incoming);
     let outcome = match early {
         Err(error) => Err(error),
@@ -131,18 +130,18 @@ impl Incoming {
         Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty, user_agent }
     }
 
-    fn admit(&mut self, core: &Core) -> Result<(), ApiError> {
+    async fn admit(&mut self, core: &Core) -> Result<(), ApiError> {
         // Credentials that this server cannot check are wrong credentials.
         if self.headers.contains_key(header::AUTHORIZATION) && self.user.in_group(auth::UNAUTHENTICATED) {
             return Err(ApiError::unauthorized());
         }
-        if let Some(other) = auth::impersonated(&*core.authorizer, &self.user, &self.headers)? {
+        let asked = Attributes::of(&self.user, &self.info, &self.query);
+        if let Some(other) = auth::impersonated(&core.policy, &self.headers, &asked).await? {
             self.user = other;
         }
-        if !core.authorizer.allows(&self.user, &self.info) {
-            return Err(auth::denied(&self.user, &self.info));
-        }
-        Ok(())
+        let asked = Attributes::of(&self.user, &self.info, &self.query);
+        let decision = core.policy.authorize(&asked).await?;
+        if decision.allowed { Ok(()) } else { Err(asked.forbidden(&decision.reason)) }
     }
 
     /// How errors are answered: transformations are not asked for, and when nothing is left, indented JSON.
@@ -155,6 +154,20 @@ impl Incoming {
         !matches!(self.info.verb, "get" | "list" | "watch" | "head" | "options")
     }
 
+    /// Time for the request: the server's, or less if the client says so.
+    fn time_limit(&self, longest: Duration) -> Result<Duration, ApiError> {
+        match self.query.text("timeout") {
+            text if text.is_empty() || self.is_long() => Ok(longest),
+            text => match go_duration(text) {
+                Ok(asked) if asked.is_zero() => Ok(longest),
+                Ok(asked) => Ok(asked.min(longest)),
+                Err(why) => Err(ApiError::bad_request(format!(
+                    "invalid timeout specified in the request URL - {why}"
+                ))),
+            },
+        }
+    }
+
     fn is_long(&self) -> bool {
         self.info.is_resource && self.info.verb == "watch"
     }
@@ -162,24 +175,14 @@ impl Incoming {
 
 async fn read_body<B>(core: &Core, incoming: &Incoming, body: B) -> Result<Bytes, ApiError>
 where
-    B: Body + Send,
+    B: Body + Send + 'static,
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     if !matches!(incoming.method.as_str(), "POST" | "PUT" | "PATCH" | "DELETE") {
         return Ok(Bytes::new());
     }
-    let limit = core.config.max_body;
-    let body = std::pin::pin!(body);
-    let read = Limited::new(body, limit).collect();
-    match tokio::time::timeout(core.config.request_timeout, read).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            Err(ApiError::request_too_large(limit))
-        }
-        Ok(Err(error)) => Err(ApiError::bad_request(format!("the body could not be read: {error}"))),
-        Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
-    }
+    body::read(core.config.max_body, core.config.request_timeout, body).await
 }
 
 /// The handler as one type, so that connections and in-process clients share its code.
@@ -202,8 +205,9 @@ async fn serve(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
             .map_err(|_| ApiError::too_many_requests("too many requests, please try again later", 1))?;
         Some(permit)
     };
+    let limit = incoming.time_limit(core.config.request_timeout)?;
     let work = route(core.clone(), incoming, body);
-    let reply = match tokio::time::timeout(core.config.request_timeout, work).await {
+    let reply = match tokio::time::timeout(limit, work).await {
         Ok(reply) => reply,
         Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
     };
@@ -223,13 +227,7 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
     }
     let Some(resource) = core.registry.find(&info.group, &info.version, &info.resource) else {
         if core.registry.has_version(&info.group, &info.version) {
-            if let Some(reply) = handlers::virtual_resource(&core, incoming_review(incoming, &body)) {
-                return reply;
-            }
             return Err(ApiError::unknown_resource());
-        }
-        if let Some(reply) = handlers::virtual_resource(&core, incoming_review(incoming, &body)) {
-            return reply;
         }
         return Ok(Reply::text(404, "404 page not found\n"));
     };
@@ -255,17 +253,6 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
         user_agent: incoming.user_agent.clone(),
     };
     handlers::serve(context).await
-}
-
-fn incoming_review<'a>(incoming: &'a Incoming, body: &'a Bytes) -> handlers::Review<'a> {
-    handlers::Review {
-        info: &incoming.info,
-        user: &incoming.user,
-        query: &incoming.query,
-        content_type: text(&incoming.headers, header::CONTENT_TYPE),
-        body,
-        accepted: incoming.error_format(),
-    }
 }
 
 fn non_resource(

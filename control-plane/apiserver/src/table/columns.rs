@@ -444,3 +444,62 @@ pub const LEASE: &[Column] = &[
     },
     Column { name: "Age", kind: "string", format: "", priority: 0, description: AGE_DOC },
 ];
+
+const ROLE_REF_DOC: &str = "RoleRef can reference a Role in the current namespace or a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.";
+const CLUSTER_ROLE_REF_DOC: &str = "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.";
+
+/// Columns of role binding tables.
+pub const ROLE_BINDING: &[Column] = &[
+    Column { name: "Name", kind: "string", format: "name", priority: 0, description: NAME_DOC },
+    Column { name: "Role", kind: "string", format: "", priority: 0, description: ROLE_REF_DOC },
+    Column { name: "Age", kind: "string", format: "", priority: 0, description: AGE_DOC },
+    Column {
+        name: "Users",
+        kind: "string",
+        format: "",
+        priority: 1,
+        description: "Users in the roleBinding",
+    },
+    Column {
+        name: "Groups",
+        kind: "string",
+        format: "",
+        priority: 1,
+        description: "Groups in the roleBinding",
+    },
+    Column {
+        name: "ServiceAccounts",
+        kind: "string",
+        format: "",
+        priority: 1,
+        description: "ServiceAccounts in the roleBinding",
+    },
+];
+
+/// Columns of cluster role binding tables.
+pub const CLUSTER_ROLE_BINDING: &[Column] = &[
+    Column { name: "Name", kind: "string", format: "name", priority: 0, description: NAME_DOC },
+    Column { name: "Role", kind: "string", format: "", priority: 0, description: CLUSTER_ROLE_REF_DOC },
+    Column { name: "Age", kind: "string", format: "", priority: 0, description: AGE_DOC },
+    Column {
+        name: "Users",
+        kind: "string",
+        format: "",
+        priority: 1,
+        description: "Users in the clusterRoleBinding",
+    },
+    Column {
+        name: "Groups",
+        kind: "string",
+        format: "",
+        priority: 1,
+        description: "Groups in the clusterRoleBinding",
+    },
+    Column {
+        name: "ServiceAccounts",
+        kind: "string",
+        format: "",
+        priority: 1,
+        description: "ServiceAccounts in the clusterRoleBinding",
+    },
+];

@@ -16,6 +16,7 @@ mod node;
 mod pod;
 mod podspec;
 mod policy;
+mod rbac;
 mod resources;
 mod selector;
 mod service;
@@ -69,6 +70,10 @@ pub fn update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldErro
         ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") => {
             spec(gvk, new, &mut errs, Some(old));
             apps::update(&gvk.kind, new, old, &mut errs);
+        }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            spec(gvk, new, &mut errs, Some(old));
+            rbac::binding_update(new, old, &mut errs);
         }
         _ => spec(gvk, new, &mut errs, Some(old)),
     }
@@ -169,6 +174,8 @@ fn spec(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors, old: Option<&
         ("batch", "CronJob") => batch::cron_job(object, old, errs),
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(object, old, errs),
         ("policy", "PodDisruptionBudget") => policy::budget(object, errs),
+        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => rbac::role(&gvk.kind, object, errs),
+        ("rbac.authorization.k8s.io", _) => rbac::binding(&gvk.kind, object, errs),
         _ => {}
     }
 }

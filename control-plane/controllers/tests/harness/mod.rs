@@ -82,8 +82,11 @@ impl Cluster {
 
     pub fn start_controllers(&mut self) {
         let stop = self.stop.child_token();
-        let run =
-            kelp_controllers::run(self.config.clone(), client(&self.server, "controllers"), stop.clone());
+        let run = kelp_controllers::run(
+            self.config.clone(),
+            client(&self.server, "system:kube-controller-manager"),
+            stop.clone(),
+        );
         let task = tokio::spawn(async move { run.await.expect("controllers run") });
         self.controllers = Some((stop, task));
     }
@@ -163,8 +166,8 @@ impl Cluster {
 }
 
 fn client(server: &ApiServer, name: &str) -> Client {
-    let user =
-        UserInfo { name: name.into(), groups: vec!["system:masters".into(), "system:authenticated".into()] };
+    // The controllers get no more than their identity gives them.
+    let user = if name == "admin" { UserInfo::admin(name) } else { UserInfo::authenticated(name, []) };
     Client::new(server.client_service(user), "default")
 }
 

@@ -1,11 +1,18 @@
-//! The objects that every cluster has: namespaces, and the `kubernetes` Service with its endpoints.
+//! The objects that every cluster has: namespaces, default roles, and the `kubernetes` Service with its endpoints.
+
+pub(crate) mod policy;
 
 use crate::error::ApiError;
 use crate::handlers;
 use crate::object::meta;
 use crate::server::Core;
+use futures::{StreamExt, TryStreamExt};
+use policy::Reconciled;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+/// Default roles written at one time; the store makes one write of those that wait.
+const ROLES_AT_ONCE: usize = 32;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -14,6 +21,8 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(core, "", "namespaces", object).await?;
     }
+    roles(core).await?;
+    core.policy.ready().await?;
     let port = core.config.advertise_port;
     let address = core.config.advertise_address.to_string();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -42,6 +51,36 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
         "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
     replace(core, "discovery.k8s.io", "endpointslices", slice).await
+}
+
+/// Makes and completes the default roles and bindings.
+async fn roles(core: &Arc<Core>) -> Result<(), ApiError> {
+    futures::stream::iter(policy::defaults())
+        .map(|default| role(core, default))
+        .buffer_unordered(ROLES_AT_ONCE)
+        .try_collect()
+        .await
+}
+
+async fn role(core: &Arc<Core>, default: policy::Default) -> Result<(), ApiError> {
+    let (group, plural, wanted) = (crate::auth::rbac::GROUP, default.plural, default.object);
+    let resource = core.registry.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?;
+    let key = resource.key(meta(&wanted, "namespace"), meta(&wanted, "name"));
+    let Some(existing) = crate::storage::read(&core.store, resource, &key).await? else {
+        return ensure(core, group, plural, wanted).await;
+    };
+    match policy::reconcile(&existing.object, &wanted) {
+        Reconciled::Same => Ok(()),
+        Reconciled::Update(object) => {
+            tracing::info!(%key, "completing a default role or binding");
+            handlers::internal(core, "update", group, plural, object).await
+        }
+        Reconciled::Recreate => {
+            tracing::info!(%key, "making a default binding anew: its role was another");
+            handlers::internal(core, "delete", group, plural, existing.object).await?;
+            ensure(core, group, plural, wanted).await
+        }
+    }
 }
 
 async fn ensure(core: &Arc<Core>, group: &str, plural: &str, object: Value) -> Result<(), ApiError> {

@@ -1,0 +1,79 @@
+//! Rows of identity and rights: roles and bindings, and the reviews, which are answered and not stored.
+
+use super::core::BASE;
+use super::*;
+use crate::table;
+
+/// Answers with the object when it is deleted, as upstream does for kinds without a special deletion.
+static PLAIN: Strategy = Strategy::PLAIN;
+
+const RBAC: Resource = Resource { group: "rbac.authorization.k8s.io", strategy: &PLAIN, ..BASE };
+const REVIEW: Resource = Resource { namespaced: false, verbs: &["create"], ..BASE };
+
+pub(super) fn reviews() -> Vec<Resource> {
+    let authentication = |plural, singular, kind| Resource {
+        group: "authentication.k8s.io",
+        plural,
+        singular,
+        kind,
+        storage_prefix: "/registry/reviews/",
+        ..REVIEW
+    };
+    let authorization = |plural, singular, kind| Resource {
+        group: "authorization.k8s.io",
+        ..authentication(plural, singular, kind)
+    };
+    vec![
+        authentication("selfsubjectreviews", "selfsubjectreview", "SelfSubjectReview"),
+        Resource {
+            namespaced: true,
+            ..authorization(
+                "localsubjectaccessreviews",
+                "localsubjectaccessreview",
+                "LocalSubjectAccessReview",
+            )
+        },
+        authorization("selfsubjectaccessreviews", "selfsubjectaccessreview", "SelfSubjectAccessReview"),
+        authorization("selfsubjectrulesreviews", "selfsubjectrulesreview", "SelfSubjectRulesReview"),
+        authorization("subjectaccessreviews", "subjectaccessreview", "SubjectAccessReview"),
+    ]
+}
+
+pub(super) fn rbac() -> Vec<Resource> {
+    vec![
+        Resource {
+            plural: "clusterrolebindings",
+            singular: "clusterrolebinding",
+            kind: "ClusterRoleBinding",
+            namespaced: false,
+            storage_prefix: "/registry/clusterrolebindings/",
+            table: &table::CLUSTER_ROLE_BINDING_TABLE,
+            ..RBAC
+        },
+        Resource {
+            plural: "clusterroles",
+            singular: "clusterrole",
+            kind: "ClusterRole",
+            namespaced: false,
+            storage_prefix: "/registry/clusterroles/",
+            table: &table::DEFAULT_TABLE,
+            ..RBAC
+        },
+        Resource {
+            plural: "rolebindings",
+            singular: "rolebinding",
+            kind: "RoleBinding",
+            storage_prefix: "/registry/rolebindings/",
+            table: &table::ROLE_BINDING_TABLE,
+            ..RBAC
+        },
+        Resource {
+            plural: "roles",
+            singular: "role",
+            kind: "Role",
+            storage_prefix: "/registry/roles/",
+            table: &table::DEFAULT_TABLE,
+            ..RBAC
+        },
+    ]
+}
