@@ -1,7 +1,9 @@
 //! What the server does for each verb.
 
+mod binding;
 mod create;
 mod delete;
+mod eviction;
 mod get;
 mod internal;
 mod kubelet;
@@ -47,6 +49,22 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// A request of the server itself; which object and how is to be filled in.
+    pub(crate) fn as_server(core: &Arc<Core>, resource: Arc<Resource>) -> Self {
+        Context {
+            core: core.clone(),
+            info: RequestInfo::default(),
+            query: Query::default(),
+            accept: None,
+            content_type: None,
+            pretty: false,
+            body: Bytes::new(),
+            user: UserInfo::admin("system:apiserver"),
+            user_agent: "kube-apiserver".to_owned(),
+            resource,
+        }
+    }
+
     /// The cache of the request's resource.
     pub(crate) fn cache(&self) -> &Arc<Cache> {
         self.core.cache(&self.resource)
@@ -158,8 +176,13 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
             (SubresourceKind::Scale, "get") => scale::get(&context).await,
             (SubresourceKind::Scale, "update") => scale::update(&context).await,
             (SubresourceKind::Scale, _) => scale::patch(&context).await,
-            (SubresourceKind::Binding, _) => subresource::bind(&context).await,
-            (SubresourceKind::Eviction, _) => subresource::evict(&context).await,
+            (SubresourceKind::Binding, _) => binding::bind(&context).await,
+            (SubresourceKind::Eviction, _) => eviction::evict(&context).await,
+            (SubresourceKind::Part, "get") => get::get(&context).await,
+            (SubresourceKind::Part, "update") => {
+                update::update(&context, update::Part::Named(sub.name)).await
+            }
+            (SubresourceKind::Part, _) => update::patch(&context, update::Part::Named(sub.name)).await,
             (SubresourceKind::Connect, _) => subresource::connect(&context).await,
         };
     }
@@ -177,7 +200,7 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
         "list" => list::list(&context).await,
         "watch" => watch::watch(&context).await,
         "create" if review::is_review(&context.resource) => review::create(&context).await,
-        "create" if context.resource.kind == "Binding" => subresource::bind_named(context).await,
+        "create" if context.resource.kind == "Binding" => binding::bind_named(context).await,
         "create" => create::create(&context).await,
         "update" => update::update(&context, update::Part::Main).await,
         "patch" => update::patch(&context, update::Part::Main).await,

@@ -21,6 +21,8 @@ pub(super) enum Part {
     Status,
     /// A namespace's finalizers.
     Finalize,
+    /// What the subresource of this name is for.
+    Named(&'static str),
 }
 
 impl Part {
@@ -30,13 +32,14 @@ impl Part {
             Part::Main => "",
             Part::Status => "status",
             Part::Finalize => "finalize",
+            Part::Named(name) => name,
         }
     }
 }
 
 /// The object to write, from the one the client wants and the stored one. A `write` notes the managed fields; one that
 /// was applied has them.
-fn computed(
+pub(super) fn computed(
     context: &Context,
     part: Part,
     mut new: Value,
@@ -68,6 +71,11 @@ fn computed(
             lifecycle::keep_metadata(&mut new, old);
             (resource.strategy.prepare_status)(&mut new, old);
         }
+        Part::Named(name) => {
+            (resource.strategy.prepare_part)(name, &mut new, old);
+            lifecycle::keep_metadata(&mut new, old);
+            bump_generation(context, &mut new, old);
+        }
         Part::Finalize => {
             let status = old.get("status").cloned();
             if let Some(map) = new.as_object_mut() {
@@ -85,7 +93,9 @@ fn computed(
     let errors = match part {
         Part::Main => crate::machinery::validate_update(&resource.gvk(), &new, old),
         Part::Status => crate::machinery::validate_status(&resource.gvk(), &new, old),
-        Part::Finalize => crate::machinery::validate_create(&resource.gvk(), &new),
+        Part::Finalize | Part::Named(_) => {
+            crate::validation::update_subresource(&resource.gvk(), part.subresource(), &new, old)
+        }
     };
     if errors.is_empty() {
         apply::keep_times(&mut new, old);

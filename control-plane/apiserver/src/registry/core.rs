@@ -69,6 +69,7 @@ static POD: Strategy = Strategy {
     prepare_create: super::pod::prepare_create,
     prepare_update: super::pod::prepare_update,
     prepare_status: super::pod::prepare_status,
+    prepare_part: super::pod::prepare_part,
     grace: Grace::Pod,
     delete_returns_object: true,
     ..Strategy::PLAIN
@@ -147,11 +148,13 @@ static NODE_SUB: &[Subresource] = &[
 static POD_SUB: &[Subresource] = &[
     sub("attach", SubresourceKind::Connect, ("", "v1", "PodAttachOptions"), &["create", "get"]),
     sub("binding", SubresourceKind::Binding, ("", "v1", "Binding"), &["create"]),
+    sub("ephemeralcontainers", SubresourceKind::Part, ("", "v1", "Pod"), STATUS_VERBS),
     sub("eviction", SubresourceKind::Eviction, ("policy", "v1", "Eviction"), &["create"]),
     sub("exec", SubresourceKind::Connect, ("", "v1", "PodExecOptions"), &["create", "get"]),
     sub("log", SubresourceKind::Connect, ("", "v1", "Pod"), &["get"]),
     sub("portforward", SubresourceKind::Connect, ("", "v1", "PodPortForwardOptions"), &["create", "get"]),
     sub("proxy", SubresourceKind::Connect, ("", "v1", "PodProxyOptions"), PROXY_VERBS),
+    sub("resize", SubresourceKind::Part, ("", "v1", "Pod"), STATUS_VERBS),
     sub("status", SubresourceKind::Status, ("", "v1", "Pod"), STATUS_VERBS),
 ];
 static SERVICE_SUB: &[Subresource] = &[

@@ -52,6 +52,8 @@ pub enum SubresourceKind {
     Eviction,
     /// Changes a namespace's finalizers.
     Finalize,
+    /// The object with only a part of it changeable, as the strategy's `prepare_part` says.
+    Part,
     /// A stream or report of the node that runs the pod.
     Connect,
 }

@@ -30,6 +30,59 @@ pub(super) fn prepare_status(new: &mut Value, old: &Value) {
     }
 }
 
+/// Of a change through `ephemeralcontainers` or `resize`, what they are for.
+pub(super) fn prepare_part(subresource: &str, new: &mut Value, old: &Value) {
+    let mut out = old.clone();
+    for field in ["name", "namespace", "uid", "resourceVersion", "managedFields"] {
+        let value = new.pointer("/metadata").and_then(|m| m.get(field)).cloned();
+        crate::object::set_or_remove(meta_mut(&mut out), field, value);
+    }
+    if subresource == "resize" {
+        for list in ["containers", "initContainers"] {
+            resized(&mut out, new, list);
+        }
+        let resources = get(new, &["spec", "resources"]).cloned();
+        crate::object::set_or_remove(map_mut(&mut out, "spec"), "resources", resources);
+    } else {
+        let containers = get(new, &["spec", "ephemeralContainers"]).cloned();
+        crate::object::set_or_remove(map_mut(&mut out, "spec"), "ephemeralContainers", containers);
+    }
+    *new = out;
+}
+
+/// Takes resources and resize policies of the containers of one list over, by name.
+fn resized(out: &mut Value, new: &Value, list: &str) {
+    let Some(containers) = map_mut(out, "spec").get_mut(list).and_then(Value::as_array_mut) else { return };
+    for container in containers {
+        let name = str_at(container, &["name"]).to_owned();
+        let wanted = list_at(new, &["spec", list]).iter().find(|c| str_at(c, &["name"]) == name);
+        if let (Some(wanted), Some(map)) = (wanted, container.as_object_mut()) {
+            for field in ["resources", "resizePolicy"] {
+                crate::object::set_or_remove(map, field, wanted.get(field).cloned());
+            }
+        }
+    }
+}
+
+/// Sets a condition of a status in the place of the one of its type; the time of its last change is now if its status
+/// is another.
+pub(crate) fn set_condition(status: &mut serde_json::Map<String, Value>, mut condition: Value) {
+    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+    if !conditions.is_array() {
+        *conditions = json!([]);
+    }
+    let Some(list) = conditions.as_array_mut() else { return };
+    let kind = str_at(&condition, &["type"]).to_owned();
+    let present = list.iter_mut().find(|c| str_at(c, &["type"]) == kind);
+    let same = present.as_ref().is_some_and(|p| str_at(p, &["status"]) == str_at(&condition, &["status"]));
+    let time = present.as_ref().filter(|_| same).and_then(|p| p.get("lastTransitionTime").cloned());
+    condition["lastTransitionTime"] = time.unwrap_or_else(|| crate::object::now().into());
+    match present {
+        Some(present) => *present = condition,
+        None => list.push(condition),
+    }
+}
+
 /// `status.podIP` is the first of `status.podIPs`; where they differ the older field counts.
 fn align_addresses(pod: &mut Value) {
     let single = str_at(pod, &["status", "podIP"]).to_owned();
@@ -116,17 +169,9 @@ pub(crate) fn bind(pod: &Value, binding: &Value) -> Result<Value, String> {
             map[key.as_str()] = value.clone();
         }
     }
-    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null,
-        "lastTransitionTime": crate::object::now()});
+    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null});
     let status = map_mut(&mut new, "status");
-    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
-    match conditions.as_array_mut() {
-        Some(list) => {
-            list.retain(|c| str_at(c, &["type"]) != "PodScheduled");
-            list.push(condition);
-        }
-        None => *conditions = json!([condition]),
-    }
+    set_condition(status, condition);
     status.remove("nominatedNodeName");
     Ok(new)
 }

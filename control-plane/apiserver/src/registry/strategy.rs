@@ -43,6 +43,8 @@ pub struct Strategy {
     pub prepare_update: fn(&mut Value, &Value),
     /// The same for the status subresource, after everything but the status was carried over.
     pub prepare_status: fn(&mut Value, &Value),
+    /// The same for another subresource that changes a part of the object; it is given the subresource's name.
+    pub prepare_part: fn(&str, &mut Value, &Value),
     /// An update of a missing object creates it.
     pub create_on_update: bool,
     /// Updates without a resourceVersion are allowed.
@@ -75,6 +77,7 @@ impl Strategy {
         prepare_create: nothing,
         prepare_update: nothing_either,
         prepare_status: nothing_either,
+        prepare_part: |_, _, _| {},
         create_on_update: false,
         unconditional_update: true,
         allocation: Allocation::None,

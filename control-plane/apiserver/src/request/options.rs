@@ -251,6 +251,8 @@ pub struct DeleteOptions {
     pub grace_period: Option<i64>,
     /// Dependents.
     pub propagation: Option<Propagation>,
+    /// The old way to say it, when it was used.
+    pub orphan_dependents: Option<bool>,
     /// UID the object must have.
     pub uid: Option<String>,
     /// resourceVersion the object must have.
@@ -259,18 +261,10 @@ pub struct DeleteOptions {
     pub dry_run: bool,
 }
 
-fn dry_run_error(values: &[&str]) -> Option<FieldError> {
+/// What is wrong with the values of `dryRun`: anything but `All`.
+pub fn dry_run_error(values: &[&str]) -> Option<FieldError> {
     let wrong = values.iter().any(|v| *v != "All");
     wrong.then(|| FieldError::not_supported("dryRun", serde_json::Value::from(values), &["All"]))
-}
-
-/// `dryRun` values of a kind of options; anything but `All` is a 422.
-pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool, ApiError> {
-    let values: Vec<&str> = values.filter(|v| !v.is_empty()).collect();
-    match dry_run_error(&values) {
-        None => Ok(!values.is_empty()),
-        Some(error) => Err(ApiError::invalid("meta.k8s.io", kind, "", &[error])),
-    }
 }
 
 /// Options of every write but a deletion: `CreateOptions`, `UpdateOptions` and `PatchOptions`.
@@ -317,7 +311,7 @@ impl WriteOptions {
     fn checked(query: &Query, kind: &str, mut errors: Vec<FieldError>) -> Result<Self, ApiError> {
         let manager = query.text("fieldManager");
         errors.extend(field_manager_errors("fieldManager", manager));
-        let dry: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
+        let dry: Vec<&str> = query.all("dryRun").collect();
         errors.extend(dry_run_error(&dry));
         let validation = match crate::codec::FieldValidation::parse(query.get("fieldValidation")) {
             Ok(validation) => validation,

@@ -17,6 +17,7 @@ mod pod;
 mod podspec;
 mod policy;
 mod rbac;
+mod resize;
 mod resources;
 mod selector;
 mod service;
@@ -126,7 +127,7 @@ pub fn update_subresource(
         ("Pod", "resize") => {
             meta::update(new, old, &mut errs);
             meta::update(new, old, &mut errs);
-            pod::resize(gvk, new, old, &mut errs);
+            resize::resize(gvk, new, old, &mut errs);
         }
         (_, "status") => return update_status(gvk, new, old),
         _ => return update(gvk, new, old),

@@ -10,7 +10,8 @@ use super::{
 use crate::error::FieldError;
 use crate::gvk::GroupVersionKind;
 
-const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Marks the object of a static pod.
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The rules for creations (and, but for the last, for every later state).
 pub(super) fn create(object: &Value, errs: &mut Errors) {
@@ -25,7 +26,8 @@ pub(super) fn create(object: &Value, errs: &mut Errors) {
     }
 }
 
-fn whole(object: &Value, errs: &mut Errors) {
+/// The rules for every state of a pod.
+pub(super) fn whole(object: &Value, errs: &mut Errors) {
     let spec = at(object, "spec");
     let annotations = at(at(object, "metadata"), "annotations");
     if set(annotations, MIRROR) && text(spec, "nodeName").is_empty() {
@@ -348,44 +350,5 @@ pub(super) fn ephemeral_containers(gvk: &GroupVersionKind, new: &Value, old: &Va
             )),
             Some(_) => {}
         }
-    }
-}
-
-pub(super) fn resize(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mut Errors) {
-    if set(at(at(old, "metadata"), "annotations"), MIRROR) {
-        *errs = vec![FieldError::forbidden("", "static pods cannot be resized")];
-        return;
-    }
-    meta::create(gvk, new, errs);
-    whole(new, errs);
-    let (after, before) = (at(new, "spec"), at(old, "spec"));
-    for field in ["initContainers", "containers"] {
-        for (i, (n, o)) in list(after, field).iter().zip(list(before, field)).enumerate() {
-            for (kind, what) in [("requests", "resource requests"), ("limits", "resource limits")] {
-                let have = at(at(n, "resources"), kind);
-                if map(at(o, "resources"), kind).any(|(k, _)| have.get(k).is_none()) {
-                    errs.push(FieldError::forbidden(
-                        format!("spec.{field}[{i}].resources.{kind}"),
-                        format!("{what} cannot be removed"),
-                    ));
-                }
-            }
-        }
-    }
-    let without = |spec: &Value| {
-        let mut spec = spec.clone();
-        for field in ["containers", "initContainers"] {
-            for c in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
-                for kind in ["requests", "limits"] {
-                    if let Some(Value::Object(map)) = c.pointer_mut(&format!("/resources/{kind}")) {
-                        map.retain(|k, _| k != "cpu" && k != "memory");
-                    }
-                }
-            }
-        }
-        spec
-    };
-    if errs.is_empty() && !same(&without(after), &without(before)) {
-        errs.push(FieldError::forbidden("spec", "only cpu and memory resources are mutable"));
     }
 }
