@@ -25,6 +25,7 @@ use crate::pod::objects::Objects;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
 use crate::runtime::{Runtime, RuntimeError};
+use crate::server::auth::Auth;
 use crate::server::{PodIndex, Server, TlsError, tls};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -96,7 +97,7 @@ pub async fn run_with<R, D>(
     shutdown: CancellationToken,
 ) -> Result<(), AgentError>
 where
-    R: Runtime,
+    R: Runtime + Clone,
     D: PodDatapath,
 {
     for path in [&config.data_dir.join("pods"), &config.run_dir, &config.pod_log_dir] {
@@ -121,7 +122,7 @@ where
     let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
     let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
     let context = Arc::new(Context {
-        runtime: parts.runtime,
+        runtime: parts.runtime.clone(),
         network,
         images: Images::from(parts.images.clone()),
         objects: Objects::new(client.clone()),
@@ -139,9 +140,10 @@ where
             let listener = listen(config.kubelet_port).await?;
             let server = Server {
                 pods: pods.clone(),
-                context: context.clone(),
+                config: config.clone(),
+                runtime: parts.runtime.clone(),
                 tls: Arc::new(tls),
-                authorize: tls::masters(),
+                auth: Auth::new(client.clone(), config.node_name.clone()),
             };
             Some(server.run(listener, shutdown.clone()))
         }

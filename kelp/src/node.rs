@@ -9,7 +9,7 @@ use kelp_agent::app::{self, Parts as AgentParts};
 use kelp_agent::config::AgentConfig;
 use kelp_agent::dataplane::{self, Dataplane};
 use kelp_agent::image::ImageStore;
-use kelp_agent::runtime::{RuntimeConfig, ShimRuntime};
+use kelp_agent::runtime::{LOG_MAX_FILES, LOG_MAX_SIZE, RuntimeConfig, ShimRuntime};
 use kube::Client;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,6 +80,8 @@ pub async fn start(
         cgroup_root: node.cgroup_root.clone(),
         // Programs reach the pods only below the directory they are attached to.
         cgroup2_dir: (!mount.join(&node.cgroup_root).starts_with(&cgroup2)).then(|| cgroup2.clone()),
+        log_max_size: LOG_MAX_SIZE,
+        log_max_files: LOG_MAX_FILES,
     };
     let runtime =
         ShimRuntime::open(&runtime_config, images.clone()).await.context("cannot start the runtime")?;

@@ -300,6 +300,8 @@ pub fn spec(parts: Parts<'_>) -> Result<ContainerSpec, String> {
         resources: resources(&parts.limits),
         log_path: PathBuf::from(&container.name).join(format!("{}.log", parts.attempt)),
         tty: container.tty.unwrap_or(false),
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
         termination_message: Some(parts.termination),
     })
 }

@@ -5,7 +5,7 @@
 
 use super::{
     ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Runtime, RuntimeError,
-    RuntimeEvent, SandboxSpec, SandboxStatus,
+    RuntimeEvent, SandboxSpec, SandboxStatus, Session, Streams, session,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::broadcast;
 
 /// One call that reached the fake, in order.
@@ -326,8 +327,56 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    /// The command gets its input back as output; its exit code and standard error are the exec handler's.
+    async fn open_exec(
+        &self,
+        sandbox: &str,
+        container: &str,
+        argv: &[String],
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        let result = self.exec(sandbox, container, argv, Duration::MAX).await?;
+        Ok(echo(streams, result))
+    }
+
+    /// As [`Runtime::open_exec`], ending with code 0.
+    async fn attach(
+        &self,
+        sandbox: &str,
+        container: &str,
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        let result = self.exec(sandbox, container, &[], Duration::MAX).await?;
+        Ok(echo(streams, result))
+    }
+
+    async fn close_stdin(&self, _sandbox: &str, _container: &str) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
         self.events.subscribe()
+    }
+}
+
+/// A process that writes what the result says and, after it, what it reads.
+fn echo(streams: Streams, result: ExecResult) -> Session {
+    let (client_in, mut process_in) = tokio::io::duplex(4096);
+    let (mut process_out, client_out) = tokio::io::duplex(4096);
+    let (mut process_err, client_err) = tokio::io::duplex(4096);
+    let stdin = streams.stdin.then(|| Box::new(client_in) as session::Input);
+    let end = tokio::spawn(async move {
+        let _ = process_out.write_all(&result.stdout).await;
+        let _ = process_err.write_all(&result.stderr).await;
+        let _ = tokio::io::copy(&mut process_in, &mut process_out).await;
+        result.exit_code
+    });
+    Session {
+        stdin,
+        stdout: streams.stdout.then(|| Box::new(client_out) as session::Output),
+        stderr: streams.stderr.then(|| Box::new(client_err) as session::Output),
+        terminal: None,
+        end: Box::pin(async move { Ok(end.await.unwrap_or(-1)) }),
     }
 }
 
@@ -428,6 +477,29 @@ impl<R: Runtime> Runtime for FaultyRuntime<R> {
         timeout: Duration,
     ) -> Result<ExecResult, RuntimeError> {
         self.faulted("exec", self.inner.exec(sandbox, container, argv, timeout)).await
+    }
+
+    async fn open_exec(
+        &self,
+        sandbox: &str,
+        container: &str,
+        argv: &[String],
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        self.faulted("open_exec", self.inner.open_exec(sandbox, container, argv, streams)).await
+    }
+
+    async fn attach(
+        &self,
+        sandbox: &str,
+        container: &str,
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        self.faulted("attach", self.inner.attach(sandbox, container, streams)).await
+    }
+
+    async fn close_stdin(&self, sandbox: &str, container: &str) -> Result<(), RuntimeError> {
+        self.faulted("close_stdin", self.inner.close_stdin(sandbox, container)).await
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

@@ -9,11 +9,13 @@ pub mod fake;
 mod host;
 mod launch;
 mod layout;
+pub mod session;
 mod shim;
 mod spec;
 mod types;
 
-pub use shim::{RuntimeConfig, ShimRuntime};
+pub use session::{Session, Streams};
+pub use shim::{LOG_MAX_FILES, LOG_MAX_SIZE, RuntimeConfig, ShimRuntime};
 pub use types::*;
 
 use std::future::Future;
@@ -76,6 +78,30 @@ pub trait Runtime: Send + Sync + 'static {
         argv: &[String],
         timeout: Duration,
     ) -> impl Future<Output = Result<ExecResult, RuntimeError>> + Send;
+
+    /// Starts a command inside a running container and hands out its streams. It goes on when the session is dropped.
+    fn open_exec(
+        &self,
+        sandbox: &str,
+        container: &str,
+        argv: &[String],
+        streams: Streams,
+    ) -> impl Future<Output = Result<Session, RuntimeError>> + Send;
+
+    /// Joins the streams of a running container's first process, from now on.
+    fn attach(
+        &self,
+        sandbox: &str,
+        container: &str,
+        streams: Streams,
+    ) -> impl Future<Output = Result<Session, RuntimeError>> + Send;
+
+    /// An attached input is at its end: closes the standard input of a container that takes it once.
+    fn close_stdin(
+        &self,
+        sandbox: &str,
+        container: &str,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// State changes (a container exited, a shim vanished). A lagging receiver must [`Runtime::list`] again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;

@@ -1,5 +1,7 @@
 //! The real [`Runtime`]: one shim process a pod.
 
+mod interactive;
+
 use super::cgroup::Cgroups;
 use super::client::{self, Connection};
 use super::launch::Programs;
@@ -7,7 +9,7 @@ use super::layout::{self, Layout, Record, check_id, io_error};
 use super::spec::{self, Surroundings};
 use super::{
     ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Runtime, RuntimeError,
-    RuntimeEvent, SandboxSpec, SandboxStatus, host,
+    RuntimeEvent, SandboxSpec, SandboxStatus, Session, Streams, host,
 };
 use crate::image::{ImageError, ImageStore};
 use kelp_runtime_protocol::{self as protocol, Request, Response, Sandbox, files};
@@ -45,7 +47,16 @@ pub struct RuntimeConfig {
     pub cgroup_root: PathBuf,
     /// cgroup v2 directory under which shims live; by default the mount of the hierarchy.
     pub cgroup2_dir: Option<PathBuf>,
+    /// Size in bytes at which a container's log file is set aside; 0 means never.
+    pub log_max_size: u64,
+    /// Log files kept of a container.
+    pub log_max_files: u32,
 }
+
+/// The kubelet's default of `containerLogMaxSize`, bytes.
+pub const LOG_MAX_SIZE: u64 = 10 << 20;
+/// The kubelet's default of `containerLogMaxFiles`.
+pub const LOG_MAX_FILES: u32 = 5;
 
 /// Runs pods behind shims. Clones share everything. Dropping it leaves pods as they are; another one with the same
 /// settings finds them again.
@@ -59,6 +70,8 @@ struct Inner {
     cgroups: Cgroups,
     images: ImageStore,
     programs: Programs,
+    log_max_size: u64,
+    log_max_files: u32,
     events: broadcast::Sender<RuntimeEvent>,
     /// Tasks that listen to shims.
     watchers: Mutex<BTreeMap<String, JoinHandle<()>>>,
@@ -112,6 +125,8 @@ impl ShimRuntime {
                 cgroups,
                 images,
                 programs,
+                log_max_size: config.log_max_size,
+                log_max_files: config.log_max_files,
                 events: broadcast::channel(4096).0,
                 watchers: Mutex::default(),
                 busy: Mutex::default(),
@@ -378,6 +393,10 @@ impl ShimRuntime {
             log,
             oom_file: watched.oom,
             procs_file: watched.procs,
+            stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
+            log_max_size: self.inner.log_max_size,
+            log_max_files: self.inner.log_max_files,
             job: protocol::CreateJob {
                 container: spec.id.clone(),
                 bundle,
@@ -623,6 +642,7 @@ impl Runtime for ShimRuntime {
             .ok_or_else(|| RuntimeError::NotFound { kind: "container", id: container.to_owned() })?;
         let request = Request::Exec(Box::new(protocol::Exec {
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            keep: false,
             job: protocol::ExecJob {
                 container: container.to_owned(),
                 bundle: layout.bundle(sandbox, container),
@@ -666,6 +686,29 @@ impl Runtime for ShimRuntime {
             Some((other, _)) => Err(shim_error(sandbox, format!("unexpected answer {other:?}"))),
             None => Err(shim_error(sandbox, "it ended during exec")),
         }
+    }
+
+    async fn open_exec(
+        &self,
+        sandbox: &str,
+        container: &str,
+        argv: &[String],
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        self.exec_session(sandbox, container, argv, streams).await
+    }
+
+    async fn attach(
+        &self,
+        sandbox: &str,
+        container: &str,
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        self.attach_session(sandbox, container, streams).await
+    }
+
+    async fn close_stdin(&self, sandbox: &str, container: &str) -> Result<(), RuntimeError> {
+        self.close_container_stdin(sandbox, container).await
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

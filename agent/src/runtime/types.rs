@@ -103,6 +103,10 @@ pub struct ContainerSpec {
     pub log_path: PathBuf,
     /// Allocate a terminal.
     pub tty: bool,
+    /// Keep a standard input for those who attach.
+    pub stdin: bool,
+    /// Close it when the first one who attached has no more of it.
+    pub stdin_once: bool,
     /// Where the termination message is written, on the host (bind-mounted by `mounts`).
     pub termination_message: Option<PathBuf>,
 }

@@ -223,6 +223,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::query::Query;
     use futures::StreamExt;
     use std::io::Write;
 
@@ -232,7 +233,8 @@ mod tests {
 
     async fn all(path: &Path, query: &str) -> String {
         let ended = Box::pin(async {});
-        let parts: Vec<_> = stream(path, LogOptions::parse(query).unwrap(), ended).unwrap().collect().await;
+        let parts: Vec<_> =
+            stream(path, LogOptions::parse(&Query::parse(query)).unwrap(), ended).unwrap().collect().await;
         parts.into_iter().map(|b| String::from_utf8(b.unwrap().to_vec()).unwrap()).collect()
     }
 
@@ -275,7 +277,8 @@ mod tests {
         let ended = Box::pin(async move {
             let _ = ended.await;
         });
-        let mut log = Box::pin(stream(&path, LogOptions::parse("follow=true").unwrap(), ended).unwrap());
+        let mut log =
+            Box::pin(stream(&path, LogOptions::parse(&Query::parse("follow=true")).unwrap(), ended).unwrap());
         assert_eq!(log.next().await.unwrap().unwrap(), "line 0\n");
         let mut file = File::options().append(true).open(&path).unwrap();
         file.write_all(lines(1..2).as_bytes()).unwrap();

@@ -1,36 +1,51 @@
-//! The kubelet API that the API server calls, over mutual TLS: container logs and health.
+//! The kubelet API, over TLS: what the API server, monitoring and operators reach on a node.
 //!
 //! | Path | Answer |
 //! |---|---|
-//! | `GET /healthz` | `ok` |
-//! | `GET /containerLogs/<namespace>/<pod>/<container>` | the log; query as of the `pods/log` subresource |
+//! | `/healthz` | `ok` |
+//! | `/pods`, `/runningpods/` | the pods of this node, and those that run |
+//! | `/containerLogs/<namespace>/<pod>/<container>` | the log; query as of the `pods/log` subresource |
+//! | `/exec`, `/attach` `/<namespace>/<pod>[/<uid>]/<container>` | an upgraded connection: SPDY/3.1 or WebSocket |
+//! | `/run/<namespace>/<pod>[/<uid>]/<container>` | output of a command |
+//! | `/portForward/<namespace>/<pod>[/<uid>]` | an upgraded connection: SPDY/3.1, also within WebSocket |
 //!
-//! Reads: the pods the manager follows, log files, runtime events. Writes: nothing. Clients need a certificate of the
-//! cluster's client authority with organization `system:masters` or the API server's kubelet-client identity; the
-//! caller verifies the former through the TLS configuration and [`Authorize`].
+//! Reads: the pods the manager follows, log files, the runtime. Writes: nothing. Who may do what: [`auth`].
 
+mod answer;
+pub mod auth;
+mod channels;
+mod exec;
 mod logs;
 mod options;
+mod pods;
+mod portforward;
+mod query;
+mod remote;
+mod remote_streams;
+mod spdy;
+#[cfg(test)]
+mod tests;
 pub mod tls;
+mod upgrade;
 
 pub use options::LogOptions;
 pub use tls::TlsError;
 
-use crate::network::PodNetwork;
-use crate::pod::context::Context;
+use crate::config::AgentConfig;
 use crate::runtime::{ContainerState, Runtime};
-use bytes::Bytes;
-use futures::StreamExt;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use answer::{Answer, text};
+use auth::{Auth, Refusal, User};
+use http::{Method, StatusCode};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
+use query::Query;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -43,34 +58,40 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pods of this node by namespace and name.
 pub type PodIndex = Arc<RwLock<BTreeMap<(String, String), Arc<Pod>>>>;
 
-/// Decides by the client's leaf certificate (DER) whether it may call.
-pub type Authorize = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
-
 /// What the server is made of.
-pub struct Server<R, N> {
+pub struct Server<R> {
     /// Pods that are served.
     pub pods: PodIndex,
-    /// The node's configuration and runtime.
-    pub context: Arc<Context<R, N>>,
+    /// The node's configuration.
+    pub config: AgentConfig,
+    /// Containers.
+    pub runtime: R,
     /// Server certificate, and the authority that client certificates must be of.
     pub tls: Arc<rustls::ServerConfig>,
     /// Who may call.
-    pub authorize: Authorize,
+    pub auth: Auth,
 }
 
-type Answer = http::Response<UnsyncBoxBody<Bytes, std::io::Error>>;
-
-fn text(code: u16, body: impl Into<String>) -> Answer {
-    let body = Full::new(Bytes::from(body.into())).map_err(|never| match never {}).boxed_unsync();
-    let mut answer = http::Response::new(body);
-    *answer.status_mut() =
-        http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-    answer
+/// What a path of a container names.
+struct Target<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    uid: Option<&'a str>,
+    container: &'a str,
 }
 
-impl<R: Runtime, N: PodNetwork> Server<R, N> {
+impl<'a> Target<'a> {
+    /// From `<namespace>/<pod>[/<uid>]/<container>`.
+    fn of(path: &[&'a str]) -> Option<Self> {
+        match *path {
+            [namespace, name, container] => Some(Self { namespace, name, uid: None, container }),
+            [namespace, name, uid, container] => Some(Self { namespace, name, uid: Some(uid), container }),
+            _ => None,
+        }
+    }
+}
+
+impl<R: Runtime + Clone> Server<R> {
     /// Serves until `shutdown`.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
         let server = Arc::new(self);
@@ -110,72 +131,103 @@ impl<R: Runtime, N: PodNetwork> Server<R, N> {
             }
             Err(_) => return,
         };
-        let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first()).map(|c| c.to_vec());
-        let allowed = leaf.is_some_and(|der| (self.authorize)(&der));
-        let service = service_fn(move |request| {
-            let server = self.clone();
+        let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+        let user = leaf.and_then(|der| User::of_certificate(der));
+        self.serve(stream, user).await;
+    }
+
+    /// Serves HTTP on a connection of `user`, if the client's certificate names one.
+    async fn serve<T>(self: Arc<Self>, stream: T, user: Option<User>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let (server, user) = (self.clone(), user.clone());
             async move {
-                let answer = if allowed { server.answer(&request).await } else { text(403, "Forbidden") };
+                let path = request.uri().path();
+                let check = server.auth.check(user.as_ref(), request.method(), path, request.headers());
+                let answer = match check.await {
+                    Ok(()) => server.answer(request).await,
+                    Err(Refusal::Unauthorized) => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+                    Err(Refusal::Forbidden(message)) => text(StatusCode::FORBIDDEN, message),
+                    Err(Refusal::Unknown(message)) => text(StatusCode::INTERNAL_SERVER_ERROR, message),
+                };
                 Ok::<_, std::convert::Infallible>(answer)
             }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(hyper_util::rt::TokioTimer::new())
             .header_read_timeout(HANDSHAKE)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection to the kubelet API ended early");
         }
     }
 
-    async fn answer(&self, request: &http::Request<Incoming>) -> Answer {
-        let path: Vec<&str> = request.uri().path().trim_start_matches('/').split('/').collect();
-        if request.method() != http::Method::GET {
-            return text(405, "Method Not Allowed");
-        }
-        match path.as_slice() {
-            ["healthz"] => text(200, "ok"),
-            ["containerLogs", namespace, pod, container] => {
-                let query = request.uri().query().unwrap_or_default();
-                match LogOptions::parse(query) {
-                    Ok(options) => self.logs(namespace, pod, container, options),
-                    Err(message) => text(400, message),
-                }
+    /// A pod of this node.
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods.read().get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    async fn answer(&self, request: http::Request<Incoming>) -> Answer {
+        let uri = request.uri().clone();
+        let path: Vec<&str> = uri.path().trim_start_matches('/').split('/').collect();
+        let query = Query::parse(uri.query().unwrap_or_default());
+        let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
+        let Some((first, rest)) = path.split_first() else { return not_found() };
+        match (*first, rest, Target::of(rest)) {
+            ("pods", [] | [""], _) if get => self.pods(),
+            ("runningpods", [""], _) if get => self.running_pods().await,
+            ("healthz", [], _) if get => text(StatusCode::OK, "ok"),
+            ("containerLogs", [namespace, pod, container], _) if get => match LogOptions::parse(&query) {
+                Ok(options) => self.logs(namespace, pod, container, options),
+                Err(message) => text(StatusCode::BAD_REQUEST, message),
+            },
+            ("exec", _, Some(target)) if get || post => self.exec(request, &target).await,
+            ("attach", _, Some(target)) if get || post => self.attach(request, &target).await,
+            ("run", _, Some(target)) if post => self.run_command(&query, &target).await,
+            ("portForward", [namespace, name], _) if get || post => {
+                self.port_forward(request, namespace, name, None).await
             }
-            _ => text(404, "404 page not found"),
+            ("portForward", [namespace, name, uid], _) if get || post => {
+                self.port_forward(request, namespace, name, Some(uid)).await
+            }
+            ("healthz", [], _) | ("containerLogs" | "exec" | "attach" | "run", _, Some(_)) => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
+            }
+            _ => not_found(),
         }
     }
 
     fn logs(&self, namespace: &str, name: &str, container: &str, options: LogOptions) -> Answer {
-        let found = self.pods.read().get(&(namespace.to_owned(), name.to_owned())).cloned();
-        let Some(pod) = found else {
-            return text(404, format!("pod {name:?} does not exist"));
+        let Some(pod) = self.pod(namespace, name) else {
+            return text(StatusCode::NOT_FOUND, format!("pod {name:?} does not exist"));
         };
         let known = pod.spec.as_ref().is_some_and(|s| kelp_model::pod::spec::find(s, container).is_some());
         if !known {
-            return text(404, format!("container {container:?} in pod {name:?} is not available"));
+            return text(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}"));
         }
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let dir = self.context.config.pod_logs(namespace, name, &uid).join(container);
+        let dir = self.config.pod_logs(namespace, name, &uid).join(container);
         let Some((attempt, file)) = logs::pick(&dir, options.previous) else {
-            return text(400, why_no_log(&pod, name, container, options.previous));
+            return text(StatusCode::BAD_REQUEST, why_no_log(&pod, name, container, options.previous));
         };
         let id = format!("{container}.{attempt}");
-        let ended = ended(self.context.clone(), uid, id);
+        let ended = ended(self.runtime.clone(), uid, id);
         let lines = match logs::stream(&file, options, Box::pin(ended)) {
             Ok(lines) => lines,
-            Err(error) => return text(500, format!("cannot read {}: {error}", file.display())),
+            Err(error) => {
+                let message = format!("cannot read {}: {error}", file.display());
+                return text(StatusCode::INTERNAL_SERVER_ERROR, message);
+            }
         };
-        let body = StreamBody::new(lines.map(|chunk| chunk.map(Frame::data)));
-        let mut answer = text(200, "");
-        *answer.body_mut() = BodyExt::boxed_unsync(body);
-        answer
+        answer::stream(lines)
     }
 }
 
 /// Resolves when a container does not run any more.
-async fn ended<R: Runtime, N: PodNetwork>(context: Arc<Context<R, N>>, uid: String, id: String) {
-    let runtime = &context.runtime;
+async fn ended<R: Runtime>(runtime: R, uid: String, id: String) {
     let mut events = runtime.events();
     loop {
         let status = runtime.status(&uid).await;
@@ -198,6 +250,10 @@ async fn ended<R: Runtime, N: PodNetwork>(context: Arc<Context<R, N>>, uid: Stri
             return;
         }
     }
+}
+
+fn not_found() -> Answer {
+    text(StatusCode::NOT_FOUND, "404: Page Not Found")
 }
 
 fn why_no_log(pod: &Pod, name: &str, container: &str, previous: bool) -> String {

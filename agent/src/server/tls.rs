@@ -3,14 +3,12 @@
 //! The serving certificate is the node's own, made anew at each start: the API server identifies itself by a
 //! certificate of the cluster's authority and, as upstream by default, does not verify ours.
 
-use crate::server::Authorize;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use std::net::IpAddr;
 use std::sync::Arc;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// What keeps the kubelet API from being served.
 #[derive(Debug, thiserror::Error)]
@@ -23,10 +21,7 @@ pub enum TlsError {
     Certificate(String),
 }
 
-/// Group whose members may call.
-const MASTERS: &str = "system:masters";
-
-/// A server configuration that asks clients for a certificate of `client_ca` (PEM).
+/// A server configuration that takes certificates of `client_ca` (PEM) from clients.
 ///
 /// # Errors
 /// The authority cannot be read, or a certificate cannot be made.
@@ -43,6 +38,8 @@ pub fn config(
         roots.add(certificate.map_err(|e| authority(&e))?).map_err(|e| authority(&e))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        // Others have a bearer token.
+        .allow_unauthenticated()
         .build()
         .map_err(|e| authority(&e))?;
     let mut names = vec![node_name.to_owned()];
@@ -59,30 +56,14 @@ pub fn config(
     Ok(config)
 }
 
-/// Lets members of `system:masters` call, to whom the API server's kubelet client belongs.
-pub fn masters() -> Authorize {
-    Arc::new(|der| {
-        let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
-        certificate.subject().iter_organization().any(|o| o.as_str().is_ok_and(|text| text == MASTERS))
-    })
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use rcgen::{CertificateParams, DnType, KeyPair};
 
-    #[test]
-    fn only_masters() {
-        let certificate = |organization: &str| {
-            let mut params = CertificateParams::new(vec![]).unwrap();
-            params.distinguished_name.push(DnType::OrganizationName, organization);
-            params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
-        };
-        let allow = masters();
-        assert!(allow(&certificate("system:masters")));
-        assert!(!allow(&certificate("system:nodes")));
-        assert!(!allow(b"garbage"));
+    /// A configuration for tests that do not get as far as TLS.
+    pub fn without_clients() -> rustls::ServerConfig {
+        let authority = rcgen::generate_simple_self_signed(vec!["authority".to_owned()]).unwrap();
+        config(authority.cert.pem().as_bytes(), "node1", &[]).unwrap()
     }
 
     #[test]

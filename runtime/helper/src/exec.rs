@@ -24,6 +24,12 @@ pub fn run(job: &ExecJob) -> Result<Started, Refusal> {
     // The process of the container with another command: same user, environment, capabilities, limits.
     let mut process = spec.process().clone().context("the OCI spec has no process")?;
     process.set_args(Some(job.argv.clone())).set_terminal(Some(job.tty));
+    if job.tty {
+        let mut env = process.env().clone().unwrap_or_default();
+        env.retain(|entry| !entry.starts_with("TERM="));
+        env.push("TERM=xterm".to_owned());
+        process.set_env(Some(env));
+    }
     let mut file = sys::memory_file(c"process.json").context("cannot make a file in memory")?;
     let text = serde_json::to_vec(&process).context("cannot encode the process")?;
     file.write_all(&text).context("cannot write the process")?;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 /// Version of this protocol. A shim outlives the agent that started it, so an agent must be able to speak to older
 /// shims; it compares this with [`ShimStatus::version`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest message in bytes; below the kernel's default `net.core.wmem_default`.
 pub const MAX_MESSAGE: usize = 160 * 1024;
@@ -107,6 +107,15 @@ pub enum Request {
     /// [`ExecJob::tty`] they are ignored, and the terminal's controlling side comes attached to
     /// [`Response::Started`], which is sent in addition. Answered by [`Response::Exited`] or [`Response::Failed`].
     Exec(Box<Exec>),
+    /// Joins the streams of a container's first process. Attached are the writing ends of pipes for its standard
+    /// output and error, as far as they are asked for. Answered by [`Response::Attached`], and by
+    /// [`Response::Exited`] once the process has ended and what it wrote is in the pipes or on its way.
+    Attach(Attach),
+    /// The input that somebody attached is at its end: closes the standard input of a container that takes it once.
+    CloseStdin {
+        /// Container id.
+        container: String,
+    },
     /// Closes and reopens the log file of a container, after it was renamed for rotation.
     ReopenLog {
         /// Container id.
@@ -129,8 +138,33 @@ pub struct Start {
     pub oom_file: Option<PathBuf>,
     /// `cgroup.procs` of the container: what is left in it after the first process ended is killed.
     pub procs_file: Option<PathBuf>,
+    /// Keep a standard input for those who attach; otherwise it is empty.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Close that input when the first one who attached has no more of it.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Size in bytes at which a log file is set aside for a new one; 0 means never.
+    #[serde(default)]
+    pub log_max_size: u64,
+    /// Log files that are kept, the present one included.
+    #[serde(default)]
+    pub log_max_files: u32,
     /// Handed to the helper.
     pub job: CreateJob,
+}
+
+/// Which streams of a container are joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Container id.
+    pub container: String,
+    /// Send input.
+    pub stdin: bool,
+    /// Receive standard output, or what a terminal shows.
+    pub stdout: bool,
+    /// Receive standard error; nothing comes from a terminal.
+    pub stderr: bool,
 }
 
 /// A process to be run in a container.
@@ -138,6 +172,9 @@ pub struct Start {
 pub struct Exec {
     /// Time after which the process is killed, ms; 0 means never.
     pub timeout_ms: u64,
+    /// The process goes on when the connection is closed; otherwise it is killed then.
+    #[serde(default)]
+    pub keep: bool,
     /// Handed to the helper.
     pub job: ExecJob,
 }
@@ -154,6 +191,12 @@ pub enum Response {
         pid: i32,
         /// When `execve` succeeded.
         started_at: i64,
+    },
+    /// To [`Request::Attach`]. Attached is the container's terminal, or the writing end of its standard input if that
+    /// was asked for and the container has one.
+    Attached {
+        /// It is a terminal.
+        terminal: bool,
     },
     /// A process was not started, or the request cannot be served.
     Failed(Failure),
@@ -348,7 +391,8 @@ mod tests {
             tty: false,
             oom_score_adj: Some(-997),
         };
-        let text = serde_json::to_string(&Request::Exec(Box::new(Exec { timeout_ms: 5, job }))).unwrap();
+        let text = serde_json::to_string(&Request::Exec(Box::new(Exec { timeout_ms: 5, keep: false, job })))
+            .unwrap();
         let Request::Exec(exec) = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
         assert_eq!((exec.timeout_ms, exec.job.oom_score_adj), (5, Some(-997)));
         let state = ContainerState::Exited(ExitRecord {

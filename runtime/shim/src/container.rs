@@ -17,6 +17,12 @@ pub struct Container {
     pub state: ContainerState,
     /// Its log file.
     pub log: Log,
+    /// Writing end of its standard input, for those who attach.
+    pub stdin: Option<OwnedFd>,
+    /// The input ends with the first one who attached.
+    pub stdin_once: bool,
+    /// `stdout` is its terminal.
+    pub terminal: bool,
     /// Standard output, or the terminal.
     pub stdout: Stream,
     /// Standard error.
@@ -49,8 +55,9 @@ impl Container {
         kill_all(self.procs_file.as_deref());
         // What the container wrote before its end must be in the log when its end is known. The pipe holds no more
         // than this.
-        self.stdout.copy(&mut self.log, 128);
-        self.stderr.copy(&mut self.log, 128);
+        self.stdin = None;
+        self.stdout.drain(&mut self.log);
+        self.stderr.drain(&mut self.log);
         let oom = exit_code != 0 && oom_kills(self.oom_file.as_deref()) > 0;
         self.finish(ExitRecord {
             exit_code,

@@ -14,12 +14,17 @@ const MAX_CONTENT: usize = 16 * 1024;
 pub struct Log {
     path: PathBuf,
     file: Option<File>,
+    /// Bytes in the file.
+    size: u64,
+    max_size: u64,
+    max_files: u32,
 }
 
 impl Log {
-    /// Opens or creates the file for appending.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let mut log = Self { path: path.to_owned(), file: None };
+    /// Opens or creates the file for appending. When it holds `max_size` bytes (0: never) it is set aside as
+    /// `<path>.<time>`, and of those only so many are kept that there are `max_files` with the present one.
+    pub fn open(path: &Path, max_size: u64, max_files: u32) -> io::Result<Self> {
+        let mut log = Self { path: path.to_owned(), file: None, size: 0, max_size, max_files };
         log.reopen()?;
         Ok(log)
     }
@@ -27,15 +32,73 @@ impl Log {
     /// Opens the file anew, after it was renamed.
     pub fn reopen(&mut self) -> io::Result<()> {
         self.file = None;
-        self.file = Some(OpenOptions::new().append(true).create(true).open(&self.path)?);
+        let file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        self.size = file.metadata().map_or(0, |m| m.len());
+        self.file = Some(file);
         Ok(())
+    }
+
+    /// Sets a full file aside. What cannot be renamed is written on.
+    fn rotate(&mut self) {
+        if self.max_size == 0 || self.size < self.max_size {
+            return;
+        }
+        let Some(name) = self.path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else { return };
+        let Some(dir) = self.path.parent().map(Path::to_owned) else { return };
+        // The kubelet's names; digits make the order by name one by time.
+        let time: String =
+            timestamp(SystemTime::now()).chars().filter(char::is_ascii_digit).take(17).collect();
+        let aside = dir.join(format!("{name}.{}-{}", &time[..8], &time[8..]));
+        self.size = 0;
+        if std::fs::rename(&self.path, aside).is_err() || self.reopen().is_err() {
+            return;
+        }
+        let prefix = format!("{name}.");
+        let mut old: Vec<PathBuf> = std::fs::read_dir(&dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| e.file_name().to_str().is_some_and(|n| n.starts_with(&prefix)))
+            .map(|e| e.path())
+            .collect();
+        old.sort_unstable();
+        let kept = usize::try_from(self.max_files.saturating_sub(1)).unwrap_or(usize::MAX);
+        let surplus = old.len().saturating_sub(kept);
+        for path in &old[..surplus] {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// A container must not stop because its log's disk is full: what cannot be written is lost.
     fn write(&mut self, bytes: &[u8]) {
+        // Before, not after: the present file has the newest lines.
+        self.rotate();
         if let Some(file) = &mut self.file {
             let _ = file.write_all(bytes);
+            self.size += bytes.len() as u64;
         }
+    }
+}
+
+/// One who is attached to a stream.
+struct Tap {
+    pipe: File,
+    /// What the pipe has no room for.
+    pending: Vec<u8>,
+}
+
+impl Tap {
+    /// Writes what there is room for. `false` when the reader is gone.
+    fn relay(&mut self) -> bool {
+        while !self.pending.is_empty() {
+            match self.pipe.write(&self.pending) {
+                Ok(n) if n > 0 => drop(self.pending.drain(..n)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                _ => return false,
+            }
+        }
+        true
     }
 }
 
@@ -44,28 +107,76 @@ pub struct Stream {
     name: &'static str,
     source: Option<File>,
     partial: Vec<u8>,
+    taps: Vec<Tap>,
 }
 
 impl Stream {
     /// `name` is `stdout` or `stderr`; `source` must not block.
     pub fn new(name: &'static str, source: Option<OwnedFd>) -> Self {
-        Self { name, source: source.map(File::from), partial: Vec::new() }
+        Self { name, source: source.map(File::from), partial: Vec::new(), taps: Vec::new() }
     }
 
-    /// Descriptor to poll, until the writers are gone.
-    pub fn fd(&self) -> Option<RawFd> {
+    /// Descriptor, until the writers are gone.
+    pub fn descriptor(&self) -> Option<RawFd> {
         self.source.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Descriptor to poll for input. None while one who is attached does not keep up: then the container waits.
+    pub fn fd(&self) -> Option<RawFd> {
+        self.descriptor().filter(|_| self.full_taps().next().is_none())
+    }
+
+    /// Descriptors to poll for room.
+    pub fn full_taps(&self) -> impl Iterator<Item = RawFd> {
+        self.taps.iter().filter(|tap| !tap.pending.is_empty()).map(|tap| tap.pipe.as_raw_fd())
+    }
+
+    /// From now on `pipe` gets a copy of everything.
+    pub fn tap(&mut self, pipe: OwnedFd) -> io::Result<()> {
+        nix::fcntl::fcntl(pipe.as_raw_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        if self.source.is_some() {
+            self.taps.push(Tap { pipe: File::from(pipe), pending: Vec::new() });
+        }
+        Ok(())
+    }
+
+    /// Sends on what those who are attached had no room for.
+    pub fn relay(&mut self) {
+        self.taps.retain_mut(Tap::relay);
+        if self.source.is_none() {
+            self.taps.retain(|tap| !tap.pending.is_empty());
+        }
     }
 
     /// Copies what is there to `log`, at most `rounds` buffers full of it.
     pub fn copy(&mut self, log: &mut Log, rounds: usize) {
+        self.copy_while(log, rounds, |stream| stream.full_taps().next().is_none());
+    }
+
+    /// Copies all that is there, which is no more than a pipe holds, and lets those who are attached go once they
+    /// have it.
+    pub fn drain(&mut self, log: &mut Log) {
+        self.copy_while(log, 128, |_| true);
+        let mut taps = std::mem::take(&mut self.taps);
+        taps.retain(|tap| !tap.pending.is_empty());
+        self.taps = taps;
+    }
+
+    fn copy_while(&mut self, log: &mut Log, rounds: usize, go_on: impl Fn(&Self) -> bool) {
         let mut buffer = [0; MAX_CONTENT];
         for _ in 0..rounds {
+            if !go_on(self) {
+                return;
+            }
             let Some(source) = &mut self.source else { return };
             match source.read(&mut buffer) {
                 Ok(n) if n > 0 => {
                     let time = timestamp(SystemTime::now());
                     log.write(&self.records(&buffer[..n], &time));
+                    for tap in &mut self.taps {
+                        tap.pending.extend_from_slice(&buffer[..n]);
+                    }
+                    self.taps.retain_mut(Tap::relay);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -78,6 +189,7 @@ impl Stream {
     /// Writes an unfinished last line and stops reading.
     fn close(&mut self, log: &mut Log) {
         self.source = None;
+        self.taps.retain(|tap| !tap.pending.is_empty());
         if !self.partial.is_empty() {
             let mut record = Vec::new();
             let time = timestamp(SystemTime::now());
@@ -184,7 +296,7 @@ mod tests {
     #[test]
     fn an_unfinished_last_line_is_kept() {
         let dir = std::env::temp_dir().join(format!("kelp-shim-log-{}", std::process::id()));
-        let mut log = Log::open(&dir).unwrap();
+        let mut log = Log::open(&dir, 0, 0).unwrap();
         let (reader, writer) = nix::unistd::pipe().unwrap();
         nix::unistd::write(&writer, b"one\ntwo").unwrap();
         drop(writer);
@@ -196,6 +308,56 @@ mod tests {
         let lines: Vec<&str> = written.lines().collect();
         assert!(lines[0].ends_with("Z stdout F one"), "{written}");
         assert!(lines[1].ends_with("Z stdout P two"), "{written}");
+    }
+
+    #[test]
+    fn full_files_are_set_aside_and_only_some_are_kept() {
+        let dir = std::env::temp_dir().join(format!("kelp-shim-rotation-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("0.log");
+        let mut log = Log::open(&path, 100, 3).unwrap();
+        for number in 0..60 {
+            log.write(format!("{number:049}\n").as_bytes());
+            std::thread::yield_now();
+        }
+        let mut names: Vec<String> =
+            std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        let present = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(names.len() <= 3 && names.len() >= 2, "{names:?}");
+        assert_eq!(names[0], "0.log");
+        assert!((50..=100).contains(&present.len()), "{present}");
+    }
+
+    #[test]
+    fn those_attached_get_a_copy_and_hold_the_source_back() {
+        let path = std::env::temp_dir().join(format!("kelp-shim-tap-{}", std::process::id()));
+        let mut log = Log::open(&path, 0, 0).unwrap();
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        let (tapped, tap) = nix::unistd::pipe().unwrap();
+        let mut stream = Stream::new("stdout", Some(reader));
+        stream.tap(tap).unwrap();
+        let mut sent = 0;
+        while let Ok(n) = nix::unistd::write(&writer, &[b'x'; 4096]) {
+            sent += n;
+            stream.copy(&mut log, 1);
+        }
+        assert!(stream.fd().is_none(), "a full pipe holds the source back");
+        assert!(stream.full_taps().next().is_some());
+        drop(writer);
+        stream.drain(&mut log);
+        assert!(stream.descriptor().is_none());
+        let mut file = File::from(tapped);
+        let mut got = 0;
+        let mut buffer = [0; 4096];
+        while got < sent {
+            got += file.read(&mut buffer).unwrap();
+            stream.relay();
+        }
+        assert_eq!(got, sent);
+        assert_eq!(file.read(&mut buffer).unwrap(), 0, "the end reaches those attached");
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

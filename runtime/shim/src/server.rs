@@ -6,8 +6,8 @@ use crate::log::{Log, Stream};
 use crate::setup::Prepared;
 use crate::sys::{self, Child};
 use kelp_runtime_protocol::{
-    ContainerState, ContainerStatus, Event, Exec, Failure, Job, Report, Request, Response, ShimStatus, Start,
-    VERSION, wire,
+    Attach, ContainerState, ContainerStatus, Event, Exec, Failure, Job, Report, Request, Response,
+    ShimStatus, Start, VERSION, wire,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockFlag, accept4};
@@ -28,6 +28,8 @@ enum Waiting {
     Start(String),
     Remove(String),
     Exec(u64),
+    /// Attached to this container, to its input as well or not.
+    Attached(String, bool),
     Events,
     Shutdown,
 }
@@ -44,6 +46,8 @@ struct Execution {
     pid: Option<i32>,
     deadline: Option<i64>,
     timed_out: bool,
+    /// It goes on when nobody waits for it any more.
+    keep: bool,
 }
 
 /// The shim.
@@ -114,6 +118,8 @@ impl Shim {
                     Source::Helper(fd) => self.helper_ready(fd),
                     Source::Output(id) => {
                         if let Some(c) = self.containers.iter_mut().find(|c| c.id == id) {
+                            c.stdout.relay();
+                            c.stderr.relay();
                             c.stdout.copy(&mut c.log, COPY_ROUNDS);
                             c.stderr.copy(&mut c.log, COPY_ROUNDS);
                         }
@@ -138,24 +144,28 @@ impl Shim {
     fn poll_set(&self) -> (Vec<libc::pollfd>, Vec<Source>) {
         let mut fds = Vec::new();
         let mut sources = Vec::new();
-        let mut add = |fd, source| {
-            fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        let mut add_for = |fd, events, source| {
+            fds.push(libc::pollfd { fd, events, revents: 0 });
             sources.push(source);
         };
+        let read = libc::POLLIN;
         // Reports come before signals, so that a child is known by the time its end is handled.
         for helper in &self.helpers {
             let fd = helper.socket.as_raw_fd();
-            add(fd, Source::Helper(fd));
+            add_for(fd, read, Source::Helper(fd));
         }
-        add(self.signals.as_raw_fd(), Source::Signals);
-        add(self.prepared.listener.as_raw_fd(), Source::Listener);
+        add_for(self.signals.as_raw_fd(), read, Source::Signals);
+        add_for(self.prepared.listener.as_raw_fd(), read, Source::Listener);
         for connection in &self.connections {
             let fd = connection.socket.as_raw_fd();
-            add(fd, Source::Connection(fd));
+            add_for(fd, read, Source::Connection(fd));
         }
         for container in &self.containers {
             for fd in [container.stdout.fd(), container.stderr.fd()].into_iter().flatten() {
-                add(fd, Source::Output(container.id.clone()));
+                add_for(fd, read, Source::Output(container.id.clone()));
+            }
+            for fd in container.stdout.full_taps().chain(container.stderr.full_taps()) {
+                add_for(fd, libc::POLLOUT, Source::Output(container.id.clone()));
             }
         }
         (fds, sources)
@@ -201,8 +211,10 @@ impl Shim {
         }
         // The caller is gone: nobody wants to know how its command ends.
         let connection = self.connections.remove(index);
-        if let Waiting::Exec(number) = connection.waiting {
-            self.kill_execution(number);
+        match connection.waiting {
+            Waiting::Exec(number) if !self.is_kept(number) => self.kill_execution(number),
+            Waiting::Attached(id, true) => self.close_stdin(&id),
+            _ => {}
         }
     }
 
@@ -213,6 +225,11 @@ impl Shim {
             Request::Signal { container, signal } => Some(self.signal(&container, signal)),
             Request::Remove { container } => self.remove(index, &container),
             Request::Exec(exec) => self.exec(index, *exec, fds),
+            Request::Attach(attach) => self.attach(index, &attach, fds),
+            Request::CloseStdin { container } => {
+                self.close_stdin(&container);
+                Some(Response::Done)
+            }
             Request::ReopenLog { container } => Some(self.reopen_log(&container)),
             Request::Subscribe => {
                 self.connections[index].waiting = Waiting::Events;
@@ -275,11 +292,17 @@ impl Shim {
     }
 
     fn start_new(&mut self, start: Start) -> io::Result<()> {
-        let log = Log::open(&start.log)
+        let log = Log::open(&start.log, start.log_max_size, start.log_max_files)
             .map_err(|error| io::Error::other(format!("cannot open log {}: {error}", start.log.display())))?;
         let (stdout, output) = output_pipe()?;
         let (stderr, error) = output_pipe()?;
-        let stdio = Stdio { input: sys::duplicate(self.dev_null())?, output, error };
+        let (input, stdin) = if start.stdin {
+            let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+            (reader, Some(writer))
+        } else {
+            (sys::duplicate(self.dev_null())?, None)
+        };
+        let stdio = Stdio { input, output, error };
         let bundle = start.job.bundle.clone();
         let helper = helper::start(
             &self.prepared.helper,
@@ -294,6 +317,9 @@ impl Shim {
             id: start.container,
             state: ContainerState::Starting,
             log,
+            stdin,
+            stdin_once: start.stdin_once,
+            terminal: false,
             stdout: Stream::new("stdout", Some(stdout)),
             stderr: Stream::new("stderr", Some(stderr)),
             bundle,
@@ -377,12 +403,51 @@ impl Shim {
                     pid: None,
                     deadline: (time > 0).then(|| now().saturating_add(time)),
                     timed_out: false,
+                    keep: exec.keep,
                 });
                 self.connections[index].waiting = Waiting::Exec(number);
                 None
             }
             Err(error) => Some(Response::Failed(node_failure(error.to_string()))),
         }
+    }
+
+    fn attach(&mut self, index: usize, attach: &Attach, fds: Vec<OwnedFd>) -> Option<Response> {
+        let running = |c: &&mut Container| c.id == attach.container && c.pid().is_some();
+        let Some(container) = self.containers.iter_mut().find(running) else {
+            let failure = node_failure(format!("container {:?} does not run", attach.container));
+            return Some(Response::Failed(failure));
+        };
+        let mut fds = fds.into_iter();
+        let wanted = [(attach.stdout, &mut container.stdout), (attach.stderr, &mut container.stderr)];
+        for (_, stream) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
+            let none = || io::Error::other("a descriptor is missing");
+            if let Err(error) = fds.next().ok_or_else(none).and_then(|fd| stream.tap(fd)) {
+                return Some(Response::Failed(node_failure(format!("cannot attach: {error}"))));
+            }
+        }
+        let terminal = container.terminal;
+        let input = if terminal {
+            container.stdout.descriptor()
+        } else {
+            container.stdin.as_ref().filter(|_| attach.stdin).map(AsRawFd::as_raw_fd)
+        };
+        let connection = &mut self.connections[index];
+        let socket = connection.socket.as_raw_fd();
+        connection.waiting = Waiting::Attached(attach.container.clone(), attach.stdin);
+        let _ = wire::send(socket, &Response::Attached { terminal }, input.as_slice());
+        None
+    }
+
+    fn close_stdin(&mut self, id: &str) {
+        let once = |c: &&mut Container| c.id == id && c.stdin_once;
+        if let Some(container) = self.containers.iter_mut().find(once) {
+            container.stdin = None;
+        }
+    }
+
+    fn is_kept(&self, number: u64) -> bool {
+        self.executions.iter().any(|e| e.number == number && e.keep)
     }
 
     fn reopen_log(&mut self, id: &str) -> Response {
@@ -503,6 +568,8 @@ impl Shim {
                 if let Some(terminal) = fds.pop() {
                     let _ = fcntl(terminal.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
                     container.stdout = Stream::new("stdout", Some(terminal));
+                    container.terminal = true;
+                    container.stdin = None;
                 }
                 let started_at = now();
                 container.state = ContainerState::Running { pid, started_at };
@@ -547,7 +614,9 @@ impl Shim {
                 if let Some(stray) = self.strays.iter().position(|(stray, ..)| *stray == pid) {
                     let (_, exit_code, _) = self.strays.swap_remove(stray);
                     self.execution_ended(index, exit_code);
-                } else if self.executions[index].timed_out || !self.is_awaited(number) {
+                } else if self.executions[index].timed_out
+                    || !(self.is_awaited(number) || self.is_kept(number))
+                {
                     let _ = sys::kill(pid, libc::SIGKILL);
                 }
             }
@@ -606,6 +675,10 @@ impl Shim {
         let Some(container) = self.containers.iter_mut().find(|c| c.id == id) else { return };
         if let Err(error) = container.ended(exit_code, signal) {
             eprintln!("container {id}: cannot write the exit record: {error}");
+        }
+        let response = Response::Exited { exit_code, timed_out: false };
+        for stdin in [true, false] {
+            self.answer(&Waiting::Attached(id.to_owned(), stdin), &response, &[]);
         }
         self.announce(id);
     }

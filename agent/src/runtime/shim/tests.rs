@@ -1,6 +1,8 @@
 //! Privileged: each test runs pods on a node of its own, in private directories and cgroups, and checks afterwards that
 //! nothing is left of it.
 
+mod interactive;
+
 use super::*;
 use crate::image::testing::{busybox_layer, docker_archive};
 use crate::runtime::{Mount, Resources};
@@ -33,6 +35,8 @@ impl Node {
             data_dir: dir.path().join("data"),
             cgroup_root: format!("kelp-test-runtime-{}-{number}", std::process::id()).into(),
             cgroup2_dir: None,
+            log_max_size: crate::runtime::LOG_MAX_SIZE,
+            log_max_files: crate::runtime::LOG_MAX_FILES,
         };
         let archive = dir.path().join("busybox.tar");
         docker_archive(&archive, "busybox:test", &[layer().clone()], &serde_json::json!({}));

@@ -76,6 +76,8 @@ impl Host {
             data_dir: self.config.data_dir.clone(),
             cgroup_root: self.config.cgroup_root.clone(),
             cgroup2_dir: None,
+            log_max_size: crate::runtime::LOG_MAX_SIZE,
+            log_max_files: crate::runtime::LOG_MAX_FILES,
         };
         let runtime = ShimRuntime::open(&runtime_config, images.clone()).await.unwrap();
         let (_keep, cidrs) =
@@ -126,6 +128,8 @@ impl Drop for Host {
                     data_dir: config.data_dir.clone(),
                     cgroup_root: config.cgroup_root.clone(),
                     cgroup2_dir: None,
+                    log_max_size: crate::runtime::LOG_MAX_SIZE,
+                    log_max_files: crate::runtime::LOG_MAX_FILES,
                 };
                 let shims = ShimRuntime::open(&settings, images).await.unwrap();
                 for sandbox in shims.list().await.unwrap() {
