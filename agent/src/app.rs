@@ -144,6 +144,7 @@ where
                 runtime: parts.runtime.clone(),
                 tls: Arc::new(tls),
                 auth: Auth::new(client.clone(), config.node_name.clone()),
+                rates: Arc::default(),
             };
             Some(server.run(listener, shutdown.clone()))
         }

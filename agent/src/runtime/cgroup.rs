@@ -155,6 +155,17 @@ impl Cgroups {
         }
     }
 
+    /// The directory of a cgroup on a unified host.
+    pub(super) fn unified_dir(&self, path: &Path) -> Option<PathBuf> {
+        self.v2.as_ref().filter(|_| self.is_unified()).map(|mount| mount.join(path))
+    }
+
+    /// The directory of a cgroup in the v1 hierarchy of a controller.
+    pub(super) fn v1_dir(&self, controller: &str, path: &Path) -> Option<PathBuf> {
+        let mut found = self.v1.iter().filter(|(c, _)| c.iter().any(|c| c == controller));
+        found.next().map(|(_, mount)| mount.join(path))
+    }
+
     /// Kills every process in the cgroup `path` of each hierarchy and in `further` directories, and removes them all
     /// with what is below. Fine when there is nothing.
     pub(super) fn destroy(&self, path: &Path, further: Option<PathBuf>) -> io::Result<()> {

@@ -6,6 +6,7 @@
 use super::{
     ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Runtime, RuntimeError,
     RuntimeEvent, SandboxSpec, SandboxStatus, Session, Streams, session,
+    usage::{ContainerUsage, PodUsage, Usage},
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -354,6 +355,41 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    /// Each container uses 1 ms of CPU and 1 MiB of memory.
+    async fn usage(&self, sandbox: &str) -> Result<Option<PodUsage>, RuntimeError> {
+        let state = self.state.lock();
+        let Some(found) = state.sandboxes.get(sandbox) else { return Ok(None) };
+        let one = Usage {
+            time: jiff::Timestamp::now(),
+            cpu_ns: 1_000_000,
+            memory: 1 << 20,
+            working_set: 1 << 20,
+            ..Usage::default()
+        };
+        let running = |c: &&ContainerStatus| matches!(c.state, ContainerState::Running { .. });
+        let containers: Vec<ContainerUsage> = found
+            .status
+            .containers
+            .iter()
+            .filter(running)
+            .map(|c| ContainerUsage {
+                id: c.id.clone(),
+                cgroup: found.spec.cgroup.join(&c.id),
+                usage: one.clone(),
+                writable: PathBuf::from("/nowhere"),
+            })
+            .collect();
+        let count = containers.len() as u64;
+        let usage = Usage {
+            cpu_ns: count * one.cpu_ns,
+            memory: count * one.memory,
+            working_set: count * one.working_set,
+            ..one
+        };
+        let cgroup = found.spec.cgroup.clone();
+        Ok(Some(PodUsage { cgroup, usage, containers, devices: Vec::new() }))
+    }
+
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
         self.events.subscribe()
     }
@@ -500,6 +536,10 @@ impl<R: Runtime> Runtime for FaultyRuntime<R> {
 
     async fn close_stdin(&self, sandbox: &str, container: &str) -> Result<(), RuntimeError> {
         self.faulted("close_stdin", self.inner.close_stdin(sandbox, container)).await
+    }
+
+    async fn usage(&self, sandbox: &str) -> Result<Option<PodUsage>, RuntimeError> {
+        self.faulted("usage", self.inner.usage(sandbox)).await
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

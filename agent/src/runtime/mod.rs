@@ -13,10 +13,12 @@ pub mod session;
 mod shim;
 mod spec;
 mod types;
+pub mod usage;
 
 pub use session::{Session, Streams};
 pub use shim::{LOG_MAX_FILES, LOG_MAX_SIZE, RuntimeConfig, ShimRuntime};
 pub use types::*;
+pub use usage::PodUsage;
 
 use std::future::Future;
 use std::time::Duration;
@@ -102,6 +104,9 @@ pub trait Runtime: Send + Sync + 'static {
         sandbox: &str,
         container: &str,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// What a pod and its containers use now; `None` when it has no cgroup.
+    fn usage(&self, sandbox: &str) -> impl Future<Output = Result<Option<PodUsage>, RuntimeError>> + Send;
 
     /// State changes (a container exited, a shim vanished). A lagging receiver must [`Runtime::list`] again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;

@@ -10,6 +10,7 @@ use super::spec::{self, Surroundings};
 use super::{
     ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Runtime, RuntimeError,
     RuntimeEvent, SandboxSpec, SandboxStatus, Session, Streams, host,
+    usage::{self, PodUsage},
 };
 use crate::image::{ImageError, ImageStore};
 use kelp_runtime_protocol::{self as protocol, Request, Response, Sandbox, files};
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -310,6 +311,25 @@ impl ShimRuntime {
             layout::write(&bundle.join(files::EXIT), &exit)?;
         }
         Ok(())
+    }
+
+    fn read_usage(&self, sandbox: &Sandbox, shim: Option<i32>, records: &[Record]) -> Option<PodUsage> {
+        let Inner { layout, cgroups, .. } = &*self.inner;
+        let usage = usage::read(cgroups, &sandbox.pod_cgroup)?;
+        let containers = records
+            .iter()
+            .filter_map(|record| {
+                let cgroup = sandbox.pod_cgroup.join(&record.id);
+                let usage = usage::read(cgroups, &cgroup)?;
+                let writable = layout.container_data(&sandbox.id, &record.id).join("u");
+                Some(usage::ContainerUsage { id: record.id.clone(), cgroup, usage, writable })
+            })
+            .collect();
+        let devices = match shim.filter(|_| !sandbox.host_network) {
+            Some(pid) => usage::devices(Path::new(&format!("/proc/{pid}/net/dev"))),
+            None => Vec::new(),
+        };
+        Some(PodUsage { cgroup: sandbox.pod_cgroup.clone(), usage, containers, devices })
     }
 
     async fn stop_shim(&self, sandbox: &str) -> Result<(), RuntimeError> {
@@ -709,6 +729,19 @@ impl Runtime for ShimRuntime {
 
     async fn close_stdin(&self, sandbox: &str, container: &str) -> Result<(), RuntimeError> {
         self.close_container_stdin(sandbox, container).await
+    }
+
+    async fn usage(&self, sandbox: &str) -> Result<Option<PodUsage>, RuntimeError> {
+        let description = match self.sandbox(sandbox) {
+            Ok(description) => description,
+            Err(RuntimeError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let shim = self.shim_status(sandbox).await?.map(|s| s.pid);
+        let records = self.inner.layout.records(sandbox)?;
+        let this = self.clone();
+        let read = tokio::task::spawn_blocking(move || this.read_usage(&description, shim, &records));
+        read.await.map_err(|e| shim_error(sandbox, e.to_string()))
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

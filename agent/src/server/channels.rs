@@ -163,14 +163,13 @@ where
         let (mut reader, mut writer) = tokio::io::split(theirs);
         let inward = async {
             while let Some(Ok(message)) = source.next().await {
-                match message {
-                    Message::Binary(bytes) => {
-                        if writer.write_all(&bytes).await.is_err() {
-                            break;
-                        }
-                    }
-                    Message::Close(_) => break,
-                    _ => {}
+                let written = match message {
+                    Message::Binary(bytes) => writer.write_all(&bytes).await.is_ok(),
+                    Message::Close(_) => false,
+                    _ => true,
+                };
+                if !written {
+                    break;
                 }
             }
             let _ = writer.shutdown().await;

@@ -131,7 +131,7 @@ fn accept(
     let upgrade = hyper::upgrade::on(&mut request);
     let agreed = match remote_streams::negotiate(request.headers()) {
         Ok(agreed) => agreed,
-        Err(Refused(answer)) => return answer,
+        Err(Refused(answer)) => return *answer,
     };
     let (answer, protocol) = agreed;
     tokio::spawn(async move {

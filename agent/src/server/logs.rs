@@ -12,6 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tokio::io::unix::AsyncFd;
 
+/// What tells that a log file has grown or gone.
+const CHANGES: AddWatchFlags =
+    AddWatchFlags::IN_MODIFY.union(AddWatchFlags::IN_MOVE_SELF).union(AddWatchFlags::IN_ATTRIB);
+
 /// Bytes read at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -143,7 +147,11 @@ fn is_partial_before(file: &mut File, position: u64) -> io::Result<bool> {
 }
 
 struct Reader {
+    path: PathBuf,
     file: BufReader<File>,
+    inotify: Option<Inotify>,
+    /// The file to be read after this one.
+    next: Option<File>,
     filter: Filter,
     watch: Option<AsyncFd<OwnedFd>>,
     ended: Option<Ended>,
@@ -162,17 +170,26 @@ pub fn stream(
         None => 0,
     };
     file.seek(SeekFrom::Start(start))?;
+    let mut watcher = None;
     let watch = if options.follow {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_ATTRIB;
-        inotify.add_watch(path, flags)?;
+        inotify.add_watch(path, CHANGES)?;
+        // A full file is set aside, and a new one made in its place.
+        if let Some(dir) = path.parent() {
+            inotify.add_watch(dir, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+        }
         let fd = inotify.as_fd().try_clone_to_owned()?;
         // SAFETY: an OwnedFd stays the same open descriptor until it is dropped, and AsyncFd drops it last.
-        Some(unsafe { AsyncFd::register(fd) }?)
+        let watch = Some(unsafe { AsyncFd::register(fd) }?);
+        watcher = Some(inotify);
+        watch
     } else {
         None
     };
     let reader = Reader {
+        path: path.to_owned(),
+        inotify: watcher,
+        next: None,
         file: BufReader::with_capacity(CHUNK, file),
         ended: options.follow.then_some(ended),
         filter: Filter::new(options),
@@ -186,6 +203,22 @@ pub fn stream(
 }
 
 impl Reader {
+    /// Another file that has taken the place of the one that is read.
+    fn successor(&self) -> io::Result<Option<File>> {
+        let Some(inotify) = &self.inotify else { return Ok(None) };
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (old, new) = (self.file.get_ref().metadata()?, file.metadata()?);
+        if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
+            return Ok(None);
+        }
+        inotify.add_watch(&self.path, CHANGES)?;
+        Ok(Some(file))
+    }
+
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             if self.filter.done() {
@@ -200,6 +233,16 @@ impl Reader {
                 }
                 return Ok(Some(out.into()));
             }
+            // The writer is done with a file before it makes the next one: what the old one holds once the new one is
+            // there is all of it.
+            if let Some(next) = self.next.take() {
+                self.file = BufReader::with_capacity(CHUNK, next);
+                continue;
+            }
+            self.next = self.successor()?;
+            if self.next.is_some() {
+                continue;
+            }
             if self.over {
                 return Ok(None);
             }
@@ -213,7 +256,9 @@ impl Reader {
                     let mut events = [0u8; 4096];
                     let _ = nix::unistd::read(guard.get_inner().as_raw_fd(), &mut events);
                     guard.clear_ready();
-                    self.over |= self.file.get_ref().metadata().is_ok_and(|m| m.nlink() == 0);
+                    // Removed with its pod, not replaced.
+                    let gone = self.file.get_ref().metadata().is_ok_and(|m| m.nlink() == 0);
+                    self.over |= gone && !self.path.exists();
                 }
             }
         }
@@ -286,6 +331,32 @@ mod tests {
         file.write_all(lines(2..3).as_bytes()).unwrap();
         end.send(()).unwrap();
         assert_eq!(log.next().await.unwrap().unwrap(), "line 2\n");
+        assert!(log.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn following_survives_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        std::fs::write(&path, lines(0..1)).unwrap();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let ended = Box::pin(async move {
+            let _ = ended.await;
+        });
+        let options = LogOptions::parse(&Query::parse("follow=true")).unwrap();
+        let mut log = Box::pin(stream(&path, options, ended).unwrap());
+        assert_eq!(log.next().await.unwrap().unwrap(), "line 0\n");
+        for round in 1..20u32 {
+            let mut old = File::options().append(true).open(&path).unwrap();
+            old.write_all(lines(2 * round - 1..2 * round).as_bytes()).unwrap();
+            std::fs::rename(&path, dir.path().join(format!("0.log.{round:02}"))).unwrap();
+            std::fs::write(&path, lines(2 * round..2 * round + 1)).unwrap();
+            for line in [2 * round - 1, 2 * round] {
+                let next = tokio::time::timeout(std::time::Duration::from_secs(20), log.next()).await;
+                assert_eq!(next.unwrap().unwrap().unwrap(), format!("line {line}\n"));
+            }
+        }
+        end.send(()).unwrap();
         assert!(log.next().await.is_none());
     }
 

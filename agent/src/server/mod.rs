@@ -3,6 +3,11 @@
 //! | Path | Answer |
 //! |---|---|
 //! | `/healthz` | `ok` |
+//! | `/stats/summary` | what the node, pods and containers use |
+//! | `/metrics`, `/metrics/resource`, `/metrics/cadvisor` | the same and the agent's own numbers for Prometheus |
+//! | `/configz` | settings in force |
+//! | `/logs/` | files below /var/log |
+//! | `/checkpoint/…` | an error: not supported |
 //! | `/pods`, `/runningpods/` | the pods of this node, and those that run |
 //! | `/containerLogs/<namespace>/<pod>/<container>` | the log; query as of the `pods/log` subresource |
 //! | `/exec`, `/attach` `/<namespace>/<pod>[/<uid>]/<container>` | an upgraded connection: SPDY/3.1 or WebSocket |
@@ -14,8 +19,12 @@
 mod answer;
 pub mod auth;
 mod channels;
+mod configz;
 mod exec;
+mod exposition;
+mod host;
 mod logs;
+mod metrics;
 mod options;
 mod pods;
 mod portforward;
@@ -23,12 +32,15 @@ mod query;
 mod remote;
 mod remote_streams;
 mod spdy;
+mod stats;
+mod system_logs;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 mod upgrade;
 
 pub use options::LogOptions;
+pub use stats::Rates;
 pub use tls::TlsError;
 
 use crate::config::AgentConfig;
@@ -70,6 +82,8 @@ pub struct Server<R> {
     pub tls: Arc<rustls::ServerConfig>,
     /// Who may call.
     pub auth: Auth,
+    /// CPU rates, from one look to the next.
+    pub rates: Arc<Rates>,
 }
 
 /// What a path of a container names.
@@ -177,9 +191,18 @@ impl<R: Runtime + Clone> Server<R> {
         let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
         let Some((first, rest)) = path.split_first() else { return not_found() };
         match (*first, rest, Target::of(rest)) {
+            ("healthz", [] | [""] | ["ping" | "log" | "syncloop"], _) if get => text(StatusCode::OK, "ok"),
             ("pods", [] | [""], _) if get => self.pods(),
             ("runningpods", [""], _) if get => self.running_pods().await,
-            ("healthz", [], _) if get => text(StatusCode::OK, "ok"),
+            ("stats", ["summary"], _) if get => self.summary(&query).await,
+            ("metrics", [], _) if get => self.own_metrics().await,
+            ("metrics", ["resource"], _) if get => self.resource_metrics().await,
+            ("metrics", ["cadvisor"], _) if get => self.cadvisor_metrics().await,
+            ("configz", [], _) if get => self.configz(),
+            ("logs", _, _) if get => {
+                let rest = uri.path().strip_prefix("/logs").unwrap_or_default().to_owned();
+                system_logs::serve("/var/log".into(), rest).await
+            }
             ("containerLogs", [namespace, pod, container], _) if get => match LogOptions::parse(&query) {
                 Ok(options) => self.logs(namespace, pod, container, options),
                 Err(message) => text(StatusCode::BAD_REQUEST, message),
@@ -193,11 +216,33 @@ impl<R: Runtime + Clone> Server<R> {
             ("portForward", [namespace, name, uid], _) if get || post => {
                 self.port_forward(request, namespace, name, Some(uid)).await
             }
-            ("healthz", [], _) | ("containerLogs" | "exec" | "attach" | "run", _, Some(_)) => {
-                text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
-            }
+            ("checkpoint", _, Some(target)) if post => self.checkpoint(&target),
+            ("containerLogs" | "exec" | "attach" | "run" | "checkpoint", _, Some(_)) => wrong_method(),
+            ("pods" | "configz", [], _) | ("stats" | "metrics", _, _) if !get => wrong_method(),
+            (
+                "containerLogs" | "exec" | "attach" | "run" | "portForward" | "checkpoint" | "stats" | "pods",
+                _,
+                _,
+            ) => text(StatusCode::NOT_FOUND, "404: Page Not Found"),
             _ => not_found(),
         }
+    }
+
+    /// Checkpoints take a runtime that can make them: ours cannot, and the answer is that of a kubelet with such a one.
+    fn checkpoint(&self, target: &Target<'_>) -> Answer {
+        let Target { namespace, name, container, .. } = target;
+        let Some(pod) = self.pod(namespace, name) else {
+            return text(StatusCode::NOT_FOUND, "pod does not exist");
+        };
+        let known = pod.spec.as_ref().is_some_and(|s| kelp_model::pod::spec::find(s, container).is_some());
+        if !known {
+            return text(StatusCode::NOT_FOUND, format!("container {container} does not exist"));
+        }
+        let message = format!(
+            "checkpointing of {namespace}/{name}/{container} failed (the container runtime does not support \
+             checkpoint/restore)"
+        );
+        text(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
     fn logs(&self, namespace: &str, name: &str, container: &str, options: LogOptions) -> Answer {
@@ -253,7 +298,11 @@ async fn ended<R: Runtime>(runtime: R, uid: String, id: String) {
 }
 
 fn not_found() -> Answer {
-    text(StatusCode::NOT_FOUND, "404: Page Not Found")
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+fn wrong_method() -> Answer {
+    text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
 }
 
 fn why_no_log(pod: &Pod, name: &str, container: &str, previous: bool) -> String {

@@ -67,11 +67,13 @@ impl<R: Runtime + Clone> Server<R> {
         let agreed = match upgrade::wanted(request.headers()) {
             Some(Kind::Spdy) => upgrade::spdy(request.headers(), &[PROTOCOL]).map(|a| (a, false)),
             Some(Kind::WebSocket) => upgrade::websocket(request.headers(), &[TUNNELLED]).map(|a| (a, true)),
-            None => Err(Refused(text(StatusCode::INTERNAL_SERVER_ERROR, "Upgrade request required"))),
+            None => {
+                Err(Refused(Box::new(text(StatusCode::INTERNAL_SERVER_ERROR, "Upgrade request required"))))
+            }
         };
         let (agreed, tunnelled) = match agreed {
             Ok(agreed) => agreed,
-            Err(Refused(answer)) => return answer,
+            Err(Refused(answer)) => return *answer,
         };
         tokio::spawn(async move {
             let io = match upgrade.await {

@@ -47,8 +47,9 @@ pub struct Protocol {
 /// # Errors
 /// The client wants no upgrade, or speaks nothing that we do.
 pub fn negotiate(headers: &HeaderMap) -> Result<(Answer, Protocol), Refused> {
-    let kind = upgrade::wanted(headers)
-        .ok_or_else(|| Refused(text(StatusCode::INTERNAL_SERVER_ERROR, "Upgrade request required")))?;
+    let kind = upgrade::wanted(headers).ok_or_else(|| {
+        Refused(Box::new(text(StatusCode::INTERNAL_SERVER_ERROR, "Upgrade request required")))
+    })?;
     let agreed = match kind {
         Kind::Spdy => upgrade::spdy(headers, &SPDY)?,
         Kind::WebSocket => upgrade::websocket(headers, &WEBSOCKET)?,

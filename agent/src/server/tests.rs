@@ -53,6 +53,7 @@ pub(super) async fn node() -> (Arc<Server<FakeRuntime>>, FakeRuntime) {
         runtime: runtime.clone(),
         tls: Arc::new(tls::tests::without_clients()),
         auth: Auth::new(kube::Client::new(service, "default"), "node1".into()),
+        rates: Arc::default(),
     };
     (Arc::new(server), runtime)
 }
@@ -237,7 +238,12 @@ async fn what_cannot_be_upgraded() {
         ("/portForward/n/p/other-uid".to_owned(), 404, "pod not found"),
         ("/portForward/n/other".to_owned(), 404, "pod does not exist"),
         ("/portForward/n/p".to_owned(), 500, "Upgrade request required"),
-        ("/nothing".to_owned(), 404, "404: Page Not Found"),
+        ("/nothing".to_owned(), 404, "404 page not found\n"),
+        ("/checkpoint/".to_owned(), 404, "404: Page Not Found"),
+        ("/containerLogs/n/p/nope".to_owned(), 404, "container \"nope\" not found in pod \"p\""),
+        ("/containerLogs/n/nope/c".to_owned(), 404, "pod \"nope\" does not exist"),
+        ("/checkpoint/n/p/c".to_owned(), 405, "405: Method Not Allowed"),
+        ("/healthz/syncloop".to_owned(), 200, "ok"),
     ] {
         assert_eq!(get(&server, &path).await, (code, text.to_owned()), "{path}");
     }
@@ -272,6 +278,40 @@ async fn pods_of_the_node() {
     assert_eq!(list["items"][0]["status"], json!({}));
     runtime.remove_sandbox("uid-p").await.unwrap();
     assert!(get(&server, "/runningpods/").await.1.contains(r#""items":null"#));
+}
+
+#[tokio::test]
+async fn use_of_pods_and_containers() {
+    let (server, _) = node().await;
+    let (code, body) = get(&server, "/stats/summary").await;
+    let summary: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((code, summary["node"]["nodeName"].as_str()), (200, Some("node1")));
+    for field in ["cpu", "memory", "network", "fs", "runtime", "rlimit", "swap", "io"] {
+        assert!(summary["node"][field].is_object(), "{field}");
+    }
+    let pod = &summary["pods"][0];
+    assert_eq!(pod["podRef"], json!({"name": "p", "namespace": "n", "uid": "uid-p"}));
+    assert_eq!(pod["containers"][0]["memory"]["workingSetBytes"], 1 << 20);
+    assert_eq!(pod["containers"][0]["cpu"]["usageNanoCores"], 0, "a rate after the first look");
+    assert_eq!(pod["cpu"]["usageCoreNanoSeconds"], 2_000_000);
+    let (_, body) = get(&server, "/stats/summary?only_cpu_and_memory=true").await;
+    let brief: Value = serde_json::from_str(&body).unwrap();
+    assert!(brief["node"]["fs"].is_null() && brief["pods"][0]["containers"][0]["rootfs"].is_null());
+
+    let (code, text) = get(&server, "/metrics/resource").await;
+    assert_eq!(code, 200);
+    assert!(
+        text.contains("container_cpu_usage_seconds_total{container=\"c\",namespace=\"n\",pod=\"p\"} 0.001 ")
+    );
+    assert!(text.contains("pod_memory_working_set_bytes{namespace=\"n\",pod=\"p\"} 2.097152e+06 "), "{text}");
+    assert!(text.ends_with("resource_scrape_error 0\n"));
+    let (_, text) = get(&server, "/metrics/cadvisor").await;
+    assert!(text.contains(
+        "container_cpu_usage_seconds_total{container=\"c\",cpu=\"total\",id=\"/kubepods/poduid-p/c.0\","
+    ));
+    let (_, text) = get(&server, "/metrics").await;
+    assert!(text.contains("kubelet_running_containers{container_state=\"running\"} 2\n"));
+    assert!(get(&server, "/configz").await.1.contains("\"kind\":\"KubeletConfiguration\""));
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 }
 
 /// A refused upgrade.
-pub struct Refused(pub Answer);
+pub struct Refused(pub Box<Answer>);
 
 /// An upgrade that is agreed on.
 pub struct Agreed {
@@ -88,7 +88,7 @@ pub fn spdy(headers: &HeaderMap, ours: &[&'static str]) -> Result<Agreed, Refuse
             for protocol in ours {
                 answer.headers_mut().append(ACCEPTED_PROTOCOLS, HeaderValue::from_static(protocol));
             }
-            return Err(Refused(answer));
+            return Err(Refused(Box::new(answer)));
         }
     };
     Ok(Agreed { protocol, answer })
@@ -100,7 +100,7 @@ pub fn spdy(headers: &HeaderMap, ours: &[&'static str]) -> Result<Agreed, Refuse
 /// The request is no WebSocket handshake (400), or the client speaks none of the protocols (403).
 pub fn websocket(headers: &HeaderMap, ours: &[&'static str]) -> Result<Agreed, Refused> {
     let Some(key) = headers.get(SEC_WEBSOCKET_KEY) else {
-        return Err(Refused(text(StatusCode::BAD_REQUEST, "missing Sec-WebSocket-Key")));
+        return Err(Refused(Box::new(text(StatusCode::BAD_REQUEST, "missing Sec-WebSocket-Key"))));
     };
     let asked: Vec<&str> = values(headers, &WEBSOCKET_PROTOCOL).filter(|p| !is_token(p)).collect();
     let mut answer = switching("websocket");
@@ -116,7 +116,7 @@ pub fn websocket(headers: &HeaderMap, ours: &[&'static str]) -> Result<Agreed, R
         None if asked.is_empty() => "",
         None => {
             let message = format!("requested protocol(s) are not supported: {asked:?}; supports {ours:?}");
-            return Err(Refused(text(StatusCode::FORBIDDEN, message)));
+            return Err(Refused(Box::new(text(StatusCode::FORBIDDEN, message))));
         }
     };
     Ok(Agreed { protocol, answer })
