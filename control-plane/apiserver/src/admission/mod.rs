@@ -1,9 +1,12 @@
 //! Built-in admission: changes and checks after authorization that need more than the object.
 
+mod classes;
 mod limits;
 pub(crate) mod node;
 mod podresources;
+mod priority;
 mod quota;
+mod runtime;
 
 use crate::auth::UserInfo;
 use crate::cache::Entry;
@@ -30,11 +33,17 @@ pub(crate) async fn create(
         ("", "Pod") => {
             limits::mutate(core, resource, object).await?;
             service_account(core, object).await?;
-            priority(object)?;
+            priority::pod(core, object).await?;
             default_tolerations(object);
+            runtime::mutate(core, object).await?;
         }
         ("", "Node") => not_ready(object),
-        ("", "PersistentVolume" | "PersistentVolumeClaim") => crate::registry::protect(resource.kind, object),
+        ("", "PersistentVolume") => crate::registry::protect(resource.kind, object),
+        ("", "PersistentVolumeClaim") => {
+            classes::default_storage_class(core, object).await?;
+            crate::registry::protect(resource.kind, object);
+        }
+        ("networking.k8s.io", "Ingress") => classes::default_ingress_class(core, object).await?,
         _ => {}
     }
     Ok(())
@@ -50,6 +59,13 @@ pub(crate) async fn validate(
     dry: bool,
 ) -> Result<(), ApiError> {
     limits::validate(core, resource, subresource, object, old).await?;
+    match (resource.group, resource.kind, old) {
+        _ if !subresource.is_empty() => {}
+        ("", "Pod", None) => runtime::validate(core, object).await?,
+        ("", "PersistentVolumeClaim", Some(old)) => classes::claim_growth(core, object, old).await?,
+        ("scheduling.k8s.io", "PriorityClass", _) => priority::class(core, object).await?,
+        _ => {}
+    }
     // The last of all, as it counts what nothing else refuses.
     quota::charge(core, &quota::Request { resource, subresource, object, old, dry }).await
 }
@@ -128,21 +144,6 @@ async fn account(core: &Core, namespace: &str, name: &str) -> Result<Option<Arc<
         }
     };
     Ok(tokio::time::timeout(ACCOUNT_WAIT, appears).await.unwrap_or_default())
-}
-
-/// The built-in priority classes; others would be objects of a kind that is not served yet.
-fn priority(object: &mut Value) -> Result<(), ApiError> {
-    let class = str_at(object, &["spec", "priorityClassName"]);
-    let value = match class {
-        "" => 0,
-        "system-node-critical" => 2_000_001_000,
-        "system-cluster-critical" => 2_000_000_000,
-        other => return Err(forbidden(object, &format!("no PriorityClass with name {other} was found"))),
-    };
-    let spec = map_mut(object, "spec");
-    spec.insert("priority".into(), value.into());
-    spec.entry("preemptionPolicy").or_insert_with(|| "PreemptLowerPriority".into());
-    Ok(())
 }
 
 /// A pod stays five minutes on a node that is not ready or not reachable.

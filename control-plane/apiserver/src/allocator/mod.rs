@@ -7,12 +7,13 @@
 mod prepare;
 mod range;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
 pub use prepare::{prepare_create, prepare_update};
-pub use range::{AllocationError, IpRange, PortRange};
+pub use range::{Addresses, AllocationError, IpRange, PortRange};
 
 use crate::error::{ApiError, FieldError};
 use crate::validation;
@@ -25,13 +26,38 @@ pub struct Taken {
     ports: Vec<i64>,
     free_ips: Vec<IpAddr>,
     free_ports: Vec<i64>,
+    /// Namespace and name of the Service.
+    owner: (String, String),
+}
+
+impl Taken {
+    /// Addresses that the Service did not have before.
+    #[must_use]
+    pub fn new_addresses(&self) -> &[IpAddr] {
+        &self.ips
+    }
+
+    /// Addresses that the Service has no more.
+    #[must_use]
+    pub fn freed_addresses(&self) -> &[IpAddr] {
+        &self.free_ips
+    }
+
+    /// Namespace and name of the Service.
+    #[must_use]
+    pub fn owner(&self) -> (&str, &str) {
+        (&self.owner.0, &self.owner.1)
+    }
 }
 
 /// The addresses and node ports of a cluster.
 #[derive(Debug, Clone)]
 pub struct Allocator {
-    /// One or two ranges of different families; the first is the default family's.
-    ranges: Vec<IpRange>,
+    /// The cluster's own ranges, one or two of different families; the first is the default family's.
+    own: Vec<IpRange>,
+    addresses: Addresses,
+    /// Addresses of stored Services, with namespace and name.
+    owners: HashMap<IpAddr, (String, String)>,
     ports: PortRange,
 }
 
@@ -47,29 +73,47 @@ impl Allocator {
     /// An allocator with nothing taken. The first range's family is the default.
     #[must_use]
     pub fn new(ranges: Vec<IpRange>, ports: PortRange) -> Self {
-        Allocator { ranges, ports }
+        let addresses = Addresses::new(ranges.clone());
+        Allocator { own: ranges, addresses, owners: HashMap::new(), ports }
     }
 
     /// The address of the `kubernetes` Service.
     #[must_use]
     pub fn first(&self) -> Option<IpAddr> {
-        self.ranges.first().map(IpRange::first)
+        self.own.first().map(IpRange::first)
     }
 
-    fn range(&mut self, family: &str) -> Option<&mut IpRange> {
-        self.ranges.iter_mut().find(|r| r.is_ipv6() == (family == "IPv6"))
+    /// Addresses are taken from these ranges from now on; families that the cluster does not have are left out.
+    pub fn use_ranges(&mut self, ranges: Vec<IpRange>) {
+        let known = |range: &IpRange| self.own.iter().any(|own| own.is_ipv6() == range.is_ipv6());
+        self.addresses.ranges = ranges.into_iter().filter(known).collect();
+    }
+
+    /// The addresses.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The addresses, for objects that name them.
+    pub fn addresses_mut(&mut self) -> &mut Addresses {
+        &mut self.addresses
+    }
+
+    /// Addresses of stored Services, with namespace and name.
+    pub fn owners(&self) -> impl Iterator<Item = (IpAddr, &str, &str)> {
+        self.owners.iter().map(|(ip, (namespace, name))| (*ip, namespace.as_str(), name.as_str()))
     }
 
     fn default_family(&self) -> &'static str {
-        if self.ranges.first().is_some_and(IpRange::is_ipv6) { "IPv6" } else { "IPv4" }
+        if self.own.first().is_some_and(IpRange::is_ipv6) { "IPv6" } else { "IPv4" }
     }
 
     /// Marks what a stored Service has as taken.
     pub fn insert(&mut self, service: &Value) {
         for ip in addresses(service) {
-            if let Some(range) = self.range(family(ip)) {
-                let _ = range.take(ip, false);
-            }
+            self.addresses.mark(ip);
+            self.owners.insert(ip, owner(service));
         }
         for port in ports(service) {
             let _ = self.ports.take(port);
@@ -83,9 +127,8 @@ impl Allocator {
 
     fn free(&mut self, ips: &[IpAddr], ports: &[i64]) {
         for ip in ips {
-            if let Some(range) = self.range(family(*ip)) {
-                range.release(*ip);
-            }
+            self.addresses.release(*ip);
+            self.owners.remove(ip);
         }
         for port in ports {
             self.ports.release(*port);
@@ -99,6 +142,9 @@ impl Allocator {
 
     /// The write succeeded: what the Service had before and has no more is free.
     pub fn settle(&mut self, taken: Taken) {
+        for ip in &taken.ips {
+            self.owners.insert(*ip, taken.owner.clone());
+        }
         self.free(&taken.free_ips, &taken.free_ports);
     }
 
@@ -113,7 +159,7 @@ impl Allocator {
         old: Option<&Value>,
         dry: bool,
     ) -> Result<Taken, ApiError> {
-        let mut taken = Taken::default();
+        let mut taken = Taken { owner: owner(service), ..Taken::default() };
         match self.fill(service, old, dry, &mut taken) {
             Ok(()) => {
                 if let Some(old) = old {
@@ -183,14 +229,14 @@ impl Allocator {
         for ip in ips.iter().skip(families.len()) {
             families.push(family(*ip).to_owned());
         }
-        let dual = self.ranges.len() > 1;
+        let dual = self.own.len() > 1;
         if !free_choice {
             if policy == "RequireDualStack" && !dual {
                 let detail = "this cluster is not configured for dual-stack services";
                 errs.push(FieldError::invalid("spec.ipFamilyPolicy", policy.as_str(), detail));
             }
             for (i, f) in families.iter().enumerate() {
-                if !self.ranges.iter().any(|r| r.is_ipv6() == (f == "IPv6")) {
+                if !self.own.iter().any(|r| r.is_ipv6() == (f == "IPv6")) {
                     let path = format!("spec.ipFamilies[{i}]");
                     errs.push(FieldError::invalid(path, f.as_str(), "not configured on this cluster"));
                 }
@@ -233,10 +279,12 @@ impl Allocator {
                 ips.push(ip);
                 continue;
             }
-            let Some(range) = self.range(f) else { continue };
+            if !self.own.iter().any(|own| own.is_ipv6() == (f == "IPv6")) {
+                continue;
+            }
             let got = match explicit {
-                Some(ip) => range.take(ip, dry).map(|()| ip),
-                None => range.take_next(),
+                Some(ip) => self.addresses.take(ip, dry).map(|()| ip),
+                None => self.addresses.take_next(f == "IPv6"),
             };
             match (got, explicit) {
                 (Ok(ip), _) => {
@@ -355,8 +403,13 @@ impl Allocator {
     }
 }
 
+fn owner(service: &Value) -> (String, String) {
+    let field = |name: &str| crate::object::meta(service, name).to_owned();
+    (field("namespace"), field("name"))
+}
+
 /// The cluster addresses of a Service.
-fn addresses(service: &Value) -> Vec<IpAddr> {
+pub fn addresses(service: &Value) -> Vec<IpAddr> {
     let Some(spec) = service.get("spec").filter(|s| needs_addresses(s)) else { return Vec::new() };
     list(spec, "clusterIPs").iter().filter_map(|ip| ip.as_str()?.parse().ok()).collect()
 }

@@ -1,6 +1,6 @@
 //! Ranges of addresses and ports with what is taken of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use rand::Rng;
@@ -47,31 +47,47 @@ struct Slots {
     reserved: u64,
 }
 
+/// A random free number of `first..first + size`, when so many of all numbers are busy at most.
+fn pick(first: u64, size: u64, busy: u64, free: impl Fn(u64) -> bool) -> Option<u64> {
+    if size == 0 {
+        return None;
+    }
+    // A random place, then the next free one: a number that was just given back is not reused at once.
+    let start = rand::rng().random_range(0..size);
+    (0..size.min(busy.saturating_add(1))).map(|i| first + (start + i) % size).find(|n| free(*n))
+}
+
 impl Slots {
     fn next(&mut self) -> Option<u64> {
-        let pick = |slots: &Self, first: u64, size: u64| {
-            if size == 0 {
-                return None;
-            }
-            // A random place, then the next free one: a number that was just given back is not reused at once.
-            let start = rand::rng().random_range(0..size);
-            (0..size.min(slots.taken.len() as u64 + 1))
-                .map(|i| first + (start + i) % size)
-                .find(|n| !slots.taken.contains(n))
-        };
-        let number =
-            pick(self, self.reserved, self.size - self.reserved).or_else(|| pick(self, 0, self.reserved))?;
+        let busy = self.taken.len() as u64;
+        let free = |n: u64| !self.taken.contains(&n);
+        let number = pick(self.reserved, self.size - self.reserved, busy, free)
+            .or_else(|| pick(0, self.reserved, busy, free))?;
         self.taken.insert(number);
         Some(number)
     }
 }
 
 /// A range of service addresses.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpRange {
     first: IpAddr,
     bits: u8,
-    slots: Slots,
+    size: u64,
+    reserved: u64,
+}
+
+/// The address is a Service's.
+const OF_SERVICE: u8 = 1;
+/// An IPAddress object of somebody else names the address.
+const OF_OBJECT: u8 = 2;
+
+/// The addresses of all ranges in use. Ranges may overlap.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// Ranges to take from, the preferred ones first.
+    pub(super) ranges: Vec<IpRange>,
+    taken: HashMap<IpAddr, u8>,
 }
 
 fn as_number(ip: IpAddr) -> u128 {
@@ -117,7 +133,7 @@ impl IpRange {
         }
         // The part for explicit requests: a sixteenth, at least 16, at most 256 addresses; none of tiny ranges.
         let reserved = if size < 16 { 0 } else { (size / 16).clamp(16, 256).min(size) };
-        Ok(IpRange { first, bits, slots: Slots { taken: HashSet::new(), size, reserved } })
+        Ok(IpRange { first, bits, size, reserved })
     }
 
     /// The first usable address, which the `kubernetes` Service has.
@@ -132,48 +148,98 @@ impl IpRange {
         self.first.is_ipv6()
     }
 
-    fn slot(&self, ip: IpAddr) -> Option<u64> {
+    /// True when the address may be given to a Service.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
         if ip.is_ipv4() != self.first.is_ipv4() {
-            return None;
+            return false;
         }
-        let offset = as_number(ip).checked_sub(as_number(self.first))?.checked_sub(1)?;
-        u64::try_from(offset).ok().filter(|o| *o < self.slots.size)
+        let offset = as_number(ip).checked_sub(as_number(self.first)).and_then(|o| o.checked_sub(1));
+        offset.and_then(|o| u64::try_from(o).ok()).is_some_and(|o| o < self.size)
+    }
+}
+
+impl Addresses {
+    /// Nothing taken of these ranges.
+    #[must_use]
+    pub fn new(ranges: Vec<IpRange>) -> Self {
+        Addresses { ranges, taken: HashMap::new() }
     }
 
-    /// Takes an address.
+    /// Takes an address for a Service.
     ///
     /// # Errors
-    /// When it is taken or not in the range; a dry run words the latter in another way.
+    /// When it is taken or in no range; a dry run words the latter in another way.
     pub fn take(&mut self, ip: IpAddr, dry: bool) -> Result<(), AllocationError> {
-        let Some(slot) = self.slot(ip) else {
-            return Err(if dry {
-                AllocationError::IpNotInRange { ip, range: format!("{}/{}", self.first, self.bits) }
-            } else {
-                AllocationError::IpOutside
+        if !self.ranges.iter().any(|range| range.contains(ip)) {
+            let range = self.ranges.iter().find(|range| range.is_ipv6() == ip.is_ipv6());
+            return Err(match range.filter(|_| dry) {
+                Some(range) => {
+                    AllocationError::IpNotInRange { ip, range: format!("{}/{}", range.first, range.bits) }
+                }
+                None => AllocationError::IpOutside,
             });
-        };
-        if self.slots.taken.insert(slot) { Ok(()) } else { Err(AllocationError::IpTaken) }
+        }
+        if self.is_taken(ip) {
+            return Err(AllocationError::IpTaken);
+        }
+        self.taken.insert(ip, OF_SERVICE);
+        Ok(())
     }
 
-    /// Takes any free address.
+    /// Takes any free address of a family.
     ///
     /// # Errors
     /// When none is free.
-    pub fn take_next(&mut self) -> Result<IpAddr, AllocationError> {
-        self.slots.next().map(|slot| at(self.first, slot + 1)).ok_or(AllocationError::Full)
+    pub fn take_next(&mut self, ipv6: bool) -> Result<IpAddr, AllocationError> {
+        let found = self.ranges.iter().filter(|range| range.is_ipv6() == ipv6).find_map(|range| {
+            let busy = self.taken.len() as u64;
+            let free = |slot: u64| !self.taken.contains_key(&at(range.first, slot + 1));
+            let slot = pick(range.reserved, range.size - range.reserved, busy, free)
+                .or_else(|| pick(0, range.reserved, busy, free))?;
+            Some(at(range.first, slot + 1))
+        });
+        let ip = found.ok_or(AllocationError::Full)?;
+        self.taken.insert(ip, OF_SERVICE);
+        Ok(ip)
+    }
+
+    /// Marks an address as a Service's, wherever it is.
+    pub fn mark(&mut self, ip: IpAddr) {
+        *self.taken.entry(ip).or_default() |= OF_SERVICE;
     }
 
     /// Gives an address back.
     pub fn release(&mut self, ip: IpAddr) {
-        if let Some(slot) = self.slot(ip) {
-            self.slots.taken.remove(&slot);
+        self.taken.remove(&ip);
+    }
+
+    /// An IPAddress object names the address, whoever has it.
+    pub fn name(&mut self, ip: IpAddr) {
+        *self.taken.entry(ip).or_default() |= OF_OBJECT;
+    }
+
+    /// The IPAddress object is gone; a Service keeps its address.
+    pub fn forget(&mut self, ip: IpAddr) {
+        if let Some(marks) = self.taken.get_mut(&ip) {
+            *marks &= !OF_OBJECT;
+            if *marks == 0 {
+                self.taken.remove(&ip);
+            }
         }
     }
 
     /// True when the address is taken.
     #[must_use]
     pub fn is_taken(&self, ip: IpAddr) -> bool {
-        self.slot(ip).is_some_and(|slot| self.slots.taken.contains(&slot))
+        self.taken.contains_key(&ip)
+    }
+
+    /// Whether a taken address is in one of the first ranges and in none of the others.
+    #[must_use]
+    pub fn only_in(&self, first: &[IpRange], others: &[IpRange]) -> bool {
+        let within = |ranges: &[IpRange], ip: IpAddr| ranges.iter().any(|range| range.contains(ip));
+        self.taken.keys().any(|ip| within(first, *ip) && !within(others, *ip))
     }
 }
 

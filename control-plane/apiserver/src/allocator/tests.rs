@@ -119,7 +119,7 @@ fn families() {
     let one = update(&mut a, &got, json!({"ipFamilyPolicy": "SingleStack"})).unwrap();
     assert_eq!((&one["ipFamilies"], &one["clusterIPs"]), (&json!(["IPv6"]), &json!([got["clusterIP"]])));
     let freed: IpAddr = got["clusterIPs"][1].as_str().unwrap().parse().unwrap();
-    assert!(!a.ranges[0].is_taken(freed));
+    assert!(!a.addresses.is_taken(freed));
     let two = update(&mut a, &one, json!({"ipFamilyPolicy": "PreferDualStack"})).unwrap();
     assert_eq!(two["clusterIPs"].as_array().unwrap().len(), 2);
     assert_eq!(two["clusterIP"], got["clusterIP"]);
@@ -190,7 +190,7 @@ fn external_names_have_no_address() {
     let ip: IpAddr = s["clusterIP"].as_str().unwrap().parse().unwrap();
     let external = update(&mut a, &s, json!({"type": "ExternalName", "externalName": "e.com"})).unwrap();
     assert_eq!(external, json!({"type": "ExternalName", "externalName": "e.com", "ports": [{"port": 80}]}));
-    assert!(!a.ranges[0].is_taken(ip));
+    assert!(!a.addresses.is_taken(ip));
     let back = update(&mut a, &external, json!({"type": "ClusterIP"})).unwrap();
     assert!(back["clusterIP"].is_string());
 }
@@ -212,6 +212,32 @@ fn a_full_range_and_tiny_ranges() {
         assert!(IpRange::parse(bad).is_err(), "{bad}");
     }
     assert_eq!(IpRange::parse("fd00::/64").unwrap().first().to_string(), "fd00::1");
+}
+
+#[test]
+fn more_ranges_and_named_addresses() {
+    let mut a = Allocator::new(vec![IpRange::parse("10.0.0.0/30").unwrap()], PortRange::new(30000, 30001));
+    let name: IpAddr = "10.0.0.2".parse().unwrap();
+    a.addresses_mut().name(name);
+    assert_eq!(create(&mut a, json!({})).unwrap()["clusterIP"], "10.0.0.1");
+    let taken = "Service \"b\" is invalid: spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: failed to allocate IP 10.0.0.2: provided IP is already allocated";
+    assert_eq!(create(&mut a, json!({"clusterIP": "10.0.0.2"})), Err(taken.to_owned()));
+    assert!(create(&mut a, json!({})).unwrap_err().contains("range is full"));
+    let ranges = |all: &[&str]| all.iter().map(|r| IpRange::parse(r).unwrap()).collect::<Vec<_>>();
+    a.use_ranges(ranges(&["10.0.0.0/30", "10.9.0.0/30", "fd00::/120"]));
+    assert!(create(&mut a, json!({})).unwrap()["clusterIP"].as_str().unwrap().starts_with("10.9.0."));
+    assert!(a.addresses().only_in(&ranges(&["10.9.0.0/30"]), &ranges(&["10.0.0.0/30"])));
+    assert!(!a.addresses().only_in(&ranges(&["10.9.0.0/30"]), &ranges(&["10.9.0.0/16"])));
+    // Taken addresses stay, wherever the ranges go.
+    a.use_ranges(ranges(&["10.9.0.0/30"]));
+    assert!(
+        create(&mut a, json!({"clusterIP": "10.0.0.1"}))
+            .unwrap_err()
+            .contains("does not match the current range")
+    );
+    a.addresses_mut().forget(name);
+    a.use_ranges(ranges(&["10.0.0.0/30"]));
+    assert_eq!(create(&mut a, json!({})).unwrap()["clusterIP"], "10.0.0.2");
 }
 
 proptest! {
@@ -245,7 +271,7 @@ proptest! {
         for s in &all {
             a.remove(s);
         }
-        prop_assert!(ips.iter().all(|ip| !a.ranges.iter().any(|r| r.is_taken(*ip))));
+        prop_assert!(ips.iter().all(|ip| !a.addresses.is_taken(*ip)));
         prop_assert!((30000..30020).all(|p| !a.ports.is_taken(p)));
     }
 }

@@ -2,6 +2,10 @@
 
 pub(crate) mod policy;
 
+pub(crate) mod cluster;
+pub(crate) mod flowcontrol;
+mod keeper;
+
 use crate::error::ApiError;
 use crate::handlers;
 use crate::object::meta;
@@ -23,6 +27,7 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
     }
     roles(core).await?;
     core.policy.ready().await?;
+    cluster::run(core).await?;
     let port = core.config.advertise_port;
     let address = core.config.advertise_address.to_string();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -32,6 +37,7 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
             "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]}});
     ensure(core, "", "services", service).await?;
+    keeper::start(core);
     let advertised = core.config.advertise_address;
     if advertised.is_loopback() || advertised.is_unspecified() {
         tracing::warn!(%advertised, "pods cannot reach the API server at this address: the kubernetes Service gets no endpoint");

@@ -77,7 +77,7 @@ pub(super) async fn insert(
             return Ok((new, 0));
         }
         let bytes = storage::to_stored(resource, &new);
-        match storage::write(&context.core.store, resource, &key, 0, bytes, lease).await? {
+        match storage::write(&context.core.store, resource, &key, 0, bytes, lease, held.also()).await? {
             Written::Done(revision) => {
                 held.keep();
                 context.core.policy.settled(resource, revision).await;

@@ -17,6 +17,18 @@ pub(crate) async fn internal(
     plural: &str,
     object: Value,
 ) -> Result<(), ApiError> {
+    internal_part(core, verb, group, plural, "", object).await
+}
+
+/// As [`internal`], of a subresource when it is named.
+pub(crate) async fn internal_part(
+    core: &Arc<Core>,
+    verb: &'static str,
+    group: &str,
+    plural: &str,
+    subresource: &'static str,
+    object: Value,
+) -> Result<(), ApiError> {
     let resource = core.registry.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?.clone();
     let info = RequestInfo {
         is_resource: true,
@@ -24,6 +36,7 @@ pub(crate) async fn internal(
         group: group.to_owned(),
         version: "v1".to_owned(),
         resource: plural.to_owned(),
+        subresource: subresource.to_owned(),
         namespace: meta(&object, "namespace").to_owned(),
         name: if verb == "create" { String::new() } else { meta(&object, "name").to_owned() },
         ..RequestInfo::default()

@@ -21,7 +21,7 @@ mod watch;
 
 pub use reply::*;
 
-pub(crate) use internal::internal;
+pub(crate) use internal::{internal, internal_part};
 
 use crate::auth::UserInfo;
 use crate::cache::{Cache, Filter};

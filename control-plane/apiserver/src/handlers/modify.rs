@@ -76,7 +76,8 @@ pub(super) async fn modify(
         if dry {
             return Ok(Outcome { object, revision, removed: true });
         }
-        match storage::remove(store, resource, &key, revision).await? {
+        let also = context.core.removed_too(resource, &stored.object);
+        match storage::remove(store, resource, &key, revision, also).await? {
             Written::Done(removed) => {
                 context.core.release(resource, &stored.object).await;
                 context.core.policy.settled(resource, removed).await;
@@ -120,7 +121,8 @@ async fn put(
         return Ok(Ok(with_version(object, stored.revision)));
     }
     let lease = context.core.lease(resource).await?;
-    match storage::write(&context.core.store, resource, key, stored.revision, bytes, lease).await? {
+    let also = held.also();
+    match storage::write(&context.core.store, resource, key, stored.revision, bytes, lease, also).await? {
         Written::Done(revision) => {
             held.keep();
             context.core.policy.settled(resource, revision).await;

@@ -21,6 +21,8 @@ static WITH_GENERATION: Strategy = Strategy { generation: Generation::Spec, ..St
 static NETWORK_POLICY: Strategy =
     Strategy { generation: Generation::Spec, warnings: policy_warnings, ..Strategy::PLAIN };
 
+static IP_ADDRESS: Strategy = Strategy { allocation: Allocation::Address, ..Strategy::PLAIN };
+
 static SERVICE_CIDR: Strategy = Strategy {
     prepare_create: |object| object["status"] = json!({}),
     prepare_update: |new, old| carry(new, old, &["status"]),
@@ -108,6 +110,7 @@ pub(super) fn rows() -> Vec<Resource> {
             short_names: &["ip"],
             storage_prefix: "/registry/networking.k8s.io/ipaddresses/",
             table: &table::IP_ADDRESS_TABLE,
+            strategy: &IP_ADDRESS,
             ..GROUP
         },
         Resource {

@@ -22,6 +22,8 @@ pub enum Allocation {
     None,
     /// Cluster addresses and node ports of a Service.
     Service,
+    /// The address that an IPAddress names.
+    Address,
 }
 
 /// How a deletion of an object goes on after finalizers and preconditions.

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::error::ApiError;
 use crate::registry::{Allocation, Registry, Resource};
-use crate::storage::StoreHandle;
+use crate::storage::{Also, StoreHandle};
 use kelp_store::Store;
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -50,6 +50,9 @@ impl Core {
     ) -> Result<Arc<Self>, ServerError> {
         let store: StoreHandle = store;
         let registry = Registry::builtin();
+        let addresses = registry.find("networking.k8s.io", "v1", "ipaddresses").cloned();
+        let addresses = addresses
+            .ok_or_else(|| ServerError::Config("addresses have no row in the registry".to_owned()))?;
         let caches: HashMap<_, _> = registry
             .rows()
             .iter()
@@ -59,7 +62,8 @@ impl Core {
             })
             .collect();
         Ok(Arc::new(Core {
-            services: ServiceAllocator::new(&config, store.clone()).map_err(ServerError::Config)?,
+            services: ServiceAllocator::new(&config, store.clone(), addresses)
+                .map_err(ServerError::Config)?,
             reads: Arc::new(Semaphore::new(config.max_read_requests)),
             writes: Arc::new(Semaphore::new(config.max_write_requests)),
             metrics: Metrics::default(),
@@ -92,13 +96,25 @@ impl Core {
         match resource.strategy.allocation {
             Allocation::None => Ok(Held::nothing()),
             Allocation::Service => self.services.allocate(old, object, dry).await,
+            Allocation::Address if old.is_none() => self.services.note(object).await,
+            Allocation::Address => Ok(Held::nothing()),
         }
     }
 
     /// Gives the numbers of a removed object back.
     pub(crate) async fn release(&self, resource: &Resource, object: &Value) {
-        if resource.strategy.allocation == Allocation::Service {
-            self.services.release(object).await;
+        match resource.strategy.allocation {
+            Allocation::None => {}
+            Allocation::Service => self.services.release(object),
+            Allocation::Address => self.services.forget(object),
+        }
+    }
+
+    /// What goes in the same transaction as a removed object.
+    pub(crate) fn removed_too(&self, resource: &Resource, object: &Value) -> Also {
+        match resource.strategy.allocation {
+            Allocation::Service => self.services.objects_of_removed(object),
+            _ => Also::default(),
         }
     }
 
@@ -124,5 +140,37 @@ impl Core {
     /// Address of the `kubernetes` Service.
     pub(crate) fn first_service_address(&self) -> String {
         self.services.first()
+    }
+
+    /// Ranges of service addresses that the configuration gives.
+    pub(crate) fn service_ranges(&self) -> &[String] {
+        self.services.own_ranges()
+    }
+
+    /// Addresses are taken from these ranges and the configuration's.
+    pub(crate) async fn use_service_ranges(&self, ranges: &[String]) -> Result<(), ApiError> {
+        self.services.use_ranges(ranges).await
+    }
+
+    /// Whether a taken address is in these ranges and in none of the other ones.
+    pub(crate) async fn needs_service_ranges(
+        &self,
+        ranges: &[String],
+        others: &[String],
+    ) -> Result<bool, ApiError> {
+        self.services.needs(ranges, others).await
+    }
+
+    /// IPAddress objects of Services that somebody removed, or that an older server did not make.
+    pub(crate) async fn lost_addresses(&self) -> Result<Vec<Value>, ApiError> {
+        let wanted = self.services.wanted_objects().await?;
+        let Some(row) = self.registry.find("networking.k8s.io", "v1", "ipaddresses") else {
+            return Ok(Vec::new());
+        };
+        let cache = self.cache(row);
+        // What is wanted was written before: after this the cache has it.
+        cache.wait_fresh().await?;
+        let lost = |object: &Value| cache.get("", crate::object::meta(object, "name")).is_none();
+        Ok(wanted.into_iter().filter(lost).collect())
     }
 }

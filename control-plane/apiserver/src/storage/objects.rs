@@ -18,6 +18,15 @@ pub struct Stored {
     raw: bytes::Bytes,
 }
 
+/// What is written in the same transaction as an object.
+#[derive(Debug, Default)]
+pub struct Also {
+    /// What has to hold besides.
+    pub compares: Vec<Compare>,
+    /// What is written besides.
+    pub ops: Vec<Op>,
+}
+
 /// Result of a conditional write.
 pub enum Written {
     /// Done; revision of the write.
@@ -91,14 +100,15 @@ async fn conditional(
     key: &str,
     expected: i64,
     then: Op,
+    also: Also,
 ) -> Result<Written, ApiError> {
-    let answer = store
-        .txn(TxnRequest {
-            compares: vec![Compare::mod_revision(key.to_owned(), expected)],
-            then: vec![then],
-            or_else: vec![Op::get(key.to_owned())],
-        })
-        .await?;
+    let mut compares = vec![Compare::mod_revision(key.to_owned(), expected)];
+    let more = !also.compares.is_empty();
+    compares.extend(also.compares);
+    let mut ops = vec![then];
+    ops.extend(also.ops);
+    let answer =
+        store.txn(TxnRequest { compares, then: ops, or_else: vec![Op::get(key.to_owned())] }).await?;
     if answer.succeeded {
         return Ok(Written::Done(answer.revision));
     }
@@ -106,6 +116,10 @@ async fn conditional(
         Some(OpResult::Range(range)) => range.kvs.into_iter().next(),
         _ => None,
     };
+    if more && present.as_ref().map_or(0, |kv| kv.mod_revision) == expected {
+        // The object is as expected, so that what goes with it is not: an address of the same name came in between.
+        return Err(ApiError::internal("failed to allocate a serviceIP: the address was taken meanwhile"));
+    }
     Ok(Written::Conflict(present.map(|kv| stored(resource, kv)).transpose()?))
 }
 
@@ -117,9 +131,10 @@ pub async fn write(
     expected: i64,
     bytes: Vec<u8>,
     lease: i64,
+    also: Also,
 ) -> Result<Written, ApiError> {
     let put = Op::Put { key: key.to_owned().into(), value: bytes.into(), lease };
-    conditional(store, resource, key, expected, put).await
+    conditional(store, resource, key, expected, put, also).await
 }
 
 /// Deletes the object if it is still at `expected`.
@@ -128,6 +143,7 @@ pub async fn remove(
     resource: &Resource,
     key: &str,
     expected: i64,
+    also: Also,
 ) -> Result<Written, ApiError> {
-    conditional(store, resource, key, expected, Op::delete(key.to_owned())).await
+    conditional(store, resource, key, expected, Op::delete(key.to_owned()), also).await
 }

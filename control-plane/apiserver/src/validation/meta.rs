@@ -14,8 +14,10 @@ pub enum NameRule {
     Subdomain,
     /// A DNS-1123 label: namespaces, services.
     Label,
-    /// Anything that can be a segment of a path: RBAC kinds.
+    /// Anything that can be a segment of a path: RBAC kinds, and those with rules of their own.
     PathSegment,
+    /// An address: IPAddresses.
+    Address,
 }
 
 impl NameRule {
@@ -27,6 +29,8 @@ impl NameRule {
             // Upstream checks no name of its own for these.
             ("policy", _) => Self::PathSegment,
             ("rbac.authorization.k8s.io", _) | ("certificates.k8s.io", _) => Self::PathSegment,
+            ("storage.k8s.io", "CSIDriver") | ("apiregistration.k8s.io", _) => Self::PathSegment,
+            ("networking.k8s.io", "IPAddress") => Self::Address,
             _ => Self::Subdomain,
         }
     }
@@ -38,6 +42,7 @@ impl NameRule {
             Self::Subdomain => names::dns1123_subdomain(name),
             Self::Label => names::dns1123_label(name),
             Self::PathSegment => names::path_segment_name(name),
+            Self::Address => super::networking::address_name(name),
         }
     }
 

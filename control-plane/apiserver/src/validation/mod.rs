@@ -2,16 +2,23 @@
 //!
 //! Kinds without rules of their own here get the rules for every object's metadata.
 
+mod admission;
 mod apps;
 mod autoscaling;
 mod batch;
 mod claims;
+mod conditions;
 mod container;
+mod device;
 mod discovery;
 mod events;
+mod extensions;
+mod flowcontrol;
+mod groups;
 mod internal;
 mod meta;
 mod net;
+mod networking;
 mod node;
 mod pod;
 mod podspec;
@@ -19,11 +26,14 @@ mod policy;
 mod rbac;
 mod resize;
 mod resources;
+mod scheduling;
 mod selector;
 mod service;
 mod simple;
 mod sources;
+mod storage;
 mod volume;
+mod webhook;
 
 use serde_json::{Map, Value};
 
@@ -31,6 +41,8 @@ use crate::error::FieldError;
 use crate::gvk::GroupVersionKind;
 
 pub use meta::NameRule;
+pub(crate) use scheduling::SYSTEM_CLASSES;
+
 pub(crate) use net::{cidr_warnings, ip_warnings};
 pub use service::cluster_ips as service_cluster_ips;
 
@@ -43,6 +55,10 @@ const NULL: &Value = &Value::Null;
 #[must_use]
 pub fn create(gvk: &GroupVersionKind, object: &Value) -> Vec<FieldError> {
     let mut errs = Errors::new();
+    if groups::handles(gvk) {
+        groups::create(gvk, object, &mut errs);
+        return errs;
+    }
     if !(gvk.kind == "Event" && gvk.group.is_empty()) {
         meta::create(gvk, object, &mut errs);
     }
@@ -54,6 +70,10 @@ pub fn create(gvk: &GroupVersionKind, object: &Value) -> Vec<FieldError> {
 #[must_use]
 pub fn update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Errors::new();
+    if groups::handles(gvk) {
+        groups::update(gvk, new, old, &mut errs);
+        return errs;
+    }
     // Upstream checks the metadata of every update once for all kinds, and again for the single kind.
     meta::update(new, old, &mut errs);
     if !(gvk.kind == "Event" && gvk.group.is_empty()) {
@@ -85,6 +105,10 @@ pub fn update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldErro
 #[must_use]
 pub fn update_status(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errs = Errors::new();
+    if groups::handles(gvk) {
+        groups::status(gvk, new, old, &mut errs);
+        return errs;
+    }
     meta::update(new, old, &mut errs);
     meta::update(new, old, &mut errs);
     match (gvk.group.as_str(), gvk.kind.as_str()) {

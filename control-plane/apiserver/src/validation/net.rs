@@ -160,6 +160,45 @@ pub(crate) fn cidr_warnings(path: &str, value: &str) -> Vec<String> {
     out
 }
 
+/// A range in its one canonical spelling.
+pub(super) fn strict_cidr(errs: &mut Errors, path: &str, value: &str) {
+    let mut bad = |detail: String| errs.push(FieldError::invalid(path, value, detail));
+    let Some((address, bits)) = parse_cidr(value) else {
+        return bad("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned());
+    };
+    let strict = value.split_once('/').is_some_and(|(a, b)| {
+        a.parse::<IpAddr>().is_ok() && b.parse::<u8>().is_ok_and(|n| n.to_string() == b)
+    });
+    if !strict {
+        return bad("must not have leading 0s in IP or prefix length".to_owned());
+    }
+    if mapped(address) {
+        return bad("must not have an IPv4-mapped IPv6 address".to_owned());
+    }
+    if masked(address, bits) != address {
+        return bad("must not have bits set beyond the prefix length".to_owned());
+    }
+    let canonical = format!("{address}/{bits}");
+    if canonical != value {
+        bad(format!("must be in canonical form ({})", crate::error::quote(&canonical)));
+    }
+}
+
+/// An address of an interface with its prefix length, in its one canonical spelling.
+pub(super) fn interface_address(errs: &mut Errors, path: &str, value: &str) {
+    let Some((address, bits)) = parse_cidr(value) else {
+        let detail = "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)";
+        errs.push(FieldError::invalid(path, value, detail));
+        return;
+    };
+    let bits = if mapped(address) { bits.saturating_sub(96) } else { bits };
+    let canonical = format!("{}/{bits}", shown(address));
+    if canonical != value {
+        let detail = format!("must be in canonical form ({})", crate::error::quote(&canonical));
+        errs.push(FieldError::invalid(path, value, detail));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -69,7 +69,7 @@ fn native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
-fn extended(name: &str) -> bool {
+pub(super) fn extended(name: &str) -> bool {
     !native(name)
         && !name.starts_with("requests.")
         && names::qualified_name(&format!("requests.{name}")).is_empty()

@@ -36,7 +36,7 @@ pub(super) fn config_map(object: &Value, errs: &mut Errors) {
 }
 
 /// The number of bytes that a base64 text stands for.
-fn base64_length(value: &Value) -> usize {
+pub(super) fn base64_length(value: &Value) -> usize {
     let text = value.as_str().unwrap_or_default();
     (text.len() / 4 * 3).saturating_sub(text.bytes().rev().take_while(|b| *b == b'=').count())
 }

@@ -198,6 +198,12 @@ pub(super) async fn run(context: &Context, options: &DeleteOptions) -> Result<Ou
 }
 
 pub(super) async fn delete(context: &Context) -> Result<Reply, ApiError> {
+    let name = context.info.name.as_str();
+    let system = crate::validation::SYSTEM_CLASSES.iter().any(|(class, _)| *class == name);
+    if context.resource.kind == "PriorityClass" && system {
+        let why = "this is a system priority class and cannot be deleted";
+        return Err(ApiError::forbidden(context.resource.group, context.resource.plural, name, why));
+    }
     let accepted = context.accepted()?;
     let options = options::of_request(context)?;
     let warnings = orphan_warning(context, &options);
