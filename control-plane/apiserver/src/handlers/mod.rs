@@ -1,6 +1,7 @@
 //! What the server does for each verb.
 
 mod binding;
+mod connect;
 mod create;
 mod delete;
 mod eviction;
@@ -19,6 +20,7 @@ mod update;
 mod view;
 mod watch;
 
+pub(crate) use connect::{Raw, RawBody, connect};
 pub use reply::*;
 
 pub(crate) use internal::{internal, internal_part};
@@ -183,7 +185,8 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
                 update::update(&context, update::Part::Named(sub.name)).await
             }
             (SubresourceKind::Part, _) => update::patch(&context, update::Part::Named(sub.name)).await,
-            (SubresourceKind::Connect, _) => subresource::connect(&context).await,
+            // Other connections are made before their bodies are read, see `connect`.
+            (SubresourceKind::Connect, _) => subresource::log(&context).await,
         };
     }
     if !context.resource.verbs.contains(&info.verb) {

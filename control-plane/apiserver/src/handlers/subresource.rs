@@ -12,24 +12,23 @@ pub(super) async fn stored(context: &Context) -> Result<Value, ApiError> {
     found.map(|s| s.object).ok_or_else(|| context.not_found())
 }
 
-/// The container a log request means, or why it means none.
-fn log_container(context: &Context, pod: &Value) -> Result<(), ApiError> {
+/// The container that a request means, or why it means none.
+pub(super) fn container(asked: &str, pod: &Value) -> Result<String, ApiError> {
     let name = meta(pod, "name");
     let all = |field: &str| {
         crate::object::list_at(pod, &["spec", field]).iter().map(|c| str_at(c, &["name"])).collect::<Vec<_>>()
     };
     let (containers, init) = (all("containers"), all("initContainers"));
-    let asked = context.query.text("container");
     if !asked.is_empty() {
         let known = [&containers, &init, &all("ephemeralContainers")].iter().any(|l| l.contains(&asked));
         return if known {
-            Ok(())
+            Ok(asked.to_owned())
         } else {
             Err(ApiError::bad_request(format!("container {asked} is not valid for pod {name}")))
         };
     }
-    if containers.len() == 1 {
-        return Ok(());
+    if let [only] = containers.as_slice() {
+        return Ok((*only).to_owned());
     }
     let inits = if init.is_empty() {
         String::new()
@@ -44,12 +43,28 @@ fn log_container(context: &Context, pod: &Value) -> Result<(), ApiError> {
 
 fn log_options(context: &Context) -> Result<(), ApiError> {
     let mut errors = Vec::new();
-    for (field, least) in [("tailLines", 0), ("limitBytes", 1), ("sinceSeconds", 1)] {
-        if let Some(value) = context.query.int(field)?.filter(|v| *v < least) {
-            let text =
-                if least == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" };
-            errors.push(FieldError::invalid(field, value, text));
+    let tail = context.query.int("tailLines")?;
+    if let Some(value) = tail.filter(|v| *v < 0) {
+        errors.push(FieldError::invalid("tailLines", value, "must be greater than or equal to 0"));
+    }
+    if let Some(value) = context.query.int("limitBytes")?.filter(|v| *v < 1) {
+        errors.push(FieldError::invalid("limitBytes", value, "must be greater than 0"));
+    }
+    let seconds = context.query.int("sinceSeconds")?;
+    if seconds.is_some() && !context.query.text("sinceTime").is_empty() {
+        let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+        errors.push(FieldError::forbidden("", why));
+    } else if let Some(value) = seconds.filter(|v| *v < 1) {
+        errors.push(FieldError::invalid("sinceSeconds", value, "must be greater than 0"));
+    }
+    match context.query.text("stream") {
+        "" | "All" => {}
+        "Stdout" | "Stderr" if tail.is_some() => {
+            let why = "`tailLines` and specific `stream` are mutually exclusive for now";
+            errors.push(FieldError::forbidden("tailLines", why));
         }
+        "Stdout" | "Stderr" => {}
+        other => errors.push(FieldError::not_supported("stream", other, &["All", "Stderr", "Stdout"])),
     }
     if errors.is_empty() {
         return Ok(());
@@ -57,29 +72,14 @@ fn log_options(context: &Context) -> Result<(), ApiError> {
     Err(ApiError::invalid("", "PodLogOptions", &context.info.name, &errors))
 }
 
-/// Streams and reports of a node: the object must exist; only logs are served yet.
-pub(super) async fn connect(context: &Context) -> Result<Reply, ApiError> {
-    let object = stored(context).await?;
-    let unscheduled = context.resource.kind == "Pod" && str_at(&object, &["spec", "nodeName"]).is_empty();
-    if context.info.subresource == "log" {
-        log_options(context)?;
-        log_container(context, &object)?;
-        if unscheduled {
-            // Nothing was written yet, and nothing will be said about it.
-            return Ok(Reply::bytes(204, "", ""));
-        }
+/// The log of a container, which the pod's node has.
+pub(super) async fn log(context: &Context) -> Result<Reply, ApiError> {
+    let pod = stored(context).await?;
+    log_options(context)?;
+    container(context.query.text("container"), &pod)?;
+    if str_at(&pod, &["spec", "nodeName"]).is_empty() {
+        // Nothing was written yet, and nothing will be said about it.
+        return Ok(Reply::bytes(204, "", ""));
     }
-    if context.info.subresource == "log" && context.resource.kind == "Pod" {
-        return super::kubelet::log(context, &object).await;
-    }
-    if unscheduled {
-        return Err(ApiError::bad_request(format!(
-            "pod {} does not have a host assigned",
-            meta(&object, "name")
-        )));
-    }
-    Err(ApiError::service_unavailable(format!(
-        "{} of {} is not served by this server yet",
-        context.info.subresource, context.resource.plural
-    )))
+    super::kubelet::log(context, &pod).await
 }

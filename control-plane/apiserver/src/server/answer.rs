@@ -96,8 +96,11 @@ pub(super) fn render(request: &HeaderMap, reply: Reply) -> Response<AnswerBody> 
         if let Some(seconds) = reply.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        for (name, _) in &reply.headers {
+            headers.remove(name);
+        }
         for (name, value) in &reply.headers {
-            headers.insert(name, value.clone());
+            headers.append(name, value.clone());
         }
     }
     let packed = reply.headers.iter().any(|(name, _)| *name == header::CONTENT_ENCODING);

@@ -59,6 +59,7 @@ async fn connection(
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     let _ = stream.set_nodelay(true);
+    let peer = stream.peer_addr().ok().map(|address| address.ip());
     let stream = Stall::new(stream, STALL_TIMEOUT);
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -76,8 +77,11 @@ async fn connection(
         .and_then(|chain| chain.first())
         .and_then(|leaf| from_certificate(leaf))
         .unwrap_or_else(UserInfo::anonymous);
-    let service = hyper::service::service_fn(move |request| {
+    let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         let (core, user) = (core.clone(), user.clone());
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(service::Peer(peer));
+        }
         async move { Ok::<_, std::convert::Infallible>(service::handle(core, user, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

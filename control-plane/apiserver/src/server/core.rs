@@ -14,8 +14,8 @@ use kelp_store::Store;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) discovery: Discovery,
     /// The first objects exist.
     pub(crate) started: AtomicBool,
+    /// TLS with which nodes are asked, once it was needed.
+    pub(crate) node_tls: OnceLock<Arc<rustls::ClientConfig>>,
     caches: HashMap<(&'static str, &'static str, &'static str), Arc<Cache>>,
     services: ServiceAllocator,
     /// Lease in use for each life time: its identity and when another one is due.
@@ -69,6 +71,7 @@ impl Core {
             metrics: Metrics::default(),
             discovery: Discovery::default(),
             started: AtomicBool::new(false),
+            node_tls: OnceLock::new(),
             config,
             policy: Policy::new(caches.values(), crate::bootstrap::policy::node_rules(), shutdown.clone()),
             store,

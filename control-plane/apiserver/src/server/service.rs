@@ -6,13 +6,16 @@ use crate::auth::{self, Attributes, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
 use crate::handlers::{self, Context, Reply};
+use crate::registry::{Resource, Subresource, SubresourceKind};
 use crate::request::{Accepted, Endpoint, Query, RequestInfo, go_duration, negotiate};
 use bytes::{Buf, Bytes};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use hyper::body::Body;
+use hyper::upgrade::OnUpgrade;
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -66,7 +69,10 @@ where
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
+    let query = parts.uri.query().map(str::to_owned);
     let mut incoming = Incoming::new(user, parts);
     let started = Instant::now();
     // Before the body is read: who may not ask does not make the server read.
@@ -74,6 +80,18 @@ where
     let incoming = Arc::new(incoming);
     let outcome = match early {
         Err(error) => Err(error),
+        Ok(()) if incoming.connection(&core).is_some() => {
+            let raw = handlers::Raw {
+                method: incoming.method.clone(),
+                path: incoming.info.path.clone(),
+                query,
+                headers: incoming.headers.clone(),
+                upgrade,
+                body: raw_body(body),
+                peer,
+            };
+            connect(core.clone(), incoming.clone(), raw).await
+        }
         Ok(()) => match read_body(&core, &incoming, body).await {
             Err(error) => Err(error),
             Ok(bytes) => {
@@ -93,6 +111,37 @@ where
     let reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
     core.metrics.observe(&incoming.info, reply.code, started.elapsed());
     render(&incoming.headers, reply)
+}
+
+/// Where the client of a connection is.
+#[derive(Clone, Copy)]
+pub(super) struct Peer(pub(super) std::net::IpAddr);
+
+/// A body that is passed on as it comes.
+fn raw_body<B>(body: B) -> handlers::RawBody
+where
+    B: Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+        .map_err(Into::into)
+        .boxed_unsync()
+}
+
+/// A connection: neither its length nor its body is limited.
+fn connect(
+    core: Arc<Core>,
+    incoming: Arc<Incoming>,
+    raw: handlers::Raw,
+) -> BoxFuture<'static, Result<Reply, ApiError>> {
+    Box::pin(async move {
+        let Some((resource, sub)) = incoming.connection(&core) else {
+            return Err(ApiError::unknown_resource());
+        };
+        let context = context(&core, resource, &incoming, Bytes::new());
+        handlers::connect(context, sub, raw).await
+    })
 }
 
 struct Incoming {
@@ -169,7 +218,19 @@ impl Incoming {
     }
 
     fn is_long(&self) -> bool {
-        self.info.is_resource && self.info.verb == "watch"
+        self.info.is_resource && (self.info.verb == "watch" || self.info.subresource == "log")
+    }
+
+    /// The subresource that the request connects to, if it does. Logs are read like objects.
+    fn connection(&self, core: &Core) -> Option<(Arc<Resource>, &'static Subresource)> {
+        let info = &self.info;
+        if !info.is_resource || info.name.is_empty() || info.subresource.is_empty() {
+            return None;
+        }
+        let row = core.registry.find(&info.group, &info.version, &info.resource)?;
+        let sub = row.subresource(&info.subresource)?;
+        let connects = sub.does == SubresourceKind::Connect && sub.name != "log" && !info.surplus;
+        (connects && row.namespaced != info.namespace.is_empty()).then(|| (row.clone(), sub))
     }
 }
 
@@ -240,19 +301,23 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
     if !namespace_fits {
         return Err(ApiError::unknown_resource());
     }
-    let context = Context {
-        resource: resource.clone(),
+    let context = context(&core, resource.clone(), incoming, body);
+    handlers::serve(context).await
+}
+
+fn context(core: &Arc<Core>, resource: Arc<Resource>, incoming: &Incoming, body: Bytes) -> Context {
+    Context {
+        resource,
         core: core.clone(),
-        info: info.clone(),
+        info: incoming.info.clone(),
         query: incoming.query.clone(),
-        accept,
+        accept: text(&incoming.headers, header::ACCEPT),
         content_type: text(&incoming.headers, header::CONTENT_TYPE),
         pretty: incoming.pretty,
         body,
         user: incoming.user.clone(),
         user_agent: incoming.user_agent.clone(),
-    };
-    handlers::serve(context).await
+    }
 }
 
 fn non_resource(
