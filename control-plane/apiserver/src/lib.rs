@@ -16,6 +16,7 @@ mod config;
 pub mod defaults;
 mod discovery;
 pub mod error;
+mod flowcontrol;
 #[cfg(test)]
 mod fuzz;
 pub mod gvk;

@@ -21,6 +21,7 @@ const ROLES_AT_ONCE: usize = 32;
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
 pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
+    core.follow_flow_control();
     for name in NAMESPACES {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(core, "", "namespaces", object).await?;

@@ -68,8 +68,10 @@ async fn load(cache: &Arc<Cache>) -> Result<Watcher, StoreError> {
     {
         let mut state = cache.state.write();
         state.objects.clear();
+        state.bytes = 0;
         for kv in &answer.kvs {
             if let Some(entry) = entry_of(&cache.resource, kv) {
+                state.bytes += entry.encoded.full().len();
                 state.objects.insert(entry.key.clone(), Arc::new(entry));
             }
         }
@@ -158,11 +160,14 @@ fn apply_one(resource: &Resource, state: &mut State, event: &Event, entry: Optio
             return;
         };
         let Some(previous) = state.objects.remove(key) else { return };
+        state.bytes -= previous.encoded.full().len();
         let gone = Arc::new(previous.at_revision(event.kv.mod_revision));
         state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, gone, Some(previous), true)), now);
         return;
     };
     let entry = Arc::new(entry);
     let previous = state.objects.insert(entry.key.clone(), entry.clone());
+    let replaced = previous.as_ref().map_or(0, |previous| previous.encoded.full().len());
+    state.bytes = state.bytes + entry.encoded.full().len() - replaced;
     state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, entry, previous, false)), now);
 }

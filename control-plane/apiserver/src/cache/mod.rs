@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) revision: i64,
     /// Counts rebuilds; cursors of an earlier one are void.
     pub(crate) epoch: u64,
+    /// Bytes of all objects.
+    pub(crate) bytes: usize,
 }
 
 /// The cache of one resource.
@@ -185,6 +187,17 @@ impl Cache {
     /// Asks the store how far this cache is.
     pub fn request_progress(&self) {
         self.progress.lock().request();
+    }
+
+    /// Number of objects, and their bytes.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.state.read();
+        (state.objects.len(), state.bytes)
+    }
+
+    /// Who waits for changes.
+    pub fn watchers(&self) -> usize {
+        self.changed.receiver_count()
     }
 
     /// Wakes with every change.

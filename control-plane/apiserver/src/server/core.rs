@@ -8,16 +8,16 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::error::ApiError;
+use crate::flowcontrol::FlowControl;
 use crate::registry::{Allocation, Registry, Resource};
 use crate::storage::{Also, StoreHandle};
 use kelp_store::Store;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Objects with a life time share a lease for this part of it, so that not every event makes a lease.
@@ -30,8 +30,9 @@ pub(crate) struct Core {
     pub(crate) registry: Registry,
     pub(crate) policy: Policy,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) reads: Arc<Semaphore>,
-    pub(crate) writes: Arc<Semaphore>,
+    pub(crate) flow: Arc<FlowControl>,
+    /// Requests being served that only read, and that write.
+    pub(crate) in_flight: [AtomicUsize; 2],
     pub(crate) metrics: Metrics,
     pub(crate) discovery: Discovery,
     /// The first objects exist.
@@ -66,8 +67,8 @@ impl Core {
         Ok(Arc::new(Core {
             services: ServiceAllocator::new(&config, store.clone(), addresses)
                 .map_err(ServerError::Config)?,
-            reads: Arc::new(Semaphore::new(config.max_read_requests)),
-            writes: Arc::new(Semaphore::new(config.max_write_requests)),
+            flow: FlowControl::new(config.max_read_requests + config.max_write_requests),
+            in_flight: Default::default(),
             metrics: Metrics::default(),
             discovery: Discovery::default(),
             started: AtomicBool::new(false),
@@ -86,6 +87,15 @@ impl Core {
     pub(crate) fn cache(&self, resource: &Resource) -> &Arc<Cache> {
         // Every row has one, see `new`.
         &self.caches[&(resource.group, resource.version, resource.plural)]
+    }
+
+    /// Lets flow control follow its objects.
+    pub(crate) fn follow_flow_control(&self) {
+        const GROUP: &str = "flowcontrol.apiserver.k8s.io";
+        let cache = |plural| self.registry.find(GROUP, "v1", plural).map(|row| self.cache(row).clone());
+        if let (Some(schemas), Some(levels)) = (cache("flowschemas"), cache("prioritylevelconfigurations")) {
+            tokio::spawn(self.flow.clone().follow(schemas, levels, self.shutdown.clone()));
+        }
     }
 
     /// Takes numbers for a new or changed object; they go back unless kept.

@@ -77,15 +77,16 @@ pub(super) fn serve(core: &Core) -> Reply {
         let _ = writeln!(out, "apiserver_request_duration_seconds_sum{{{labels}}} {}", latency.sum);
         let _ = writeln!(out, "apiserver_request_duration_seconds_count{{{labels}}} {total}");
     }
-    let used = |limit: usize, pool: &tokio::sync::Semaphore| limit.saturating_sub(pool.available_permits());
-    let reads = used(core.config.max_read_requests, &core.reads);
-    let writes = used(core.config.max_write_requests, &core.writes);
+    let [reads, writes] = [0, 1].map(|kind| {
+        core.in_flight.get(kind).map_or(0, |count| count.load(std::sync::atomic::Ordering::Relaxed))
+    });
     let _ = writeln!(
         out,
         "# HELP apiserver_current_inflight_requests Requests being served.\n# TYPE \
          apiserver_current_inflight_requests gauge\napiserver_current_inflight_requests{{request_kind=\"readOnly\"}} \
          {reads}\napiserver_current_inflight_requests{{request_kind=\"mutating\"}} {writes}"
     );
+    core.flow.render(&mut out);
     let _ = writeln!(
         out,
         "# HELP kelp_store_revision Newest revision of the store.\n# TYPE kelp_store_revision gauge\nkelp_store_revision {}",

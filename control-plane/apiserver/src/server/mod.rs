@@ -7,6 +7,7 @@ mod connection;
 mod core;
 mod health;
 mod metrics;
+mod seats;
 mod service;
 mod stall;
 mod tls;

@@ -1,6 +1,7 @@
 //! The request path: identity, limits, authorization, routing, and the HTTP answer.
 
 use super::answer::{AnswerBody, render};
+use super::seats::{self, Wanted};
 use super::{Core, body, health, metrics};
 use crate::auth::{self, Attributes, UserInfo};
 use crate::discovery;
@@ -75,10 +76,11 @@ where
     let query = parts.uri.query().map(str::to_owned);
     let mut incoming = Incoming::new(user, parts);
     let started = Instant::now();
-    // Before the body is read: who may not ask does not make the server read.
-    let early = incoming.admit(&core).await;
+    // Before the body is read: who may not ask, or has no seat, does not make the server read.
+    let admitted = incoming.admit(&core).await;
     let incoming = Arc::new(incoming);
-    let outcome = match early {
+    let mut flow = Vec::new();
+    let outcome = match admitted {
         Err(error) => Err(error),
         Ok(()) if incoming.connection(&core).is_some() => {
             let raw = handlers::Raw {
@@ -92,23 +94,20 @@ where
             };
             connect(core.clone(), incoming.clone(), raw).await
         }
-        Ok(()) => match read_body(&core, &incoming, body).await {
-            Err(error) => Err(error),
-            Ok(bytes) => {
-                let run = AssertUnwindSafe(boxed(core.clone(), incoming.clone(), bytes)).catch_unwind();
-                match run.await {
-                    Ok(outcome) => outcome,
-                    Err(_) => {
-                        tracing::error!(path = %incoming.info.path, "a request handler panicked");
-                        Err(ApiError::internal(
-                            "this request caused apiserver to panic. Look in the logs for details.",
-                        ))
-                    }
-                }
+        Ok(()) => {
+            let limit =
+                incoming.time_limit(core.config.request_timeout).unwrap_or(core.config.request_timeout);
+            let wanted = Wanted { user: &incoming.user, info: &incoming.info, query: &incoming.query, limit };
+            let (headers, entered) = seats::enter(&core, &wanted).await;
+            flow = headers;
+            match entered {
+                Err(rejected) => Ok(rejected),
+                Ok(_entered) => answered(&core, &incoming, body).await,
             }
-        },
+        }
     };
-    let reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
+    let mut reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
+    reply.headers.extend(flow);
     core.metrics.observe(&incoming.info, reply.code, started.elapsed());
     render(&incoming.headers, reply)
 }
@@ -141,6 +140,21 @@ fn connect(
         };
         let context = context(&core, resource, &incoming, Bytes::new());
         handlers::connect(context, sub, raw).await
+    })
+}
+
+/// Reads the body and runs the handler, whose panic is an answer, too.
+async fn answered<B>(core: &Arc<Core>, incoming: &Arc<Incoming>, body: B) -> Result<Reply, ApiError>
+where
+    B: Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let bytes = read_body(core, incoming, body).await?;
+    let run = AssertUnwindSafe(boxed(core.clone(), incoming.clone(), bytes)).catch_unwind();
+    run.await.unwrap_or_else(|_| {
+        tracing::error!(path = %incoming.info.path, "a request handler panicked");
+        Err(ApiError::internal("this request caused apiserver to panic. Look in the logs for details."))
     })
 }
 
@@ -199,10 +213,6 @@ impl Incoming {
             .unwrap_or(Accepted { pretty: true, ..Accepted::JSON })
     }
 
-    fn is_write(&self) -> bool {
-        !matches!(self.info.verb, "get" | "list" | "watch" | "head" | "options")
-    }
-
     /// Time for the request: the server's, or less if the client says so.
     fn time_limit(&self, longest: Duration) -> Result<Duration, ApiError> {
         match self.query.text("timeout") {
@@ -256,24 +266,12 @@ fn boxed(
 }
 
 async fn serve(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Reply, ApiError> {
-    let permit = if incoming.is_long() || !incoming.info.is_resource {
-        None
-    } else {
-        let pool = if incoming.is_write() { &core.writes } else { &core.reads };
-        let permit = pool
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| ApiError::too_many_requests("too many requests, please try again later", 1))?;
-        Some(permit)
-    };
     let limit = incoming.time_limit(core.config.request_timeout)?;
     let work = route(core.clone(), incoming, body);
-    let reply = match tokio::time::timeout(limit, work).await {
+    match tokio::time::timeout(limit, work).await {
         Ok(reply) => reply,
         Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
-    };
-    drop(permit);
-    reply
+    }
 }
 
 async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Reply, ApiError> {
