@@ -36,7 +36,7 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
             .ok_or_else(|| ApiError::internal("the object cannot be encoded"))?;
         Reply::object(201, &context.resource, &encoded, accepted, IncludeObject::default())
     };
-    Ok(reply.warn(decoded.warnings).warn((context.resource.strategy.warnings)(&object)))
+    Ok(reply.warn(decoded.warnings).warn(context.resource.strategy.creation_warnings(&object)))
 }
 
 /// Checks that who updates or applies what does not exist may create it.

@@ -105,12 +105,17 @@ pub(super) fn computed(
 }
 
 /// Warnings about what an object says; its status says nothing of the kind.
-fn warnings_of(resource: &crate::registry::Resource, part: Part, object: &Value) -> Vec<String> {
-    if part == Part::Main && !resource.strategy.warn_at_creation_only {
-        (resource.strategy.warnings)(object)
-    } else {
-        Vec::new()
-    }
+fn warnings_of(
+    resource: &crate::registry::Resource,
+    part: Part,
+    object: &Value,
+    before: Option<i64>,
+) -> Vec<String> {
+    if part == Part::Main { resource.strategy.update_warnings(object, before) } else { Vec::new() }
+}
+
+fn generation(object: &Value) -> Option<i64> {
+    object::int_at(object, &["metadata", "generation"])
 }
 
 pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiError> {
@@ -139,7 +144,9 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
             return Err(ApiError::invalid(resource.group, resource.plural, &context.info.name, &[error]));
         }
     }
+    let mut before = None;
     let result = modify(context, options.dry_run, |stored| {
+        before = generation(&stored.object);
         Ok(Change::Put(computed(context, part, wanted.clone(), stored, Some(&write))?))
     })
     .await;
@@ -152,13 +159,14 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
                 meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
             }
             Ok(Reply::of_value(201, resource, &object, accepted, IncludeObject::default())
-                .warn(decoded.warnings))
+                .warn(decoded.warnings)
+                .warn(resource.strategy.creation_warnings(&object)))
         }
         other => {
             let object = other?.object;
             Ok(Reply::of_value(200, resource, &object, accepted, IncludeObject::default())
                 .warn(decoded.warnings)
-                .warn(warnings_of(resource, part, &object)))
+                .warn(warnings_of(resource, part, &object, before)))
         }
     }
 }
@@ -193,7 +201,9 @@ pub(super) async fn patch(context: &Context, part: Part) -> Result<Reply, ApiErr
     }
     let resource = &context.resource;
     let mut warnings = Vec::new();
+    let mut before = None;
     let outcome = modify(context, options.dry_run, |stored| {
+        before = generation(&stored.object);
         let mut new =
             patched(context, kind, &stored.object, &resource.gvk(), options.validation, &mut warnings)?;
         lifecycle::place(context, &mut new)?;
@@ -202,7 +212,7 @@ pub(super) async fn patch(context: &Context, part: Part) -> Result<Reply, ApiErr
     .await?;
     Ok(Reply::of_value(200, resource, &outcome.object, accepted, IncludeObject::default())
         .warn(warnings)
-        .warn(warnings_of(resource, part, &outcome.object)))
+        .warn(warnings_of(resource, part, &outcome.object, before)))
 }
 
 /// Attempts at an apply that meets an object which others create and remove.
@@ -215,13 +225,15 @@ async fn applied(context: &Context, part: Part, write: &Write<'_>) -> Result<Rep
     let decoded = machinery::decode_configuration(&context.body, write.options.validation)?;
     let dry = write.options.dry_run;
     for _ in 0..APPLY_ATTEMPTS {
+        let mut before = None;
         let outcome = modify(context, dry, |stored| {
+            before = generation(&stored.object);
             let mut new = write.apply(context, Some(&stored.object), &decoded.object)?;
             lifecycle::place(context, &mut new)?;
             Ok(Change::Put(computed(context, part, new, stored, None)?))
         })
         .await;
-        let (code, object) = match outcome {
+        let (code, object, warnings) = match outcome {
             Err(error) if error.code() == 404 && part == Part::Main => {
                 let mut new = write.apply(context, None, &decoded.object)?;
                 let uid = meta(&new, "uid");
@@ -248,15 +260,20 @@ async fn applied(context: &Context, part: Part, write: &Write<'_>) -> Result<Rep
                             let version = revision.to_string();
                             meta_mut(&mut object).insert("resourceVersion".into(), version.into());
                         }
-                        (201, object)
+                        let warnings = resource.strategy.creation_warnings(&object);
+                        (201, object, warnings)
                     }
                 }
             }
-            other => (200, other?.object),
+            other => {
+                let object = other?.object;
+                let warnings = warnings_of(resource, part, &object, before);
+                (200, object, warnings)
+            }
         };
         return Ok(Reply::of_value(code, resource, &object, accepted, IncludeObject::default())
             .warn(decoded.warnings)
-            .warn(warnings_of(resource, part, &object)));
+            .warn(warnings));
     }
     Err(ApiError::modified(resource.group, resource.plural, &context.info.name))
 }

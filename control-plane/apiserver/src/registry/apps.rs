@@ -12,6 +12,7 @@ static DEPLOYMENT: Strategy = Strategy {
     prepare_create: super::deployment::prepare_create,
     prepare_update: |new, old| carry(new, old, &["status"]),
     prepare_status: super::deployment::prepare_deployment_status,
+    generation_warnings: super::warnings::of_owner,
     ..Strategy::PLAIN
 };
 
@@ -24,6 +25,8 @@ static REPLICA_SET: Strategy = Strategy {
 
 static STATEFUL_SET: Strategy = Strategy {
     prepare_create: |object| object["status"] = crate::codec::zero_object("apps.v1.StatefulSetStatus"),
+    generation_warnings: super::warnings::of_set,
+    warnings: super::warnings::of_stateful_set,
     ..REPLICA_SET
 };
 
@@ -39,6 +42,7 @@ static DAEMON_SET: Strategy = Strategy {
         let changed = new.pointer("/spec/template") != old.pointer("/spec/template");
         set_template_generation(new, if changed { present + 1 } else { present });
     },
+    generation_warnings: super::warnings::of_set,
     ..REPLICA_SET
 };
 

@@ -24,6 +24,7 @@ static JOB: Strategy = Strategy {
         label_as_template(object);
     },
     prepare_update: |new, old| carry(new, old, &["status"]),
+    generation_warnings: super::warnings::of_job,
     orphan_dependents: true,
     orphan_warning: Some(
         "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to \
@@ -36,6 +37,8 @@ static CRON_JOB: Strategy = Strategy {
     generation: Generation::Spec,
     prepare_create: |object| object["status"] = json!({}),
     prepare_update: |new, old| carry(new, old, &["status"]),
+    generation_warnings: super::warnings::of_cron_job,
+    warnings: super::warnings::of_schedule,
     ..Strategy::PLAIN
 };
 

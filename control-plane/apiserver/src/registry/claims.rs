@@ -14,6 +14,7 @@ static VOLUME: Strategy = Strategy {
     },
     prepare_update: |new, old| carry(new, old, &["status"]),
     prepare_status: volume_status,
+    warnings: super::warnings::of_volume,
     delete_returns_object: true,
     ..Strategy::PLAIN
 };
@@ -27,6 +28,7 @@ static CLAIM: Strategy = Strategy {
         carry(new, old, &["status"]);
         data_sources(new, Some(old));
     },
+    warnings: super::warnings::of_claim,
     delete_returns_object: true,
     ..Strategy::PLAIN
 };

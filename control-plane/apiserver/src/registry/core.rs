@@ -61,6 +61,7 @@ static NODE: Strategy = Strategy {
         carry(new, old, &["status"]);
         super::node::align_cidrs(new);
     },
+    warnings: super::warnings::of_node,
     ..Strategy::PLAIN
 };
 
@@ -70,6 +71,8 @@ static POD: Strategy = Strategy {
     prepare_update: super::pod::prepare_update,
     prepare_status: super::pod::prepare_status,
     prepare_part: super::pod::prepare_part,
+    warnings: super::warnings::of_pod,
+    warn_at_creation_only: true,
     grace: Grace::Pod,
     delete_returns_object: true,
     ..Strategy::PLAIN
@@ -97,7 +100,11 @@ static EVENT: Strategy = Strategy { create_on_update: true, ttl_seconds: 3600, .
 
 static LEASE: Strategy = Strategy { create_on_update: true, unconditional_update: false, ..Strategy::PLAIN };
 
-static SERVICE_ACCOUNT: Strategy = Strategy { delete_returns_object: true, ..Strategy::PLAIN };
+static SERVICE_ACCOUNT: Strategy = Strategy {
+    delete_returns_object: true,
+    warnings: super::warnings::of_service_account,
+    ..Strategy::PLAIN
+};
 
 static ENDPOINTS: Strategy = Strategy { warnings: super::service::endpoints_warnings, ..Strategy::PLAIN };
 
@@ -115,12 +122,17 @@ static CONTROLLER: Strategy = Strategy {
         object["status"] = crate::codec::zero_object("core.v1.ReplicationControllerStatus")
     },
     prepare_update: |new, old| carry(new, old, &["status"]),
+    generation_warnings: super::warnings::of_owner,
     orphan_dependents: true,
     ..Strategy::PLAIN
 };
 
-static POD_TEMPLATE: Strategy =
-    Strategy { generation: Generation::Spec, delete_returns_object: true, ..Strategy::PLAIN };
+static POD_TEMPLATE: Strategy = Strategy {
+    generation: Generation::Spec,
+    delete_returns_object: true,
+    warnings: super::warnings::of_pod_template,
+    ..Strategy::PLAIN
+};
 
 static LIMIT_RANGE: Strategy = Strategy { create_on_update: true, ..Strategy::PLAIN };
 

@@ -24,6 +24,7 @@ mod scheduling;
 mod service;
 mod storage;
 mod strategy;
+mod warnings;
 
 pub(crate) use claims::protect;
 pub(crate) use core::label_namespace;

@@ -61,6 +61,9 @@ pub struct Strategy {
     pub warnings: fn(&Value) -> Vec<String>,
     /// Warnings are given at creation only.
     pub warn_at_creation_only: bool,
+    /// Warnings about a written object, given before the others at creation (told by the second argument), and when an
+    /// update made a new generation.
+    pub generation_warnings: fn(&Value, bool) -> Vec<String>,
     /// Deletion answers with the object, not with a Status.
     pub delete_returns_object: bool,
     /// A deletion that names no propagation policy leaves the dependents behind.
@@ -87,8 +90,28 @@ impl Strategy {
         ttl_seconds: 0,
         warnings: |_| Vec::new(),
         warn_at_creation_only: false,
+        generation_warnings: |_, _| Vec::new(),
         delete_returns_object: false,
         orphan_dependents: false,
         orphan_warning: None,
     };
+
+    /// Warnings about a new object.
+    pub fn creation_warnings(&self, object: &Value) -> Vec<String> {
+        let mut out = (self.generation_warnings)(object, true);
+        out.extend((self.warnings)(object));
+        out
+    }
+
+    /// Warnings about an updated object that had another generation before, or had not.
+    pub fn update_warnings(&self, object: &Value, generation_before: Option<i64>) -> Vec<String> {
+        let mut out = Vec::new();
+        if crate::object::int_at(object, &["metadata", "generation"]) != generation_before {
+            out.extend((self.generation_warnings)(object, false));
+        }
+        if !self.warn_at_creation_only {
+            out.extend((self.warnings)(object));
+        }
+        out
+    }
 }

@@ -87,9 +87,8 @@ pub(super) fn render(request: &HeaderMap, reply: Reply) -> Response<AnswerBody> 
         if !reply.content_type.is_empty() {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
         }
-        for warning in &reply.warnings {
-            let text = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
-            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+        for warning in super::warnings::headers(&reply.warnings) {
+            if let Ok(value) = HeaderValue::from_bytes(warning.as_bytes()) {
                 headers.append(header::WARNING, value);
             }
         }

@@ -11,6 +11,7 @@ mod seats;
 mod service;
 mod stall;
 mod tls;
+mod warnings;
 
 pub use answer::AnswerBody;
 pub(crate) use core::Core;
