@@ -67,7 +67,19 @@ pub(super) fn stateful_set(object: &mut Value) {
     default_pointer(spec, "revisionHistoryLimit", 10);
 }
 
+/// The annotation that shows a field of the internal form, which is 0 where it is not given.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 pub(super) fn daemon_set(object: &mut Value) {
+    let annotations = crate::object::meta_mut(object).entry("annotations").or_insert(Value::Null);
+    if annotations.is_null() {
+        *annotations = serde_json::json!({});
+    }
+    if annotations.get(TEMPLATE_GENERATION).and_then(Value::as_str).is_none_or(|g| g.parse::<i64>().is_err())
+        && annotations.is_object()
+    {
+        annotations[TEMPLATE_GENERATION] = "0".into();
+    }
     let Some(spec) = spec_with_template(object) else { return };
     if let Some(strategy) = member(spec, "updateStrategy") {
         default(strategy, "type", "RollingUpdate");

@@ -74,31 +74,71 @@ pub fn update(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<FieldErro
         groups::update(gvk, new, old, &mut errs);
         return errs;
     }
-    // Upstream checks the metadata of every update once for all kinds, and again for the single kind.
+    // Upstream checks the metadata of every update once for all kinds.
     meta::update(new, old, &mut errs);
-    if !(gvk.kind == "Event" && gvk.group.is_empty()) {
-        meta::update(new, old, &mut errs);
-    }
-    match (gvk.group.as_str(), gvk.kind.as_str()) {
-        ("", "Pod") => pod::update(gvk, new, old, &mut errs),
-        ("", "Service") => service::update(new, old, &mut errs),
-        ("", "Node") => node::update(new, old, &mut errs),
-        ("", "ConfigMap") => simple::config_map_update(new, old, &mut errs),
-        ("", "Secret") => simple::secret_update(new, old, &mut errs),
-        ("", "Namespace") => {}
-        ("" | "events.k8s.io", "Event") => events::update(gvk, new, old, &mut errs),
-        ("discovery.k8s.io", "EndpointSlice") => discovery::slice_update(new, old, &mut errs),
-        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") => {
-            spec(gvk, new, &mut errs, Some(old));
-            apps::update(&gvk.kind, new, old, &mut errs);
+    for check in update_checks(gvk) {
+        match check {
+            Check::Meta => meta::update(new, old, &mut errs),
+            Check::NewMeta => meta::create(gvk, new, &mut errs),
+            Check::AsNew => {
+                meta::create(gvk, new, &mut errs);
+                spec(gvk, new, &mut errs, None);
+            }
+            Check::Rest => update_spec(gvk, new, old, &mut errs),
         }
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            spec(gvk, new, &mut errs, Some(old));
-            rbac::binding_update(new, old, &mut errs);
-        }
-        _ => spec(gvk, new, &mut errs, Some(old)),
     }
     errs
+}
+
+/// A part of a kind's own check of an update. Errors that several parts find are several causes.
+#[derive(Debug, Clone, Copy)]
+enum Check {
+    /// The metadata as of an update.
+    Meta,
+    /// The metadata as of a new object.
+    NewMeta,
+    /// The whole object as a new one.
+    AsNew,
+    /// The rules of the kind for updates.
+    Rest,
+}
+
+/// What upstream's strategies and their validation functions check at an update, in their order.
+fn update_checks(gvk: &GroupVersionKind) -> &'static [Check] {
+    use Check::{AsNew, Meta, NewMeta, Rest};
+    match (gvk.group.as_str(), gvk.kind.as_str()) {
+        ("", "Event") | ("policy", "PodDisruptionBudget") => &[Rest],
+        ("", "Node" | "ReplicationController") | ("apps", "DaemonSet" | "ReplicaSet") | ("batch", "Job") => {
+            &[AsNew, Meta, Rest]
+        }
+        ("", "Namespace") => &[AsNew, Meta],
+        ("", "LimitRange") => &[AsNew],
+        ("", "PersistentVolume") => &[AsNew, NewMeta, Rest],
+        ("", "PersistentVolumeClaim") => &[AsNew, Meta, NewMeta, Rest],
+        ("", "ServiceAccount") => &[Meta, NewMeta],
+        _ => &[Meta, Rest],
+    }
+}
+
+fn update_spec(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mut Errors) {
+    match (gvk.group.as_str(), gvk.kind.as_str()) {
+        ("", "Pod") => pod::update(gvk, new, old, errs),
+        ("", "Service") => service::update(new, old, errs),
+        ("", "Node") => node::update(new, old, errs),
+        ("", "ConfigMap") => simple::config_map_update(gvk, new, old, errs),
+        ("", "Secret") => simple::secret_update(gvk, new, old, errs),
+        ("" | "events.k8s.io", "Event") => events::update(gvk, new, old, errs),
+        ("discovery.k8s.io", "EndpointSlice") => discovery::slice_update(new, old, errs),
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") => {
+            spec(gvk, new, errs, Some(old));
+            apps::update(&gvk.kind, new, old, errs);
+        }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            spec(gvk, new, errs, Some(old));
+            rbac::binding_update(new, old, errs);
+        }
+        _ => spec(gvk, new, errs, Some(old)),
+    }
 }
 
 /// Validates an update of the status subresource.

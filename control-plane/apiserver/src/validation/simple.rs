@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::{Errors, at, flag, immutable, int, invalid_each, map, same, set, text, texts};
 use crate::codec;
 use crate::error::FieldError;
+use crate::gvk::GroupVersionKind;
 
 /// All values of a ConfigMap or Secret together may have this many bytes.
 const MAX_DATA: usize = 1 << 20;
@@ -41,8 +42,9 @@ pub(super) fn base64_length(value: &Value) -> usize {
     (text.len() / 4 * 3).saturating_sub(text.bytes().rev().take_while(|b| *b == b'=').count())
 }
 
-pub(super) fn config_map_update(new: &Value, old: &Value, errs: &mut Errors) {
+pub(super) fn config_map_update(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mut Errors) {
     frozen(new, old, &["data", "binaryData"], errs);
+    super::meta::create(gvk, new, errs);
     config_map(new, errs);
 }
 
@@ -101,9 +103,10 @@ pub(super) fn secret(object: &Value, errs: &mut Errors) {
     }
 }
 
-pub(super) fn secret_update(new: &Value, old: &Value, errs: &mut Errors) {
+pub(super) fn secret_update(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mut Errors) {
     immutable(errs, "type", at(new, "type"), at(old, "type"));
     frozen(new, old, &["data"], errs);
+    super::meta::create(gvk, new, errs);
     secret(new, errs);
 }
 
