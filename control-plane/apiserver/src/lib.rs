@@ -11,6 +11,7 @@ pub mod allocator;
 pub mod auth;
 mod bootstrap;
 mod cache;
+pub mod cel;
 pub mod codec;
 mod config;
 pub mod defaults;
