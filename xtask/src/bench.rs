@@ -15,6 +15,12 @@ pub enum Bench {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Creations, reads, lists and watch fan-out of the API server, beside a kube-apiserver if its path is given
+    Api {
+        /// Passed on to the driver
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Durable writes a second at 1 and at 256 clients
     Store {
         /// Passed on to the driver
@@ -33,6 +39,12 @@ pub fn run(what: &Bench) -> Result<()> {
         Bench::PacketPath { arguments } => {
             build_ebpf::run(build::workspace_root())?;
             (["--package", "kelp-tests", "--bin", "packet_path"], arguments)
+        }
+        Bench::Api { arguments } => {
+            let serve =
+                ["build", "--quiet", "--release", "--package", "kelp-apiserver", "--example", "serve"];
+            command::run(&mut cargo(&serve))?;
+            (["--package", "kelp-apiserver", "--example", "bench"], arguments)
         }
         Bench::Store { arguments } => (["--package", "kelp-store", "--example", "bench"], arguments),
     };

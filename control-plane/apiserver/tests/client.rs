@@ -296,7 +296,8 @@ async fn overload_is_shed() -> Result<()> {
     let admin = life.client();
     let level = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "PriorityLevelConfiguration",
         "metadata": {"name": "narrow"}, "spec": {"type": "Limited",
-            "limited": {"nominalConcurrencyShares": 1, "limitResponse": {"type": "Reject"}}}});
+            "limited": {"nominalConcurrencyShares": 1, "borrowingLimitPercent": 0,
+                "limitResponse": {"type": "Reject"}}}});
     let everything = json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true,
         "namespaces": ["*"]});
     let schema = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
