@@ -30,6 +30,8 @@ static DEFINITION: Strategy = Strategy {
         note_stored_version(new);
     },
     unconditional_update: false,
+    warnings: crate::validation::definition_warnings,
+    warn_at_creation_only: true,
     ..Strategy::PLAIN
 };
 

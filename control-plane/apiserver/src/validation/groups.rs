@@ -2,10 +2,12 @@
 
 use serde_json::Value;
 
-use super::{Errors, admission, device, extensions, flowcontrol, meta, networking, scheduling, storage};
+use super::{
+    Errors, admission, definition, device, extensions, flowcontrol, meta, networking, scheduling, storage,
+};
 use crate::gvk::GroupVersionKind;
 
-const GROUPS: [&str; 8] = [
+const GROUPS: [&str; 9] = [
     "networking.k8s.io",
     "storage.k8s.io",
     "scheduling.k8s.io",
@@ -14,6 +16,7 @@ const GROUPS: [&str; 8] = [
     "flowcontrol.apiserver.k8s.io",
     "admissionregistration.k8s.io",
     "apiregistration.k8s.io",
+    "apiextensions.k8s.io",
 ];
 
 /// True for the groups of this module.
@@ -63,6 +66,7 @@ pub(super) fn create(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors) 
             return;
         }
         ("apiregistration.k8s.io", _) => return extensions::api_service(gvk, object, errs),
+        ("apiextensions.k8s.io", _) => return definition::create(gvk, object, errs),
         _ => {}
     }
     meta::create(gvk, object, errs);
@@ -91,6 +95,7 @@ pub(super) fn update(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mu
         "flowcontrol.apiserver.k8s.io" => flowcontrol::check(kind, new, errs),
         "admissionregistration.k8s.io" => admission::check(kind, new, Some(old), errs),
         "apiregistration.k8s.io" => extensions::api_service(gvk, new, errs),
+        "apiextensions.k8s.io" => definition::update(new, old, errs),
         _ => {}
     }
 }
@@ -105,6 +110,7 @@ pub(super) fn status(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mu
         ("resource.k8s.io", _) => device::status(new, old, errs),
         ("flowcontrol.apiserver.k8s.io", _) => flowcontrol::status(new, errs),
         ("admissionregistration.k8s.io", _) => admission::status(new, errs),
+        ("apiextensions.k8s.io", _) => definition::status(new, errs),
         _ => {}
     }
 }

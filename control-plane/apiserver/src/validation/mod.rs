@@ -9,6 +9,7 @@ mod batch;
 mod claims;
 mod conditions;
 mod container;
+mod definition;
 mod device;
 mod discovery;
 mod events;
@@ -40,6 +41,7 @@ use serde_json::{Map, Value};
 use crate::error::FieldError;
 use crate::gvk::GroupVersionKind;
 
+pub(crate) use definition::warnings as definition_warnings;
 pub use meta::NameRule;
 pub(crate) use scheduling::SYSTEM_CLASSES;
 

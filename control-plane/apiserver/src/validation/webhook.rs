@@ -81,7 +81,8 @@ pub(super) fn configuration(object: &Value, old: Option<&Value>, errs: &mut Erro
         if conditions_changed {
             match_conditions(hook, &format!("{path}.matchConditions"), errs);
         }
-        review_versions(hook, reviews, &format!("{path}.admissionReviewVersions"), errs);
+        const VERSIONS: &str = "admissionReviewVersions";
+        review_versions(hook, VERSIONS, reviews, &format!("{path}.{VERSIONS}"), errs);
         if unique && !name.is_empty() && !seen.insert(name) {
             errs.push(FieldError::duplicate(format!("{path}.name"), name));
         }
@@ -103,8 +104,9 @@ fn qualified_name(name: &str, path: &str, errs: &mut Errors) {
     }
 }
 
-fn review_versions(hook: &Value, known: bool, path: &str, errs: &mut Errors) {
-    let versions: Vec<&str> = texts(hook, "admissionReviewVersions").collect();
+/// Versions of reviews, some of which this server speaks if it has to (`known`).
+pub(super) fn review_versions(hook: &Value, field: &str, known: bool, path: &str, errs: &mut Errors) {
+    let versions: Vec<&str> = texts(hook, field).collect();
     if versions.is_empty() {
         let detail = format!("must specify one of {}", REVIEWS.join(", "));
         errs.push(FieldError::required(path, detail));
@@ -121,7 +123,7 @@ fn review_versions(hook: &Value, known: bool, path: &str, errs: &mut Errors) {
     }
     if known && !versions.iter().any(|v| REVIEWS.contains(v)) {
         let detail = format!("must include at least one of {}", REVIEWS.join(", "));
-        errs.push(FieldError::invalid(path, at(hook, "admissionReviewVersions"), detail));
+        errs.push(FieldError::invalid(path, at(hook, field), detail));
     }
 }
 
@@ -228,7 +230,8 @@ pub(super) fn match_conditions(holder: &Value, path: &str, errs: &mut Errors) {
     }
 }
 
-fn client(config: &Value, path: &str, errs: &mut Errors) {
+/// How a webhook is reached.
+pub(super) fn client(config: &Value, path: &str, errs: &mut Errors) {
     match (set(config, "url"), set(config, "service")) {
         (true, false) => url(text(config, "url"), &format!("{path}.url"), errs),
         (false, true) => service(at(config, "service"), &format!("{path}.service"), errs),
