@@ -7,6 +7,7 @@ use super::service::port_or_name;
 use super::volume::{descending_path, no_backsteps};
 use super::{
     Errors, at, flag, int, internal, invalid_each, list, nonnegative, one_of, resources, set, text, texts,
+    windows,
 };
 use crate::error::FieldError;
 
@@ -76,13 +77,28 @@ pub(super) fn init_containers(pod: &Pod<'_>, path: &str, errs: &mut Errors) {
                     errs.push(FieldError::forbidden(format!("{at_c}.{field}"), detail));
                 }
             }
+            if !list(c, "resizePolicy").is_empty() {
+                let shown = internal::bad_list("ContainerResizePolicy", list(c, "resizePolicy"));
+                let detail = "must not be set for init containers";
+                errs.push(FieldError::invalid(format!("{at_c}.resizePolicy"), shown, detail));
+            }
         }
     }
 }
 
 pub(super) fn ephemeral_containers(pod: &Pod<'_>, path: &str, errs: &mut Errors) {
-    const FORBIDDEN: [&str; 6] =
-        ["ports", "resources", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"];
+    // In the order of upstream's struct.
+    const FORBIDDEN: [&str; 9] = [
+        "ports",
+        "resources",
+        "resizePolicy",
+        "restartPolicy",
+        "restartPolicyRules",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+        "lifecycle",
+    ];
     const DETAIL: &str = "cannot be set for an Ephemeral Container";
     let all = list(pod.spec, "ephemeralContainers");
     let others: Vec<&Value> =
@@ -496,6 +512,16 @@ fn devices(c: &Value, pod: &Pod<'_>, path: &str, errs: &mut Errors) {
             let detail = "can not contain backsteps ('..')";
             errs.push(FieldError::invalid(format!("{path}.devicePath"), target, detail));
         }
+        let mounted =
+            |field: &str, value: &str| list(c, "volumeMounts").iter().any(|m| text(m, field) == value);
+        if mounted("name", name) {
+            let detail = "must not already exist in volumeMounts";
+            errs.push(FieldError::invalid(format!("{path}.name"), name, detail));
+        }
+        if mounted("mountPath", target) {
+            let detail = "must not already exist as a path in volumeMounts";
+            errs.push(FieldError::invalid(format!("{path}.devicePath"), target, detail));
+        }
     }
 }
 
@@ -639,6 +665,7 @@ fn security(sc: &Value, pod: &Pod<'_>, path: &str, errs: &mut Errors) {
             errs.push(FieldError::invalid(path, internal::bad("SecurityContext", sc), detail));
         }
     }
+    windows::options(at(sc, "windowsOptions"), &format!("{path}.windowsOptions"), errs);
     app_armor(at(sc, "appArmorProfile"), &format!("{path}.appArmorProfile"), errs);
 }
 
@@ -680,11 +707,14 @@ pub(super) fn app_armor(profile: &Value, path: &str, errs: &mut Errors) {
     let local_path = format!("{path}.localhostProfile");
     match text(profile, "type") {
         "Localhost" => {
-            if local.trim().is_empty() && local == local.trim() {
-                errs.push(FieldError::required(local_path, "must be set when AppArmor type is Localhost"));
-            } else if local != local.trim() {
-                errs.push(FieldError::invalid(local_path, local, "must not be padded with whitespace"));
-            } else if local.len() > 4095 {
+            if local != local.trim() {
+                let detail = "must not be padded with whitespace";
+                errs.push(FieldError::invalid(local_path.as_str(), local, detail));
+            } else if local.is_empty() {
+                let detail = "must be set when AppArmor type is Localhost";
+                errs.push(FieldError::required(local_path.as_str(), detail));
+            }
+            if local.len() > 4095 {
                 errs.push(FieldError::too_long(local_path, 4095));
             }
         }

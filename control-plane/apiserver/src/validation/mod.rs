@@ -3,6 +3,7 @@
 //! Kinds without rules of their own here get the rules for every object's metadata.
 
 mod admission;
+mod annotations;
 mod apps;
 mod autoscaling;
 mod batch;
@@ -35,6 +36,7 @@ mod sources;
 mod storage;
 mod volume;
 mod webhook;
+mod windows;
 
 use serde_json::{Map, Value};
 

@@ -4,14 +4,13 @@ use kelp_model::names;
 use serde_json::{Value, json};
 
 use super::{
-    Errors, at, container, immutable, int, internal, invalid_each, list, map, meta, net, podspec, same, set,
-    text,
+    Errors, annotations, at, container, immutable, int, internal, invalid_each, list, map, meta, net,
+    podspec, same, set, text,
 };
 use crate::error::FieldError;
 use crate::gvk::GroupVersionKind;
 
-/// Marks the object of a static pod.
-pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(super) use super::annotations::MIRROR;
 
 /// The rules for creations (and, but for the last, for every later state).
 pub(super) fn create(object: &Value, errs: &mut Errors) {
@@ -24,31 +23,14 @@ pub(super) fn create(object: &Value, errs: &mut Errors) {
         let detail = "cannot be set until all schedulingGates have been cleared";
         errs.push(FieldError::forbidden("spec.nodeName", detail));
     }
+    annotations::match_fields(at(at(object, "metadata"), "annotations"), spec, "spec", errs);
 }
 
 /// The rules for every state of a pod.
 pub(super) fn whole(object: &Value, errs: &mut Errors) {
     let spec = at(object, "spec");
-    let annotations = at(at(object, "metadata"), "annotations");
-    if set(annotations, MIRROR) && text(spec, "nodeName").is_empty() {
-        errs.push(FieldError::invalid(
-            format!("metadata.annotations[{MIRROR}]"),
-            text(annotations, MIRROR),
-            "must set spec.nodeName if mirror pod annotation is set",
-        ));
-    }
-    const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
-    if let Some(cost) = annotations.get(COST).and_then(Value::as_str) {
-        let valid =
-            cost.parse::<i32>().is_ok() && !cost.starts_with('+') && (cost == "0" || !cost.starts_with('0'));
-        if !valid {
-            errs.push(FieldError::invalid(
-                format!("metadata.annotations[{COST}]"),
-                cost,
-                "must be a 32bit integer",
-            ));
-        }
-    }
+    let kept = at(at(object, "metadata"), "annotations");
+    annotations::check(kept, spec, "metadata.annotations", errs);
     podspec::pod_spec(spec, Some(text(at(object, "metadata"), "name")), "spec", errs);
     if text(spec, "serviceAccountName").is_empty() {
         for (i, volume) in list(spec, "volumes").iter().enumerate() {
@@ -69,23 +51,10 @@ pub(super) fn whole(object: &Value, errs: &mut Errors) {
     }
 }
 
-fn annotation_changes(new: &Value, old: &Value, errs: &mut Errors) {
-    let (new, old) = (at(new, "metadata"), at(old, "metadata"));
-    let value = |m: &Value| at(m, "annotations").get(MIRROR).cloned();
-    let path = format!("metadata.annotations[{MIRROR}]");
-    match (value(new), value(old)) {
-        (n, Some(o)) if n.as_ref() != Some(&o) => {
-            errs.push(FieldError::forbidden(path, "may not remove or update mirror pod annotation"));
-        }
-        (Some(_), None) => errs.push(FieldError::forbidden(path, "may not add mirror pod annotation")),
-        _ => {}
-    }
-}
-
 pub(super) fn update(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mut Errors) {
     meta::create(gvk, new, errs);
     whole(new, errs);
-    annotation_changes(new, old, errs);
+    annotations::changes(new, old, errs);
     let (after, before) = (at(new, "spec"), at(old, "spec"));
     for field in ["containers", "initContainers"] {
         let (n, o) = (list(after, field), list(before, field));
@@ -242,7 +211,7 @@ fn gated(after: &Value, before: &Value, munged: &mut serde_json::Map<String, Val
 }
 
 pub(super) fn status(new: &Value, old: &Value, errs: &mut Errors) {
-    annotation_changes(new, old, errs);
+    annotations::changes(new, old, errs);
     let (status, before) = (at(new, "status"), at(old, "status"));
     for (i, condition) in list(status, "conditions").iter().enumerate() {
         let kind = text(condition, "type");
@@ -289,8 +258,56 @@ pub(super) fn status(new: &Value, old: &Value, errs: &mut Errors) {
             }
         }
     }
+    claims(status, at(new, "spec"), errs);
     addresses(status, "podIPs", errs);
     addresses(status, "hostIPs", errs);
+    for field in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
+        users(status, field, text(at(at(new, "spec"), "os"), "name"), errs);
+    }
+}
+
+/// The claims a pod's resources were made of.
+fn claims(status: &Value, spec: &Value, errs: &mut Errors) {
+    let all = list(status, "resourceClaimStatuses");
+    for (i, claim) in all.iter().enumerate() {
+        let path = format!("status.resourceClaimStatuses[{i}].name");
+        let name = text(claim, "name");
+        if !list(spec, "resourceClaims").iter().any(|c| text(c, "name") == name) {
+            let detail = "must match the name of an entry in `spec.resourceClaims`";
+            errs.push(FieldError::invalid(path.as_str(), name, detail));
+        }
+        if all[..i].iter().any(|c| text(c, "name") == name) {
+            errs.push(FieldError::duplicate(path.as_str(), name));
+        }
+        if let Some(name) = at(claim, "resourceClaimName").as_str() {
+            invalid_each(errs, &path, name, names::dns1123_subdomain(name));
+        }
+    }
+}
+
+/// The users containers run as.
+fn users(status: &Value, field: &str, os: &str, errs: &mut Errors) {
+    for (i, container) in list(status, field).iter().enumerate() {
+        let linux = at(at(container, "user"), "linux");
+        let path = format!("status.{field}[{i}].linux");
+        if linux.is_null() {
+            continue;
+        }
+        if os == "windows" {
+            errs.push(FieldError::forbidden(path, "cannot be set for a windows pod"));
+            continue;
+        }
+        for field in ["uid", "gid"] {
+            container::id(linux, field, &path, errs);
+        }
+        for (j, group) in list(linux, "supplementalGroups").iter().enumerate() {
+            let group = group.as_i64().unwrap_or_default();
+            if !(0..=i64::from(i32::MAX)).contains(&group) {
+                let path = format!("{path}.supplementalGroups[{j}]");
+                errs.push(FieldError::invalid(path, group, names::range_error(0, i64::from(i32::MAX))));
+            }
+        }
+    }
 }
 
 fn addresses(status: &Value, field: &str, errs: &mut Errors) {
@@ -333,7 +350,7 @@ pub(super) fn ephemeral_containers(gvk: &GroupVersionKind, new: &Value, old: &Va
     }
     meta::create(gvk, new, errs);
     whole(new, errs);
-    annotation_changes(new, old, errs);
+    annotations::changes(new, old, errs);
     const PATH: &str = "spec.ephemeralContainers";
     let added = list(at(new, "spec"), "ephemeralContainers");
     for before in list(at(old, "spec"), "ephemeralContainers") {

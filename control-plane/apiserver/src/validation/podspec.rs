@@ -5,17 +5,27 @@ use serde_json::Value;
 
 use super::container::{self, Pod};
 use super::{
-    Errors, at, flag, int, internal, invalid_each, list, map, meta, net, one_of, resources, selector, set,
-    text, texts, volume,
+    Errors, annotations, at, flag, int, internal, invalid_each, list, meta, net, one_of, resources, selector,
+    set, text, texts, volume, windows,
 };
 use crate::error::FieldError;
+
+/// The containers of a spec with their paths, as upstream visits them.
+pub(super) fn each_container<'a>(spec: &'a Value, path: &str) -> impl Iterator<Item = (&'a Value, String)> {
+    ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(move |field| {
+        list(spec, field).iter().enumerate().map(move |(i, c)| (c, format!("{path}.{field}[{i}]")))
+    })
+}
 
 /// A PodTemplateSpec.
 pub(super) fn template(template: &Value, path: &str, errs: &mut Errors) {
     let metadata = at(template, "metadata");
     meta::labels(metadata, "labels", &format!("{path}.labels"), errs);
     meta::annotations(metadata, &format!("{path}.annotations"), errs);
-    pod_spec(at(template, "spec"), None, &format!("{path}.spec"), errs);
+    let (spec, kept) = (at(template, "spec"), at(metadata, "annotations"));
+    annotations::check(kept, spec, &format!("{path}.annotations"), errs);
+    pod_spec(spec, None, &format!("{path}.spec"), errs);
+    annotations::match_fields(kept, spec, &format!("{path}.spec"), errs);
     if !list(at(template, "spec"), "ephemeralContainers").is_empty() {
         errs.push(FieldError::forbidden(
             format!("{path}.spec.ephemeralContainers"),
@@ -63,6 +73,7 @@ pub(super) fn pod_spec(spec: &Value, pod_name: Option<&str>, path: &str, errs: &
         }
     }
     topology(spec, &format!("{path}.topologySpreadConstraints"), errs);
+    windows::host_process(spec, path, errs);
     if at(spec, "hostUsers").as_bool() == Some(false) {
         for (field, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")]
         {
@@ -110,17 +121,11 @@ fn simple_fields(spec: &Value, path: &str, errs: &mut Errors) {
         let policies = ["PreemptLowerPriority", "Never"];
         one_of(errs, &format!("{path}.preemptionPolicy"), text(spec, "preemptionPolicy"), &policies);
     }
-    for (name, value) in map(spec, "overhead") {
-        resources::quantity_value(name, value, &format!("{path}.overhead.limits[{name}]"), errs);
+    if set(spec, "overhead") {
+        let overhead = serde_json::json!({"limits": at(spec, "overhead")});
+        resources::requirements(&overhead, &[], &format!("{path}.overhead"), errs);
     }
-    if set(spec, "os") {
-        let os = text(at(spec, "os"), "name");
-        if os.is_empty() {
-            errs.push(FieldError::required(format!("{path}.os.name"), "cannot be empty"));
-        } else if !matches!(os, "linux" | "windows") {
-            errs.push(FieldError::not_supported(format!("{path}.os"), os, &["linux", "windows"]));
-        }
-    }
+    windows::system(spec, path, errs);
 }
 
 fn resource_claims<'a>(spec: &'a Value, path: &str, errs: &mut Errors) -> Vec<&'a str> {
@@ -209,6 +214,7 @@ fn security(spec: &Value, path: &str, errs: &mut Errors) {
         }
     }
     container::seccomp(at(sc, "seccompProfile"), &format!("{path}.seccompProfile"), errs);
+    windows::options(at(sc, "windowsOptions"), &format!("{path}.windowsOptions"), errs);
     container::app_armor(at(sc, "appArmorProfile"), &format!("{path}.appArmorProfile"), errs);
 }
 

@@ -235,6 +235,12 @@ pub(super) fn bad(name: &str, value: &Value) -> BadValue {
     BadValue::Text(written(name, value, false))
 }
 
+/// A list of objects as an error shows it.
+pub(super) fn bad_list(name: &str, values: &[Value]) -> BadValue {
+    let shown: Vec<String> = values.iter().map(|value| written(name, value, false)).collect();
+    BadValue::Text(format!("[{}]", shown.join(",")))
+}
+
 /// What differs between two states, line by line of their indented form.
 pub(super) fn difference(name: &str, old: &Value, new: &Value) -> String {
     diff::unified(&written(name, old, true), &written(name, new, true))
