@@ -6,6 +6,7 @@
 //! | [`pod::status_manager`](crate::pod::status_manager) | statuses of the workers | pod status, final deletes |
 //! | [`pod::events`](crate::pod::events) | what happened | Events |
 //! | [`pod::services`](crate::pod::services) | Services | – (environment of containers) |
+//! | [`gc`] | the disk, images | images |
 //! | [`node`] | the host, images, its Node | Node, node status, Lease |
 //! | [`server`](crate::server) | the manager's pods, log files, runtime events | – (answers on port 10250) |
 //! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods |
@@ -14,14 +15,16 @@
 
 use crate::config::AgentConfig;
 use crate::dataplane::PodDatapath;
-use crate::image::ImageStore;
+use crate::image::registry::{CredentialProviders, Puller, RegistryConfig};
+use crate::image::{ImageStore, gc};
 use crate::network::ipam::Prefix;
 use crate::network::{self, Network, NetworkError};
 use crate::node::{self, NodeTask, Readiness, facts};
 use crate::pod::context::{Context, Images};
-use crate::pod::events::Recorder;
+use crate::pod::events::{Kind, Recorder};
 use crate::pod::manager::Manager;
 use crate::pod::objects::Objects;
+use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
 use crate::runtime::{Runtime, RuntimeError};
@@ -57,6 +60,9 @@ pub type OnPodCidrs = Box<dyn Fn(&[Prefix]) + Send + Sync>;
 /// What keeps the agent from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
+    /// A file about registries is damaged.
+    #[error("registries cannot be used: {0}")]
+    Registries(String),
     /// A directory cannot be made.
     #[error("cannot create {path}; check the agent's data, run and log directories")]
     Directory {
@@ -118,13 +124,21 @@ where
     network.retain(&present).await;
 
     let facts = facts::read_facts(&config.data_dir);
+    let registries = RegistryConfig::load(&config.registries).map_err(AgentError::Registries)?;
+    let providers = match &config.credential_providers {
+        Some((file, programs)) => {
+            CredentialProviders::load(file, programs).map_err(AgentError::Registries)?
+        }
+        None => CredentialProviders::default(),
+    };
+    let puller = Puller::new(parts.images.clone(), registries, providers);
     let (events, write_events) = Recorder::new(client.clone(), config.node_name.clone(), shutdown.clone());
     let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
     let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
     let context = Arc::new(Context {
         runtime: parts.runtime.clone(),
         network,
-        images: Images::from(parts.images.clone()),
+        images: Images::from(parts.images.clone()).pulling(Pulls::new(puller)),
         objects: Objects::new(client.clone()),
         services,
         status,
@@ -150,6 +164,9 @@ where
         }
         None => None,
     };
+    let (recorder, name) = (events.clone(), config.node_name.clone());
+    let report = move |message: String| recorder.node(&name, Kind::Warning, "FreeDiskSpaceFailed", message);
+    let collect = gc::run(parts.images.clone(), gc::Policy::default(), report, shutdown.clone());
     let (readiness, readiness_receiver) = watch::channel(starting());
     let node = NodeTask {
         config: config.clone(),
@@ -164,6 +181,7 @@ where
     tasks.spawn(write_events);
     tasks.spawn(write_status);
     tasks.spawn(follow_services);
+    tasks.spawn(collect);
     tasks.spawn(node::run(node, shutdown.clone()));
     tasks.spawn(node::keep_lease(client.clone(), config.node_name.clone(), shutdown.clone()));
     tasks.spawn(network::keep_node_routes(client.clone(), config.node_name.clone(), shutdown.clone()));

@@ -35,6 +35,10 @@ pub struct AgentConfig {
     pub resolv_conf: PathBuf,
     /// The node's hosts file, for pods on the host network.
     pub hosts_file: PathBuf,
+    /// How registries are reached; the file need not exist. See [`RegistryConfig`](crate::image::registry::RegistryConfig).
+    pub registries: PathBuf,
+    /// Configuration of credential provider plugins and the directory of their programs.
+    pub credential_providers: Option<(PathBuf, PathBuf)>,
 }
 
 impl AgentConfig {
@@ -55,6 +59,8 @@ impl AgentConfig {
             kubelet_port: 10250,
             resolv_conf: "/etc/resolv.conf".into(),
             hosts_file: "/etc/hosts".into(),
+            registries: "/etc/kelp/registries.yaml".into(),
+            credential_providers: None,
         }
     }
 

@@ -171,6 +171,15 @@ pub struct NodeArgs {
     /// Directory of the pinned BPF maps and links.
     #[arg(long, default_value = "/sys/fs/bpf/kelp")]
     pub bpf_dir: PathBuf,
+    /// How registries are reached (YAML); need not exist.
+    #[arg(long, value_name = "FILE", default_value = "/etc/kelp/registries.yaml")]
+    pub registries: PathBuf,
+    /// Configuration of credential provider plugins.
+    #[arg(long, value_name = "FILE", requires = "image_credential_provider_bin_dir")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Directory of the plugins' programs.
+    #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
 }
 
 /// `kelp image …`.
@@ -182,6 +191,19 @@ pub enum ImageCommand {
         data: DataArgs,
         /// The archive, a tar file.
         archive: PathBuf,
+    },
+    /// Pull an image from its registry.
+    Pull {
+        #[command(flatten)]
+        data: DataArgs,
+        /// How registries are reached; need not exist.
+        #[arg(long, value_name = "FILE", default_value = "/etc/kelp/registries.yaml")]
+        registries: PathBuf,
+        /// File with credentials, in the format of docker's config.json.
+        #[arg(long, value_name = "FILE")]
+        auth_file: Option<PathBuf>,
+        /// Reference of the image.
+        image: String,
     },
     /// List the images.
     Ls {

@@ -2,7 +2,8 @@
 
 use crate::cli::ImageCommand;
 use crate::node::image_dir;
-use anyhow::Result;
+use anyhow::{Context, Error, Result};
+use kelp_agent::image::registry::{CredentialProviders, Keyring, Puller, RegistryConfig};
 use kelp_agent::image::{Image, ImageStore};
 use std::io::Write;
 
@@ -18,6 +19,18 @@ pub fn run(command: &ImageCommand) -> Result<()> {
             for image in open(data)?.import(archive, None)? {
                 writeln!(out, "{}", title(&image))?;
             }
+        }
+        ImageCommand::Pull { data, registries, auth_file, image } => {
+            let config = RegistryConfig::load(registries).map_err(Error::msg)?;
+            let mut keyring = Keyring::default();
+            if let Some(file) = auth_file {
+                let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+                keyring.add_secret(&[(".dockerconfigjson".to_owned(), text)].into());
+            }
+            let puller = Puller::new(open(data)?, config, CredentialProviders::default());
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let pulled = runtime.block_on(puller.pull(image, &keyring))?;
+            writeln!(out, "{}", title(&pulled))?;
         }
         ImageCommand::Ls { data } => {
             for image in open(data)?.list()? {

@@ -90,6 +90,11 @@ pub async fn start(
     config.run_dir = node.run_dir.clone();
     config.pod_log_dir = node.log_dir.clone();
     config.cgroup_root = node.cgroup_root.clone();
+    config.registries = node.registries.clone();
+    let providers = (&node.image_credential_provider_config, &node.image_credential_provider_bin_dir);
+    if let (Some(file), Some(programs)) = providers {
+        config.credential_providers = Some((file.clone(), programs.clone()));
+    }
     config.cluster_dns = cluster.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).collect();
     let (synced, datapath_synced) = watch::channel(false);
     let shutdown = parts.shutdown();

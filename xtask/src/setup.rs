@@ -10,6 +10,7 @@ const PACKAGES: &[&str] = &[
     "build-essential", // cc for crates with C code
     "busybox-static",  // root filesystem of test images
     "curl",            // requests in the sandbox
+    "docker-registry", // images are pulled from it in tests
     "iproute2",        // namespaces, links
     "libelf-dev",      // libcontainer's device programs
     "libseccomp-dev",  // libcontainer

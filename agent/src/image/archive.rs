@@ -31,6 +31,8 @@ pub(super) struct ImageSource {
     pub id: String,
     pub names: Vec<String>,
     pub manifest_digest: Option<String>,
+    /// Repository it was fetched from by digest, so that it has no name.
+    pub repository: Option<String>,
     pub config: ImageConfig,
     pub layers: Vec<LayerSource>,
     pub diff_ids: Vec<String>,
@@ -93,6 +95,11 @@ impl Archive {
             archive.read_tar(work)?;
         }
         Ok(archive)
+    }
+
+    /// Content that was fetched: an OCI image layout whose files may be anywhere.
+    pub(super) fn of_files(name: &str, files: HashMap<String, PathBuf>) -> Self {
+        Self { path: name.into(), files }
     }
 
     pub(super) fn error(&self, message: impl Into<String>) -> ImageError {
@@ -269,6 +276,7 @@ impl Archive {
             id: format!("sha256:{}", hex_digest(&bytes)),
             names,
             manifest_digest,
+            repository: None,
             config: blob.config,
             layers,
             diff_ids: blob.rootfs.diff_ids,
@@ -342,6 +350,13 @@ impl Archive {
             .map_err(|e| self.error(format!("{name} cannot be parsed: {e}")))
     }
 
+    /// Compressed bytes of a layer.
+    pub(super) fn layer_size(&self, layer: &LayerSource) -> u64 {
+        self.file(&layer.name)
+            .and_then(|f| f.metadata().map_err(|e| ImageError::io("read", &self.path, e)))
+            .map_or(0, |m| m.len())
+    }
+
     /// The tar stream of a layer; a blob that has a digest is verified first.
     pub(super) fn layer(&self, layer: &LayerSource) -> Result<Box<dyn Read>, ImageError> {
         let unreadable = |e: io::Error| self.error(format!("{} cannot be read: {e}", layer.name));
@@ -370,7 +385,7 @@ fn decompress(mut reader: BufReader<File>) -> io::Result<Box<dyn Read>> {
 }
 
 /// The name of this machine's architecture in image configs (Go's GOARCH).
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

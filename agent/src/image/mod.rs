@@ -7,7 +7,9 @@
 //! images/<hex>.json         one record an image; <hex> is the digest of its config. Renamed into place last
 //! layers/<16 hex>/          a layer unpacked for overlayfs, named by its chain id
 //! layers/<16 hex>.json      its record; a layer without one is not complete and is swept
+//! downloads/<hex>          content being fetched from registries, verified; gone once it is imported
 //! leases/<hex>/<user>       an empty file for each container whose root is made of the image
+//! used/<hex>                a file whose time says when the image was used last
 //! tmp/                      unfinished work; swept under the lock
 //! ```
 //!
@@ -15,8 +17,10 @@
 //! next call.
 
 mod archive;
+pub mod gc;
 mod record;
 mod reference;
+pub mod registry;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -123,6 +123,56 @@ impl ImageStore {
         Ok(images)
     }
 
+    /// Directory for what is being fetched; on the store's file system.
+    pub(super) fn downloads(&self) -> PathBuf {
+        self.inner.dir.join("downloads")
+    }
+
+    /// Whether a stack of layers is unpacked up to this one.
+    pub(super) fn has_layer(&self, chain_id: &str) -> bool {
+        let record = self.layer_dir(chain_id).with_extension("json");
+        matches!(read_json::<LayerRecord>(&record), Ok(Some(record)) if record.chain_id == chain_id)
+    }
+
+    /// Imports what was fetched from a registry.
+    ///
+    /// # Errors
+    /// [`ImageError::Archive`] names the layer that is wrong; nothing of the image is kept then.
+    pub(super) fn import_fetched(&self, fetched: Fetched) -> Result<Image, ImageError> {
+        let lock = self.lock()?;
+        self.sweep(&lock)?;
+        let work = self.inner.dir.join("tmp/import");
+        fs::create_dir(&work).map_err(|e| ImageError::io("create", &work, e))?;
+        let result = self.import_fetched_in(fetched, &work);
+        let cleanup = self.sweep(&lock);
+        let image = result?;
+        cleanup?;
+        Ok(image)
+    }
+
+    fn import_fetched_in(&self, fetched: Fetched, work: &Path) -> Result<Image, ImageError> {
+        let place = |name: &str, bytes: &[u8]| -> Result<PathBuf, ImageError> {
+            let path = work.join(name);
+            fs::write(&path, bytes).map_err(|e| ImageError::io("write", &path, e))?;
+            Ok(path)
+        };
+        let (digest, manifest) = &fetched.manifest;
+        let index = serde_json::json!({"manifests": [{"digest": digest}]}).to_string();
+        let blob = |digest: &str| format!("blobs/{}", digest.replace(':', "/"));
+        let mut files: std::collections::HashMap<String, PathBuf> =
+            fetched.blobs.iter().map(|(digest, path)| (blob(digest), path.clone())).collect();
+        files.insert(blob(digest), place("manifest", manifest)?);
+        files.insert("index.json".to_owned(), place("index", index.as_bytes())?);
+        let archive = Archive::of_files(&fetched.repository, files);
+        let Some(mut source) = archive.images()?.into_iter().next() else {
+            return Err(archive.error("holds no image"));
+        };
+        source.names = fetched.names;
+        source.manifest_digest = Some(fetched.digest);
+        source.repository = Some(fetched.repository);
+        self.import_image(&archive, source, work)
+    }
+
     fn import_in(&self, path: &Path, name: Option<&str>, work: &Path) -> Result<Vec<Image>, ImageError> {
         let archive = Archive::open(path, &work.join("in"))?;
         let mut sources = archive.images()?;
@@ -159,7 +209,8 @@ impl ImageStore {
                 }
                 None => {
                     let partial = work.join("layer");
-                    let reader = archive.layer(layer)?;
+                    let most = MIN_UNPACKED.max(archive.layer_size(layer).saturating_mul(MAX_RATIO));
+                    let reader = Bounded { inner: archive.layer(layer)?, left: most, most };
                     let size = unpack::unpack(reader, diff_id, &partial, &lower)
                         .map_err(|message| archive.error(format!("layer {diff_id}: {message}")))?;
                     sync_filesystem(&partial)?;
@@ -175,17 +226,10 @@ impl ImageStore {
             layers.push(chain_id.clone());
             chain = Some(chain_id);
         }
+        let digests = digests(&source);
         let image = Image {
             id: source.id,
-            digests: source
-                .manifest_digest
-                .iter()
-                .flat_map(|digest| source.names.iter().map(move |name| (name, digest)))
-                .filter_map(|(name, digest)| {
-                    let parsed = parse(name).ok()?;
-                    Some(format!("{}/{}@{digest}", parsed.registry(), parsed.repository()))
-                })
-                .collect(),
+            digests,
             names: source.names,
             size,
             imported_at: jiff::Timestamp::now(),
@@ -255,6 +299,23 @@ impl ImageStore {
         Ok(removed)
     }
 
+    /// Whether a container is made of the image.
+    pub fn is_in_use(&self, id: &str) -> bool {
+        list_dir(&self.lease_dir(id)).is_ok_and(|users| !users.is_empty())
+    }
+
+    /// When a container was made of the image or removed last, as far as that is known.
+    pub fn last_used(&self, id: &str) -> Option<jiff::Timestamp> {
+        let path = self.inner.dir.join("used").join(hex(id));
+        jiff::Timestamp::try_from(fs::metadata(path).ok()?.modified().ok()?).ok()
+    }
+
+    /// Notes that the image is used now. Not knowing it is no trouble.
+    fn note_use(&self, id: &str) {
+        let dir = self.inner.dir.join("used");
+        let _ = fs::create_dir_all(&dir).and_then(|()| fs::write(dir.join(hex(id)), ""));
+    }
+
     fn drop_image(&self, image: &Image) -> Result<(), ImageError> {
         let leases = self.lease_dir(&image.id);
         let users = list_dir(&leases)?;
@@ -271,6 +332,7 @@ impl ImageStore {
             }
             _ => {}
         }
+        let _ = fs::remove_file(self.inner.dir.join("used").join(hex(&image.id)));
         let path = self.record_path(&image.id);
         fs::remove_file(&path).map_err(|e| ImageError::io("remove", &path, e))
     }
@@ -298,6 +360,7 @@ impl ImageStore {
             self.release(id, user)?;
             return Err(ImageError::NotFound(id.to_owned()));
         };
+        self.note_use(id);
         let dir = self.inner.dir.join("layers");
         let names = image.layers.iter().rev().map(|chain| short(chain).to_owned()).collect();
         Ok(RootLayers { dir, names })
@@ -314,6 +377,9 @@ impl ImageStore {
                 Ok(()) | Err((io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty, _)) => {}
                 Err((_, e)) => return Err(ImageError::io("remove the lease in", &leases, e)),
             }
+        }
+        if self.record_path(id).exists() {
+            self.note_use(id);
         }
         Ok(())
     }
@@ -427,8 +493,58 @@ impl ImageStore {
     }
 }
 
+/// An image that was fetched.
+pub(super) struct Fetched {
+    /// Its tag; none when it was asked for by digest.
+    pub names: Vec<String>,
+    /// Where it comes from, `registry/repository`.
+    pub repository: String,
+    /// Digest of what the reference stands for, which may be an index.
+    pub digest: String,
+    /// Digest and content of the manifest.
+    pub manifest: (String, Vec<u8>),
+    /// Files of the configuration and of the layers that are not unpacked yet, by digest.
+    pub blobs: std::collections::HashMap<String, PathBuf>,
+}
+
+/// `repository@digest` for each repository the image is known in.
+fn digests(source: &ImageSource) -> Vec<String> {
+    let Some(digest) = &source.manifest_digest else { return Vec::new() };
+    let of_names = source.names.iter().filter_map(|name| {
+        let parsed = parse(name).ok()?;
+        Some(format!("{}/{}", parsed.registry(), parsed.repository()))
+    });
+    let repositories: BTreeSet<String> = of_names.chain(source.repository.clone()).collect();
+    repositories.into_iter().map(|repository| format!("{repository}@{digest}")).collect()
+}
+
+/// A layer may unpack to so many bytes whatever its compressed size.
+const MIN_UNPACKED: u64 = if cfg!(test) { 4 << 20 } else { 256 << 20 };
+/// And to so many times its compressed size: far more than real content does, less than a bomb.
+const MAX_RATIO: u64 = 200;
+
+/// Ends with an error after so many bytes.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+    most: u64,
+}
+
+impl<R: io::Read> io::Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+            io::Error::other(format!(
+                "unpacks to more than {} MiB, which is out of proportion to its compressed size: refused",
+                self.most >> 20
+            ))
+        })?;
+        Ok(n)
+    }
+}
+
 /// OCI image spec: the id of a stack of layers, so that a layer is unpacked once for each set of layers below it.
-fn chain_id(parent: Option<&str>, diff_id: &str) -> String {
+pub(super) fn chain_id(parent: Option<&str>, diff_id: &str) -> String {
     match parent {
         None => diff_id.to_owned(),
         Some(parent) => format!("sha256:{}", hex_digest(format!("{parent} {diff_id}").as_bytes())),

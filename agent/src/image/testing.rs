@@ -67,7 +67,7 @@ impl Layer {
     }
 }
 
-fn config(layers: &[Vec<u8>], config: &serde_json::Value) -> Vec<u8> {
+pub(crate) fn config(layers: &[Vec<u8>], config: &serde_json::Value) -> Vec<u8> {
     let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", hex_digest(layer))).collect();
     let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let document = serde_json::json!({

@@ -4,6 +4,7 @@ use crate::config::AgentConfig;
 use crate::image::{ImageConfig, ImageError, ImageStore};
 use crate::pod::events::Recorder;
 use crate::pod::objects::Objects;
+use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
 use std::sync::Arc;
@@ -21,14 +22,17 @@ type Resolve = dyn Fn(&str) -> Result<Option<ResolvedImage>, ImageError> + Send 
 
 /// Finds images by reference.
 #[derive(Clone)]
-pub struct Images(Arc<Resolve>);
+pub struct Images {
+    resolve: Arc<Resolve>,
+    pulls: Option<Pulls>,
+}
 
 impl Images {
     /// Images found by a function.
     pub fn new(
         resolve: impl Fn(&str) -> Result<Option<ResolvedImage>, ImageError> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(resolve))
+        Self { resolve: Arc::new(resolve), pulls: None }
     }
 
     /// The image, `None` when it is not on this node.
@@ -36,7 +40,18 @@ impl Images {
     /// # Errors
     /// The reference is malformed or the store cannot be read.
     pub fn resolve(&self, reference: &str) -> Result<Option<ResolvedImage>, ImageError> {
-        (self.0)(reference)
+        (self.resolve)(reference)
+    }
+
+    /// With a way to get images that are not there.
+    #[must_use]
+    pub fn pulling(self, pulls: Pulls) -> Self {
+        Self { pulls: Some(pulls), ..self }
+    }
+
+    /// How to get images that are not there.
+    pub fn pulls(&self) -> Option<&Pulls> {
+        self.pulls.as_ref()
     }
 }
 

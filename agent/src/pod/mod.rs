@@ -10,6 +10,7 @@ pub mod events;
 pub mod hooks;
 pub mod manager;
 pub mod objects;
+pub mod pulls;
 pub mod reference;
 pub mod services;
 pub mod status_manager;

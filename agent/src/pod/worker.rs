@@ -4,6 +4,7 @@
 //! Writes: the runtime, the pod's files, its network, the status manager. Nobody else touches the pod.
 
 mod end;
+mod pull;
 mod run;
 mod start;
 mod watchers;
@@ -173,6 +174,9 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             if self.phase == Phase::Done {
                 self.context.objects.declare(&self.reference.uid, &Default::default(), &self.objects_changed);
                 self.context.status.forget(&self.reference.uid);
+                if let Some(pulls) = self.context.images.pulls() {
+                    pulls.forget(&self.reference.uid);
+                }
                 return;
             }
             if !self.wait(wake).await {
@@ -225,7 +229,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     }
 
     fn declare(&self) {
-        let keys = crate::pod::volumes::references(&self.pod);
+        let mut keys = crate::pod::volumes::references(&self.pod);
+        keys.extend(pull::secrets(&self.pod));
         self.context.objects.declare(&self.reference.uid, &keys, &self.objects_changed);
     }
 

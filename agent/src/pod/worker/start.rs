@@ -1,7 +1,7 @@
 //! Starts a container: image, configuration, process, postStart hook.
 
+use super::pull::NoImage;
 use super::{Message, RETRY, Worker, after};
-use crate::image::ImageError;
 use crate::network::{PodNetwork, chain};
 use crate::pod::container::{self, Managed, Parts};
 use crate::pod::context::ResolvedImage;
@@ -16,14 +16,15 @@ use kelp_model::pod::resources::container_limits;
 use kelp_model::pod::spec;
 
 /// How often an image was not there.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ImageBackoff {
-    delay: SignedDuration,
-    until: Timestamp,
+    pub(super) delay: SignedDuration,
+    pub(super) until: Timestamp,
+    pub(super) cause: String,
 }
 
 /// Reason and message of a container that cannot be started.
-type Waiting = (String, String);
+pub(super) type Waiting = (String, String);
 
 impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     /// Starts a container. `true`: something changed, look again at once.
@@ -37,18 +38,15 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let Some((kind, container)) = pod.spec.as_ref().and_then(|s| spec::find(s, name)) else {
             return false;
         };
-        let image = match self.image(container) {
-            Ok(image) => image,
-            Err((waiting, retry)) => {
+        let (image, text) = match self.image(container).await {
+            Ok(found) => found,
+            Err(NoImage::Pulling) => return false,
+            Err(NoImage::Waiting(waiting, retry)) => {
                 self.hold(name, waiting, retry);
                 return false;
             }
         };
         let path = self.field_path(name);
-        let reference = container.image.as_deref().unwrap_or_default();
-        let text = format!(
-            "Container image {reference:?} already present on machine and can be accessed by the pod"
-        );
         self.context.events.container(&self.reference, &path, Kind::Normal, "Pulled", text);
         let (spec, user) = match self.container_spec(container, attempt, &image).await {
             Ok(both) => both,
@@ -112,64 +110,6 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let memory = self.memories.entry(name.to_owned()).or_default();
         memory.waiting = Some(waiting);
         memory.retry_at = retry;
-    }
-
-    fn image(&mut self, container: &Container) -> Result<ResolvedImage, (Waiting, Option<Timestamp>)> {
-        let reference = container.image.clone().unwrap_or_default();
-        let path = self.field_path(&container.name);
-        let pod = self.reference.clone();
-        let events = self.context.events.clone();
-        let event = |kind, reason: &str, text: String| events.container(&pod, &path, kind, reason, text);
-        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        match self.context.images.resolve(&reference) {
-            Ok(Some(image)) => {
-                self.image_backoff.remove(&container.name);
-                return Ok(image);
-            }
-            Ok(None) => {}
-            Err(ImageError::Reference { message, .. }) => {
-                let text = format!(
-                    "Failed to apply default image tag {reference:?}: couldn't parse image name {reference:?}: {message}"
-                );
-                event(Kind::Warning, "InspectFailed", text.clone());
-                event(Kind::Warning, "Failed", "Error: InvalidImageName".into());
-                return Err((("InvalidImageName".into(), text), after(RETRY)));
-            }
-            Err(error) => {
-                let text = format!("Failed to inspect image {reference:?}: {}", chain(&error));
-                event(Kind::Warning, "InspectFailed", text.clone());
-                event(Kind::Warning, "Failed", "Error: ImageInspectError".into());
-                return Err((("ImageInspectError".into(), text), after(RETRY)));
-            }
-        }
-        if policy == "Never" {
-            let text = format!("Container image {reference:?} is not present with pull policy of Never");
-            event(Kind::Warning, "ErrImageNeverPull", text.clone());
-            event(Kind::Warning, "Failed", "Error: ErrImageNeverPull".into());
-            return Err((("ErrImageNeverPull".into(), text), after(RETRY)));
-        }
-        let now = Timestamp::now();
-        let cause = format!(
-            "failed to pull image {reference:?}: it is not on this node and pulling from registries is not available yet; \
-             `kelp image import ARCHIVE` on the node makes it available"
-        );
-        let known = self.image_backoff.get(&container.name).copied();
-        if let Some(known) = known.filter(|b| b.until > now) {
-            let text = format!("Back-off pulling image {reference:?}");
-            event(Kind::Normal, "BackOff", text.clone());
-            event(Kind::Warning, "Failed", "Error: ImagePullBackOff".into());
-            // The store is looked at more often than a registry would be: an import ends the wait soon.
-            let retry = after(RETRY).map(|at| at.min(known.until)).filter(|at| *at > now);
-            return Err((("ImagePullBackOff".into(), format!("{text}: ErrImagePull: {cause}")), retry));
-        }
-        event(Kind::Normal, "Pulling", format!("Pulling image {reference:?}"));
-        event(Kind::Warning, "Failed", format!("Failed to pull image {reference:?}: {cause}"));
-        event(Kind::Warning, "Failed", "Error: ErrImagePull".into());
-        let delay = known.map_or(backoff::INITIAL, |b| (b.delay * 2).min(backoff::MAX));
-        let until = now.checked_add(delay).unwrap_or(now);
-        self.image_backoff.insert(container.name.clone(), ImageBackoff { delay, until });
-        // Seen soon again, to say that it is backing off.
-        Err((("ErrImagePull".into(), cause), after(std::time::Duration::from_secs(3))))
     }
 
     async fn container_spec(

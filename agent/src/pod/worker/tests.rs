@@ -1,5 +1,6 @@
 //! Pods on a fake runtime, a fake network and a fake API server; and in [`real`] on the real runtime and network.
 
+mod pull;
 mod real;
 
 use crate::config::AgentConfig;
@@ -9,6 +10,7 @@ use crate::pod::context::{Context, Images, ResolvedImage};
 use crate::pod::events::Recorder;
 use crate::pod::manager::Manager;
 use crate::pod::objects::Objects;
+use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
 use crate::runtime::fake::{Call, FakeRuntime, Fault, FaultyRuntime};
@@ -208,6 +210,7 @@ struct World {
     runtime: FakeRuntime,
     network: FakeNetwork,
     dir: tempfile::TempDir,
+    pulls: Option<Pulls>,
 }
 
 impl World {
@@ -217,6 +220,7 @@ impl World {
             runtime: FakeRuntime::new(),
             network: FakeNetwork::default(),
             dir: tempfile::tempdir().unwrap(),
+            pulls: None,
         }
     }
 
@@ -239,6 +243,10 @@ impl World {
             let config = ImageConfig { cmd: vec!["run".into()], ..ImageConfig::default() };
             Ok((reference != "absent").then(|| ResolvedImage { id: "sha256:00".into(), config }))
         });
+        let images = match &self.pulls {
+            Some(pulls) => images.pulling(pulls.clone()),
+            None => images,
+        };
         let context = Arc::new(Context {
             config,
             runtime,

@@ -1,0 +1,16 @@
+//! Pulling images from registries (OCI distribution spec 1.1, docker registry API v2).
+
+mod challenge;
+mod client;
+mod config;
+mod credentials;
+mod manifest;
+mod plugin;
+mod pull;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Host, RegistryConfig};
+pub use credentials::{Credential, Keyring};
+pub use plugin::CredentialProviders;
+pub use pull::{PullError, Puller};

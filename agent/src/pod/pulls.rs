@@ -1,0 +1,105 @@
+//! Pulls that pods wait for. A pull goes on by itself; the worker asks how it stands, and is woken when it has ended.
+
+use crate::image::registry::{Keyring, Puller};
+use crate::pod::context::ResolvedImage;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What is pulled for whom: pod UID, container, reference.
+pub type Key = (String, String, String);
+
+/// A pull that has ended.
+#[derive(Debug, Clone)]
+pub enum Ended {
+    /// The image is in the store.
+    Pulled {
+        /// The image.
+        image: Box<ResolvedImage>,
+        /// How long it took.
+        took: Duration,
+        /// Bytes of its layers.
+        size: u64,
+    },
+    /// It is not, for this reason.
+    Failed(String),
+}
+
+enum Pull {
+    Running(tokio::task::AbortHandle),
+    Ended(Ended),
+}
+
+/// How a pull stands.
+pub enum Standing {
+    /// It has not been started.
+    None,
+    /// It goes on.
+    Running,
+    /// It has ended; it is forgotten with this answer.
+    Ended(Ended),
+}
+
+/// The pulls of this node. Clones share them.
+#[derive(Clone)]
+pub struct Pulls {
+    puller: Puller,
+    pulls: Arc<Mutex<HashMap<Key, Pull>>>,
+}
+
+impl Pulls {
+    /// Pulls with this puller.
+    pub fn new(puller: Puller) -> Self {
+        Self { puller, pulls: Arc::default() }
+    }
+
+    /// How a pull stands.
+    pub fn standing(&self, key: &Key) -> Standing {
+        let mut pulls = self.pulls.lock();
+        match pulls.get(key) {
+            None => Standing::None,
+            Some(Pull::Running(_)) => Standing::Running,
+            Some(Pull::Ended(_)) => match pulls.remove(key) {
+                Some(Pull::Ended(ended)) => Standing::Ended(ended),
+                _ => Standing::None,
+            },
+        }
+    }
+
+    /// Starts a pull; `wake` is called when it has ended.
+    pub fn start(&self, key: Key, keyring: Keyring, wake: impl Future<Output = ()> + Send + 'static) {
+        let this = self.clone();
+        let mut pulls = self.pulls.lock();
+        let own = key.clone();
+        let task = tokio::spawn(async move {
+            let start = Instant::now();
+            let ended = match this.puller.pull(&own.2, &keyring).await {
+                Ok(image) => Ended::Pulled {
+                    size: image.size,
+                    image: Box::new(ResolvedImage { id: image.id, config: image.config }),
+                    took: start.elapsed(),
+                },
+                Err(error) => Ended::Failed(error.to_string()),
+            };
+            // The entry of this task is there: it was made under the lock that is taken here.
+            if let Some(entry) = this.pulls.lock().get_mut(&own) {
+                *entry = Pull::Ended(ended);
+            }
+            wake.await;
+        });
+        pulls.insert(key, Pull::Running(task.abort_handle()));
+    }
+
+    /// Forgets what a pod waited for. What was downloaded stays for the next who asks.
+    pub fn forget(&self, uid: &str) {
+        self.pulls.lock().retain(|(pod, ..), pull| {
+            if pod == uid
+                && let Pull::Running(task) = pull
+            {
+                task.abort();
+            }
+            pod != uid
+        });
+    }
+}
