@@ -350,6 +350,15 @@ pub(crate) fn finish(mut out: Map<String, Value>, ty: &TypeSchema) -> Value {
     Value::Object(out)
 }
 
+/// An empty list or map.
+fn holds_nothing(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
 fn finish_field(out: &mut Map<String, Value>, field: &Field) {
     let name = field.name.as_ref();
     match out.get(name) {
@@ -370,6 +379,9 @@ fn finish_field(out: &mut Map<String, Value>, field: &Field) {
                 && !(name == "managedFields" && value.is_array());
             if drops {
                 out.remove(name);
+            } else if !field.omit_empty && holds_nothing(value) && !matches!(field.ty, Type::Object(_)) {
+                // What is stored as protobuf does not tell an empty list from none.
+                out.insert(name.to_owned(), Value::Null);
             }
         }
     }

@@ -278,6 +278,11 @@ impl ApiError {
         Self::new(413, "RequestEntityTooLarge", message, None)
     }
 
+    /// 413 `RequestEntityTooLarge` with its own words.
+    pub fn request_too_large_because(why: &str) -> Self {
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: {why}"), None)
+    }
+
     /// HTTP status code.
     pub fn code(&self) -> u16 {
         self.0.code

@@ -1,6 +1,7 @@
 //! Keeps `metadata.managedFields`: who writes, and what the endpoint owns.
 
 use serde_json::Value;
+use std::sync::Arc;
 
 use super::Context;
 use crate::error::ApiError;
@@ -8,6 +9,7 @@ use crate::gvk::GroupVersionKind;
 use crate::machinery;
 use crate::patch::apply::{self, Configuration, Owns, Writer};
 use crate::registry::owned::owned;
+use crate::registry::{Registry, Resource};
 use crate::request::{MAX_FIELD_MANAGER, WriteOptions, is_printable};
 use crate::schema::{self, TypeSchema};
 
@@ -38,17 +40,27 @@ impl<'a> Write<'a> {
             "" => manager_of(&context.user_agent),
             given => given.to_owned(),
         };
+        self.as_manager(&manager, &context.core.registry, &context.resource, run)
+    }
+
+    fn as_manager<T>(
+        &self,
+        manager: &str,
+        registry: &Registry,
+        resource: &Resource,
+        run: impl FnOnce(&Writer<'_, '_>) -> T,
+    ) -> Result<T, ApiError> {
         let schema = machinery::schema_of(&self.gvk)?;
         let api_version = self.gvk.api_version();
         let time = crate::object::now();
         Ok(run(&Writer {
-            manager: &manager,
+            manager,
             subresource: self.subresource,
             api_version: &api_version,
             time: &time,
             owns: self.owns,
             schema,
-            convert: &|object, version| converted(context, object, version),
+            convert: &|object, version| converted(registry, resource, object, version),
         }))
     }
 
@@ -75,6 +87,23 @@ impl<'a> Write<'a> {
     }
 }
 
+/// Notes what the server itself changes of a stored object.
+pub(crate) fn track_own(
+    registry: &Registry,
+    resource: &Resource,
+    subresource: &str,
+    live: &Value,
+    new: &mut Value,
+) -> Result<(), ApiError> {
+    let options = WriteOptions::default();
+    let owns = owned(resource, subresource);
+    let write = Write { options: &options, subresource, gvk: resource.gvk(), owns };
+    write.as_manager(SERVER, registry, resource, |writer| apply::track(Some(live), new, writer))
+}
+
+/// The manager of what the server does by itself.
+pub(crate) const SERVER: &str = "kube-apiserver";
+
 /// The first part of a user agent, without what a manager's name must not have.
 fn manager_of(agent: &str) -> String {
     let mut out = String::new();
@@ -88,10 +117,14 @@ fn manager_of(agent: &str) -> String {
 }
 
 /// The object as another version of the request's resource, or of another resource that is the same in the store.
-fn converted(context: &Context, object: &Value, version: &str) -> Option<(Value, &'static TypeSchema)> {
-    let own = &context.resource;
+fn converted(
+    registry: &Registry,
+    own: &Resource,
+    object: &Value,
+    version: &str,
+) -> Option<(Value, &'static TypeSchema)> {
     let row = |version: &str| {
-        let rows = context.core.registry.rows().iter();
+        let rows = registry.rows().iter().map(Arc::as_ref);
         rows.filter(|r| r.storage_prefix == own.storage_prefix).find(|r| r.api_version() == version)
     };
     let to = row(version)?;

@@ -24,6 +24,7 @@ pub(crate) use connect::{Raw, RawBody, connect};
 pub use reply::*;
 
 pub(crate) use internal::{internal, internal_part};
+pub(crate) use managed::track_own;
 
 use crate::auth::UserInfo;
 use crate::cache::{Cache, Filter};
@@ -62,7 +63,7 @@ impl Context {
             pretty: false,
             body: Bytes::new(),
             user: UserInfo::admin("system:apiserver"),
-            user_agent: "kube-apiserver".to_owned(),
+            user_agent: managed::SERVER.to_owned(),
             resource,
         }
     }

@@ -1,6 +1,7 @@
 //! Patches: JSON patch, JSON merge patch, strategic merge patch.
 
 pub mod apply;
+mod json;
 mod strategic;
 
 use serde_json::{Map, Value};
@@ -9,12 +10,6 @@ use crate::codec::{self, Decoded, FieldValidation, Node};
 use crate::error::{ApiError, FieldError, quote};
 use crate::gvk::GroupVersionKind;
 use crate::schema::TypeSchema;
-
-/// A JSON patch may have this many operations.
-const MAX_OPERATIONS: usize = 10_000;
-
-/// Bytes that the copy operations of one JSON patch may add, as upstream limits them.
-const MAX_COPIED: usize = 3 << 20;
 
 /// The patch formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,20 +65,26 @@ pub fn apply_checked(
     // What the error shows as the bad value.
     let (patched, shown) = match kind {
         PatchKind::Json => {
-            let patched = json_patch(patch, current)?;
+            let patched = json::patch(patch, current, field_validation, &mut strict)?;
             let shown = patched.to_string();
             (patched, shown)
         }
         PatchKind::Merge => {
+            let invalid = || ApiError::bad_request("Invalid JSON Patch");
             let patch = parse_object(patch, &mut strict)
-                .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
+                .map_err(|e| match field_validation {
+                    // Without checks the patch is read at another place.
+                    FieldValidation::Ignore => invalid(),
+                    _ => ApiError::bad_request(format!("error decoding patch: {e}")),
+                })?
+                .ok_or_else(invalid)?;
             let mut patched = current.clone();
             json_patch::merge(&mut patched, &Value::Object(patch));
             let shown = patched.to_string();
             (patched, shown)
         }
         PatchKind::StrategicMerge => {
-            let patch = parse_object(patch, &mut strict).map_err(ApiError::bad_request)?;
+            let patch = parse_object(patch, &mut strict).map_err(ApiError::bad_request)?.unwrap_or_default();
             let shown = go_map(&patch);
             let original = current.as_object().cloned().unwrap_or_default();
             (Value::Object(strategic::merge(original, patch, schema)?), shown)
@@ -112,53 +113,12 @@ pub fn apply_checked(
     Ok(Decoded { object, warnings: strict })
 }
 
-fn json_patch(patch: &[u8], current: &Value) -> Result<Value, ApiError> {
-    let value = codec::parse_json(patch).map_err(ApiError::bad_request)?;
-    let count = match &value {
-        Value::Array(operations) => operations.len(),
-        other => {
-            let found = Node::from_value(other.clone()).go_kind();
-            let message = format!("json: cannot unmarshal {found} into Go value of type jsonpatch.Patch");
-            return Err(ApiError::bad_request(message));
-        }
-    };
-    if count > MAX_OPERATIONS {
-        return Err(ApiError::request_too_large(MAX_OPERATIONS));
-    }
-    let operations: json_patch::Patch =
-        serde_json::from_value(value).map_err(|_| ApiError::unprocessable())?;
-    let mut patched = current.clone();
-    let mut copied = 0;
-    for operation in &operations.0 {
-        if let json_patch::PatchOperation::Copy(copy) = operation {
-            // A few copies of copies would fill the memory.
-            copied += copy.from.resolve(&patched).map_or(0, size);
-            if copied > MAX_COPIED {
-                return Err(ApiError::unprocessable());
-            }
-        }
-        json_patch::patch(&mut patched, std::slice::from_ref(operation))
-            .map_err(|_| ApiError::unprocessable())?;
-    }
-    Ok(patched)
-}
-
-/// Bytes of a value as JSON, roughly.
-fn size(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len() + 2,
-        Value::Array(items) => 2 + items.iter().map(|item| 1 + size(item)).sum::<usize>(),
-        Value::Object(map) => 2 + map.iter().map(|(key, item)| 4 + key.len() + size(item)).sum::<usize>(),
-        _ => 4,
-    }
-}
-
-/// Reads a patch that is an object; repeated fields are noted.
-fn parse_object(patch: &[u8], strict: &mut Vec<String>) -> Result<Map<String, Value>, String> {
+/// Reads a patch that is an object, or null; repeated fields are noted.
+fn parse_object(patch: &[u8], strict: &mut Vec<String>) -> Result<Option<Map<String, Value>>, String> {
     let node = codec::parse_node(patch)?;
     match node {
         Node::Object(_) => {}
-        Node::Null => return Ok(Map::new()),
+        Node::Null => return Ok(None),
         other => {
             let found = other.go_kind();
             return Err(format!(
@@ -168,8 +128,8 @@ fn parse_object(patch: &[u8], strict: &mut Vec<String>) -> Result<Map<String, Va
     }
     repeated(&node, &mut String::new(), strict);
     match node.into_value() {
-        Value::Object(map) => Ok(map),
-        _ => Ok(Map::new()),
+        Value::Object(map) => Ok(Some(map)),
+        _ => Ok(None),
     }
 }
 

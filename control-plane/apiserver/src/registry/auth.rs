@@ -4,8 +4,7 @@ use super::core::BASE;
 use super::*;
 use crate::table;
 
-/// Answers with the object when it is deleted, as upstream does for kinds without a special deletion.
-static PLAIN: Strategy = Strategy::PLAIN;
+static PLAIN: Strategy = Strategy { create_on_update: true, ..Strategy::PLAIN };
 
 const RBAC: Resource = Resource { group: "rbac.authorization.k8s.io", strategy: &PLAIN, ..BASE };
 const REVIEW: Resource = Resource { namespaced: false, verbs: &["create"], ..BASE };

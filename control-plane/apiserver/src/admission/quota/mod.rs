@@ -7,9 +7,7 @@ use super::podresources::{Amounts, add, amounts};
 use crate::cache::Filter;
 use crate::error::ApiError;
 use crate::object::{get, meta};
-use crate::patch::apply::{self, Writer};
 use crate::registry::Resource;
-use crate::registry::owned::owned;
 use crate::server::Core;
 use crate::storage::{self, Stored};
 use kelp_model::quantity::Quantity;
@@ -59,7 +57,7 @@ pub(super) async fn charge(core: &Core, request: &Request<'_>) -> Result<(), Api
             let mut object = stored.object.clone();
             object["status"]["used"] =
                 used.iter().map(|(name, q)| (name.clone(), Value::from(q.to_string()))).collect();
-            track(row, &stored.object, &mut object)?;
+            crate::handlers::track_own(&core.registry, row, "status", &stored.object, &mut object)?;
             txn.compares.push(Compare::mod_revision(key.clone(), stored.revision));
             txn.then.push(Op::Put {
                 key: key.into(),
@@ -72,23 +70,6 @@ pub(super) async fn charge(core: &Core, request: &Request<'_>) -> Result<(), Api
         }
     }
     Err(ApiError::modified("", "resourcequotas", names.first().map_or("", String::as_str)))
-}
-
-/// Notes that the server itself changes a quota's status.
-fn track(row: &Resource, live: &Value, new: &mut Value) -> Result<(), ApiError> {
-    let schema = crate::machinery::schema_of(&row.gvk())?;
-    let (api_version, time) = (row.api_version(), crate::object::now());
-    let writer = Writer {
-        manager: "kube-apiserver",
-        subresource: "status",
-        api_version: &api_version,
-        time: &time,
-        owns: owned(row, "status"),
-        schema,
-        convert: &|object, version| (version == api_version).then(|| (object.clone(), schema)),
-    };
-    apply::track(Some(live), new, &writer);
-    Ok(())
 }
 
 /// The use of every quota that the write changes, by the quota's place.

@@ -342,10 +342,7 @@ fn merged(
     if let Some(last) = before.as_ref().filter(|l| !l.set.is_empty()) {
         result = prune(result, last, &entries, writer);
     }
-    let (result, _) = codec::decode_value(result, writer.schema).map_err(|why| {
-        let why = format!("failed to convert new object to proper version: {why}");
-        Failure::Other(ApiError::plain_internal(why))
-    })?;
+    // What is merged is compared as it was sent: a zero value that is not stored is a value, too.
     settle(base, &result, &mut entries, Some(&own.id), writer, force).map_err(Failure::Conflicts)?;
     entries.retain(|e| e.id != own.id);
     own.set = stripped(own.set);
@@ -356,6 +353,10 @@ fn merged(
     if !own.set.is_empty() {
         entries.push(own);
     }
+    let (result, _) = codec::decode_value(result, writer.schema).map_err(|why| {
+        let why = format!("failed to convert new object to proper version: {why}");
+        Failure::Other(ApiError::plain_internal(why))
+    })?;
     Ok((result, entries))
 }
 
@@ -426,5 +427,7 @@ fn conflict_error(mut all: Vec<(Entry, FieldSet)>) -> ApiError {
     ApiError::apply_conflict(message, causes.collect())
 }
 
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

@@ -204,3 +204,193 @@ fn agrees_with_recorded_scenarios() {
     assert!(wrong.is_empty(), "{} of {steps}:\n{}", wrong.len(), wrong.join("\n"));
     assert!(steps > 25, "only {steps} steps were replayed");
 }
+
+fn update(live: Option<&Value>, data: Value, list: Option<Value>, manager: &str) -> Value {
+    let schema = schema::by_name("core.v1.ConfigMap").unwrap();
+    let mut new = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data});
+    if let Some(list) = list {
+        new["metadata"]["managedFields"] = list;
+    }
+    let (mut new, _) = codec::decode_value(new, schema).unwrap();
+    track(live, &mut new, &writer(manager, "v1", "2026-01-01T00:00:05Z", schema));
+    new
+}
+
+fn names(object: &Value) -> Vec<String> {
+    let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .map(|e| format!("{} {}", e["operation"], e["manager"]).replace('"', ""))
+        .collect()
+}
+
+#[test]
+fn lists_that_clients_send() {
+    let live = update(None, json!({"k": "v"}), None, "one");
+    // Nothing sent, or nothing that can be read: the live list counts.
+    for list in [None, Some(json!([{"manager": "x", "operation": "Jump"}]))] {
+        assert_eq!(names(&update(Some(&live), json!({"k": "w"}), list, "two")), ["Update one", "Update two"]);
+    }
+    // A readable list replaces it.
+    let other = json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:data": {"f:z": {}}}}]);
+    let changed = update(Some(&live), json!({"k": "w"}), Some(other), "two");
+    assert_eq!(names(&changed), ["Update x", "Update two"]);
+    // An empty one ends tracking until the first apply.
+    for list in [json!([]), json!([{}])] {
+        let untracked = update(Some(&live), json!({"k": "w"}), Some(list), "two");
+        assert_eq!(names(&untracked), [""; 0]);
+        assert_eq!(names(&update(Some(&untracked), json!({"k": "x"}), None, "two")), [""; 0]);
+        let applied = apply_config(Some(&untracked), json!({"z": "1"}), "me", false).unwrap();
+        assert_eq!(names(&applied), ["Apply me", "Update before-first-apply"]);
+        let fields = &applied["metadata"]["managedFields"][1]["fieldsV1"];
+        assert_eq!(fields, &json!({"f:data": {".": {}, "f:k": {}}}));
+    }
+}
+
+#[test]
+fn the_oldest_updates_are_merged() {
+    let schema = schema::by_name("core.v1.ConfigMap").unwrap();
+    let mut live = update(None, json!({"k0": ""}), None, "m0");
+    for i in 1..14_usize {
+        let mut new = live.clone();
+        new["data"][format!("k{i}")] = json!("");
+        let (manager, time) = (format!("m{i}"), format!("2026-01-01T00:01:{i:02}Z"));
+        track(Some(&live), &mut new, &writer(&manager, "v1", &time, schema));
+        live = new;
+    }
+    let all = names(&live);
+    assert_eq!(all.len(), 10, "{all:?}");
+    assert_eq!(all[0], "Update ancient-changes");
+    assert_eq!(all[9], "Update m13");
+    let ancient = &live["metadata"]["managedFields"][0];
+    assert_eq!(ancient["time"], "2026-01-01T00:01:04Z");
+    assert_eq!(
+        ancient["fieldsV1"],
+        json!({"f:data": {".": {}, "f:k0": {}, "f:k1": {}, "f:k2": {}, "f:k3": {}, "f:k4": {}}})
+    );
+}
+
+#[test]
+fn client_side_apply_is_taken_over() {
+    let schema = schema::by_name("core.v1.ConfigMap").unwrap();
+    let last = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v", "l": "m"}});
+    let mut live = last.clone();
+    live["metadata"]["annotations"] =
+        json!({"kubectl.kubernetes.io/last-applied-configuration": last.to_string()});
+    track(None, &mut live, &writer("kubectl-client-side-apply", "v1", "2026-01-01T00:00:01Z", schema));
+    // Another value for what client-side apply set is no conflict for kubectl, but for everybody else.
+    let new = json!({"k": "w", "l": "m"});
+    assert_eq!(apply_config(Some(&live), new.clone(), "other", false).unwrap_err().code(), 409);
+    let taken = apply_config(Some(&live), new, "kubectl", false).unwrap();
+    assert_eq!(taken["data"]["k"], "w");
+    let annotation = taken.pointer("/metadata/annotations").unwrap().as_object().unwrap();
+    let text = annotation.values().next().and_then(Value::as_str).unwrap();
+    assert_eq!(text, format!("{}\n", config_map(json!({"k": "w", "l": "m"}))));
+    // What somebody changed since is in conflict.
+    let changed = update(Some(&live), json!({"k": "x", "l": "m"}), None, "third");
+    let mut changed_with = changed.clone();
+    changed_with["metadata"]["annotations"] = live["metadata"]["annotations"].clone();
+    assert_eq!(
+        apply_config(Some(&changed_with), json!({"k": "w"}), "kubectl", false).unwrap_err().code(),
+        409
+    );
+}
+
+/// Two versions of a kind, of which the second calls `data` by another name.
+fn two_versions(object: &Value, version: &str) -> Option<(Value, &'static TypeSchema)> {
+    let mut out = object.clone();
+    let map = out.as_object_mut()?;
+    let name = match version {
+        "v1" => "core.v1.ConfigMap",
+        "v2" => "core.v1.Secret",
+        _ => return None,
+    };
+    let (from, to) = if version == "v1" { ("stringData", "data") } else { ("data", "stringData") };
+    if let Some(value) = map.remove(from) {
+        map.insert(to.to_owned(), value);
+    }
+    map.insert("apiVersion".to_owned(), version.into());
+    Some((out, schema::by_name(name)?))
+}
+
+#[test]
+fn owners_in_other_versions_keep_and_lose_their_fields() {
+    let v1 = schema::by_name("core.v1.ConfigMap").unwrap();
+    let v2 = schema::by_name("core.v1.Secret").unwrap();
+    let versioned = |manager: &'static str, version: &'static str, schema| Writer {
+        convert: &two_versions,
+        ..writer(manager, version, "2026-01-01T00:00:01Z", schema)
+    };
+    let config = |version: &str, data: Value| {
+        let field = if version == "v1" { "data" } else { "stringData" };
+        json!({"apiVersion": version, "kind": "K", "metadata": {"name": "a"}, field: data})
+    };
+    let run = |live: Option<&Value>, object: &Value, w: &Writer<'_, '_>, force| {
+        let live = live.map(|l| two_versions(l, w.api_version).unwrap().0);
+        apply(live.as_ref(), &Configuration { object, force, kind: "K" }, w)
+    };
+    let first =
+        run(None, &config("v1", json!({"a": "1", "b": "2"})), &versioned("one", "v1", v1), false).unwrap();
+    let in_v2 = versioned("two", "v2", v2);
+    let conflict = run(Some(&first), &config("v2", json!({"a": "9"})), &in_v2, false).unwrap_err();
+    assert_eq!(conflict.message(), "Apply failed with 1 conflict: conflict with \"one\": .data.a");
+    let forced = run(Some(&first), &config("v2", json!({"a": "9"})), &in_v2, true).unwrap();
+    let list = forced["metadata"]["managedFields"].as_array().unwrap();
+    assert_eq!(
+        (&list[0]["apiVersion"], &list[0]["fieldsV1"]),
+        (&json!("v1"), &json!({"f:data": {"f:b": {}}}))
+    );
+    assert_eq!(list[1]["fieldsV1"], json!({"f:stringData": {"f:a": {}}}));
+    // The same manager in the other version: what it no longer applies goes.
+    let again =
+        run(Some(&forced), &config("v2", json!({"c": "3"})), &versioned("one", "v2", v2), false).unwrap();
+    assert_eq!(again["stringData"], json!({"a": "9", "c": "3"}));
+    // Entries of versions that are no more are dropped.
+    let mut old = again.clone();
+    old["metadata"]["managedFields"][0]["apiVersion"] = json!("v0");
+    let third =
+        run(Some(&old), &config("v2", json!({"d": "4"})), &versioned("three", "v2", v2), false).unwrap();
+    assert_eq!(third["metadata"]["managedFields"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn scales_share_the_count() {
+    let schema = schema::by_name("apps.v1.Deployment").unwrap();
+    let scale_schema = schema::by_name("autoscaling.v1.Scale").unwrap();
+    let mut object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {"replicas": 1, "paused": true}});
+    track(None, &mut object, &writer("one", "apps/v1", "2026-01-01T00:00:01Z", schema));
+    let (versions, path) = (["apps/v1"], ["spec", "replicas"]);
+    let mut scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale",
+        "metadata": {"name": "d", "managedFields": to_scale(&object, &versions, &path)}, "spec": {"replicas": 1}});
+    assert_eq!(names(&scale), ["Update one"]);
+    let before = scale.clone();
+    scale["spec"]["replicas"] = json!(4);
+    let scaler = Writer {
+        subresource: "scale",
+        owns: Owns::ALL,
+        ..writer("two", "autoscaling/v1", "2026-01-01T00:00:02Z", scale_schema)
+    };
+    track(Some(&before), &mut scale, &scaler);
+    let list = from_scale(&object, &scale, "apps/v1", &versions, &path);
+    let shown: Vec<_> = list.iter().map(|e| (&e["manager"], &e["subresource"], &e["fieldsV1"])).collect();
+    assert_eq!(
+        shown,
+        [
+            (&json!("two"), &json!("scale"), &json!({"f:spec": {"f:replicas": {}}})),
+            (&json!("one"), &Value::Null, &json!({"f:spec": {"f:paused": {}}}))
+        ]
+    );
+}
+
+#[test]
+fn endpoints_own_their_part() {
+    let set = shape::field_set(
+        &json!({"spec": {"containers": [{"name": "c", "image": "i", "resources": {"limits": {"cpu": "1"}}}]}}),
+        schema::by_name("core.v1.Pod").unwrap(),
+    );
+    let resources = Owns::Only(&[&["spec", "containers", "*", "resources"]]);
+    assert_eq!(resources.filter(set.clone()).paths(), [".spec.containers[name=\"c\"].resources.limits.cpu"]);
+    assert!(Owns::AllBut(&[&["spec"]]).filter(set).is_empty());
+}
