@@ -40,6 +40,16 @@ pub fn apply_patch(
     patch::apply_checked(kind, body, current, schema_of(gvk)?, validation)
 }
 
+/// Makes an object what it is after it was stored.
+pub fn as_stored(gvk: &GroupVersionKind, object: &mut Value) {
+    // Definitions of custom resources are stored as JSON, which keeps all.
+    if gvk.group != "apiextensions.k8s.io"
+        && let Some(schema) = schema::by_gvk(gvk)
+    {
+        codec::as_stored(object, schema);
+    }
+}
+
 /// Sets defaults.
 pub fn apply_defaults(gvk: &GroupVersionKind, object: &mut Value) {
     defaults::apply(gvk, object);

@@ -16,6 +16,7 @@ use crate::gvk::GroupVersionKind;
 use crate::schema::{self, TypeSchema};
 pub(crate) use node::Node;
 pub(crate) use scalar::{decode_base64, encode_base64};
+pub(crate) use typed::as_stored;
 
 /// Media types that bodies may have.
 pub const ACCEPTED: [&str; 3] =

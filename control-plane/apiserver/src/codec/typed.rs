@@ -350,6 +350,30 @@ pub(crate) fn finish(mut out: Map<String, Value>, ty: &TypeSchema) -> Value {
     Value::Object(out)
 }
 
+/// Makes an object what it is after it was stored: protobuf does not tell an empty list from none.
+pub(crate) fn as_stored(value: &mut Value, ty: &TypeSchema) {
+    let Value::Object(map) = value else { return };
+    for field in &ty.fields {
+        let Some(value) = map.get_mut(field.name.as_ref()) else { continue };
+        if !field.omit_empty && !matches!(field.ty, Type::Object(_)) && holds_nothing(value) {
+            *value = Value::Null;
+        } else {
+            inner_as_stored(value, &field.ty);
+        }
+    }
+}
+
+fn inner_as_stored(value: &mut Value, ty: &Type) {
+    match (ty, value) {
+        (Type::Object(r), value) => as_stored(value, r.get()),
+        (Type::List(t) | Type::Wrapped(t), Value::Array(items)) => {
+            items.iter_mut().for_each(|item| inner_as_stored(item, t));
+        }
+        (Type::Map(t), Value::Object(map)) => map.values_mut().for_each(|item| inner_as_stored(item, t)),
+        _ => {}
+    }
+}
+
 /// An empty list or map.
 fn holds_nothing(value: &Value) -> bool {
     match value {
@@ -379,9 +403,6 @@ fn finish_field(out: &mut Map<String, Value>, field: &Field) {
                 && !(name == "managedFields" && value.is_array());
             if drops {
                 out.remove(name);
-            } else if !field.omit_empty && holds_nothing(value) && !matches!(field.ty, Type::Object(_)) {
-                // What is stored as protobuf does not tell an empty list from none.
-                out.insert(name.to_owned(), Value::Null);
             }
         }
     }

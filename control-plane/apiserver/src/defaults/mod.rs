@@ -18,13 +18,19 @@ pub fn apply(gvk: &GroupVersionKind, object: &mut Value) {
     let Some(schema) = schema::by_gvk(gvk) else { return };
     from_table(object, schema);
     match (gvk.group.as_str(), gvk.kind.as_str()) {
-        ("", "Pod") => pod::pod(object),
+        ("", "Pod") => {
+            pod::pod(object);
+            crate::registry::pod::align_addresses(object);
+        }
         ("", "PodTemplate") => pod::template(object.get_mut("template")),
         ("", "Service") => core::service(object),
         ("", "Endpoints") => {}
         ("discovery.k8s.io", "EndpointSlice") => core::endpoint_slice(object),
         ("", "Namespace") => core::namespace(object),
-        ("", "Node") => core::node(object),
+        ("", "Node") => {
+            core::node(object);
+            crate::registry::node::align_cidrs(object);
+        }
         ("", "Secret") => core::secret(object),
         ("", "PersistentVolume") => core::persistent_volume(object),
         ("", "PersistentVolumeClaim") => core::claim(object),

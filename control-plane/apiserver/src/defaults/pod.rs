@@ -48,6 +48,18 @@ fn pod_spec(spec: &mut Value) {
             container(c);
         }
     }
+    one_account(spec);
+}
+
+/// The account has an old name, which every object has too; where they differ the new one counts.
+fn one_account(spec: &mut Value) {
+    let pair = match (text(spec, "serviceAccountName"), text(spec, "serviceAccount")) {
+        ("", "") => return,
+        ("", old) => old.to_owned(),
+        (name, _) => name.to_owned(),
+    };
+    spec["serviceAccountName"] = pair.as_str().into();
+    spec["serviceAccount"] = pair.into();
 }
 
 fn container(c: &mut Value) {

@@ -124,6 +124,7 @@ async fn made<'a>(
     if !errors.is_empty() {
         return Err(ApiError::invalid(resource.error_group(), resource.kind, &name, &errors));
     }
+    machinery::as_stored(&resource.gvk(), object);
     let held = context.core.allocate(resource, None, object, dry).await?;
     crate::admission::validate(&context.core, resource, "", object, None, dry).await?;
     Ok(held)

@@ -98,6 +98,7 @@ pub(super) fn computed(
         }
     };
     if errors.is_empty() {
+        machinery::as_stored(&resource.gvk(), &mut new);
         apply::keep_times(&mut new, old);
         return Ok(new);
     }

@@ -14,7 +14,7 @@ mod extensions;
 mod fields;
 mod flowcontrol;
 mod networking;
-mod node;
+pub(crate) mod node;
 pub(crate) mod owned;
 pub(crate) mod pod;
 mod policy;

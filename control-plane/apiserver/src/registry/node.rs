@@ -4,7 +4,7 @@ use crate::object::{list_at, map_mut, str_at};
 use serde_json::{Value, json};
 
 /// `spec.podCIDR` is the first of `spec.podCIDRs`; where they differ the older field counts.
-pub(super) fn align_cidrs(object: &mut Value) {
+pub(crate) fn align_cidrs(object: &mut Value) {
     let single = str_at(object, &["spec", "podCIDR"]).to_owned();
     let first = list_at(object, &["spec", "podCIDRs"]).first().and_then(Value::as_str).map(str::to_owned);
     match (single.is_empty(), first) {

@@ -84,7 +84,7 @@ pub(crate) fn set_condition(status: &mut serde_json::Map<String, Value>, mut con
 }
 
 /// `status.podIP` is the first of `status.podIPs`; where they differ the older field counts.
-fn align_addresses(pod: &mut Value) {
+pub(crate) fn align_addresses(pod: &mut Value) {
     let single = str_at(pod, &["status", "podIP"]).to_owned();
     let first = list_at(pod, &["status", "podIPs"]).first().map(|ip| str_at(ip, &["ip"]).to_owned());
     match (single.is_empty(), first) {
