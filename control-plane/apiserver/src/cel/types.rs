@@ -112,6 +112,11 @@ impl<'s> Type<'s> {
         }
     }
 
+    /// Whether this is the scalar or opaque type of that name.
+    pub fn is(&self, name: &str) -> bool {
+        matches!(self, Type::Named(own) if *own == name)
+    }
+
     /// Nothing is known before evaluation.
     pub fn is_dynamic(&self) -> bool {
         matches!(self, Type::Dyn | Type::Error | Type::Free)

@@ -1,9 +1,10 @@
-//! Custom resource definitions: upstream's rules for the definition itself. Expressions are not compiled here.
+//! Custom resource definitions: upstream's rules for the definition itself.
 //!
 //! Upstream checks its internal form, where what all versions say alike stands once beside them: paths name that form.
 
 mod columns;
 mod defaults;
+mod expressions;
 mod naming;
 mod openapi;
 mod shown;

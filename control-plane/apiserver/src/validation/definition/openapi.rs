@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-use super::columns;
+use super::{columns, expressions};
 use crate::error::{BadValue, FieldError};
 use crate::validation::{Errors, at, flag, list, set, text, texts};
 
@@ -84,18 +84,36 @@ struct Place<'a> {
     inside_meta: bool,
     /// Why defaults are forbidden here, when they are.
     no_defaults: Option<&'a str>,
+    /// Expressions are compiled here: not in parts that say what a value must not be, or may be else.
+    expressions: bool,
+    /// The outermost list that has no keys, when the schema is inside one: its items have no old values.
+    unkeyed: Option<&'a str>,
+}
+
+/// What a walk finds; faults of expressions are told after those of schemas.
+#[derive(Default)]
+struct Found {
+    schema: Errors,
+    expressions: Errors,
 }
 
 /// Checks a root schema.
 pub(super) fn check(schema: &Value, path: &str, errs: &mut Errors) {
-    walk(schema, path, Place { root: true, inside_meta: false, no_defaults: None }, errs);
+    let place = Place { root: true, inside_meta: false, no_defaults: None, expressions: true, unkeyed: None };
+    let mut found = Found::default();
+    walk(schema, path, place, &mut found);
+    errs.append(&mut found.schema);
+    errs.append(&mut found.expressions);
 }
 
-fn walk(schema: &Value, path: &str, place: Place<'_>, errs: &mut Errors) {
+fn walk(schema: &Value, path: &str, place: Place<'_>, found: &mut Found) {
     if !schema.is_object() {
         return;
     }
     let inner = Place { root: false, ..place };
+    let aside = Place { expressions: false, ..inner };
+    let before = found.schema.len();
+    let errs = &mut found.schema;
     standard(schema, path, place, errs);
     if flag(schema, "uniqueItems") {
         let detail = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
@@ -111,7 +129,7 @@ fn walk(schema: &Value, path: &str, place: Place<'_>, errs: &mut Errors) {
         let reason = "inside additionalProperties applying to object metadata";
         let no_defaults = if place.inside_meta { Some(reason) } else { place.no_defaults };
         let path = format!("{path}.additionalProperties");
-        walk(additional, &path, Place { no_defaults, ..inner }, errs);
+        walk(additional, &path, Place { no_defaults, ..inner }, found);
     }
     for (name, property) in sorted(schema, "properties") {
         let mut below = inner;
@@ -124,30 +142,36 @@ fn walk(schema: &Value, path: &str, place: Place<'_>, errs: &mut Errors) {
                 below.no_defaults = Some(&reason);
             }
         }
-        walk(property, &format!("{path}.properties[{name}]"), below, errs);
+        walk(property, &format!("{path}.properties[{name}]"), below, found);
     }
-    walk(at(schema, "not"), &format!("{path}.not"), inner, errs);
+    walk(at(schema, "not"), &format!("{path}.not"), aside, found);
     for field in ["allOf", "oneOf", "anyOf"] {
         for (i, part) in list(schema, field).iter().enumerate() {
-            walk(part, &format!("{path}.{field}[{i}]"), inner, errs);
+            walk(part, &format!("{path}.{field}[{i}]"), aside, found);
         }
     }
     for (name, part) in sorted(schema, "definitions") {
-        walk(part, &format!("{path}.definitions[{name}]"), inner, errs);
+        walk(part, &format!("{path}.definitions[{name}]"), aside, found);
     }
+    let keyed = text(schema, "x-kubernetes-list-type") == "map";
+    let items = Place { unkeyed: if keyed { inner.unkeyed } else { inner.unkeyed.or(Some(path)) }, ..inner };
     match at(schema, "items") {
         Value::Array(parts) => {
             for (i, part) in parts.iter().enumerate() {
-                walk(part, &format!("{path}.items[{i}]"), inner, errs);
+                walk(part, &format!("{path}.items[{i}]"), items, found);
             }
         }
-        part => walk(part, &format!("{path}.items"), inner, errs),
+        part => walk(part, &format!("{path}.items"), items, found),
     }
     for (name, part) in sorted(schema, "dependencies") {
-        walk(part, &format!("{path}.dependencies[{name}]"), inner, errs);
+        walk(part, &format!("{path}.dependencies[{name}]"), aside, found);
     }
-    extensions(schema, path, errs);
-    rules(schema, path, errs);
+    extensions(schema, path, &mut found.schema);
+    rules(schema, path, &mut found.schema);
+    // The types of an expression's parts come from the schema: a faulty one gives faults that mean nothing.
+    if place.expressions && found.schema.len() == before {
+        expressions::check(schema, path, place.root, place.unkeyed, &mut found.expressions);
+    }
 }
 
 fn standard(schema: &Value, path: &str, place: Place<'_>, errs: &mut Errors) {
@@ -314,7 +338,7 @@ fn keys_and_items(schema: &Value, items: &Value, list_type: &str, path: &str, er
     }
 }
 
-/// Validation rules, but for what compiling their expressions finds.
+/// Validation rules, but for their expressions.
 fn rules(schema: &Value, path: &str, errs: &mut Errors) {
     const BREAKS: [char; 2] = ['\n', '\r'];
     const REASONS: [&str; 4] =
