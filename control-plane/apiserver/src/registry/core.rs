@@ -98,7 +98,25 @@ static SERVICE: Strategy = Strategy {
 
 static EVENT: Strategy = Strategy { create_on_update: true, ttl_seconds: 3600, ..Strategy::PLAIN };
 
-static LEASE: Strategy = Strategy { create_on_update: true, unconditional_update: false, ..Strategy::PLAIN };
+static LEASE: Strategy = Strategy {
+    create_on_update: true,
+    unconditional_update: false,
+    // Leaders are not elected by the server: what asks for it has no effect and is not kept.
+    prepare_create: |object| without_election(object, &Value::Null),
+    prepare_update: without_election,
+    ..Strategy::PLAIN
+};
+
+/// Takes away what a lease says about elections, unless it said so before.
+fn without_election(new: &mut Value, old: &Value) {
+    for field in ["strategy", "preferredHolder"] {
+        if crate::object::get(old, &["spec", field]).is_none_or(Value::is_null)
+            && let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut)
+        {
+            spec.remove(field);
+        }
+    }
+}
 
 static SERVICE_ACCOUNT: Strategy = Strategy {
     delete_returns_object: true,

@@ -61,7 +61,10 @@ pub(super) fn rows() -> Vec<Resource> {
             namespaced: false,
             storage_prefix: "/registry/resource.k8s.io/resourceslices/",
             fields: RESOURCE_SLICE_FIELDS,
-            own_field_labels: true,
+            field_label_error: Some((
+                "field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: ",
+                "",
+            )),
             table: &table::RESOURCE_SLICE_TABLE,
             strategy: &CLASS,
             ..GROUP

@@ -53,3 +53,19 @@ fn rows_agree_with_recorded_discovery() {
         }
     }
 }
+
+/// Leases say nothing of elections unless they did before.
+#[test]
+fn leases_elect_nobody() {
+    let registry = Registry::builtin();
+    let row = registry.find("coordination.k8s.io", "v1", "leases").expect("row");
+    let full = json!({"spec": {"strategy": "OldestEmulationVersion", "preferredHolder": "p", "holderIdentity": "h"}});
+    let (mut new, kept) = (full.clone(), json!({"spec": {"holderIdentity": "h"}}));
+    (row.strategy.prepare_create)(&mut new);
+    assert_eq!(new, kept);
+    let mut new = full.clone();
+    (row.strategy.prepare_update)(&mut new, &full);
+    assert_eq!(new, full);
+    (row.strategy.prepare_update)(&mut new, &kept);
+    assert_eq!(new, kept);
+}

@@ -19,7 +19,8 @@ fn quantity(value: &Value) -> Option<Quantity> {
     value.as_str().and_then(|text| Quantity::parse(text).ok())
 }
 
-fn access_modes(spec: &Value, path: &str, missing: &str, errs: &mut Errors) {
+/// How a volume may be used at once.
+pub(super) fn access_modes(spec: &Value, path: &str, missing: &str, errs: &mut Errors) {
     let path = format!("{path}.accessModes");
     let modes: Vec<&str> = texts(spec, "accessModes").collect();
     if modes.is_empty() {

@@ -17,6 +17,7 @@ mod events;
 mod extensions;
 mod flowcontrol;
 mod groups;
+mod inline;
 mod internal;
 mod meta;
 mod net;

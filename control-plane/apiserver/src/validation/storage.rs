@@ -6,7 +6,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Errors, at, immutable, int, invalid_each, list, map, nonnegative, same, selector, set, text, texts,
+    Errors, at, immutable, inline, int, invalid_each, list, map, nonnegative, same, selector, set, text,
+    texts,
 };
 use crate::error::FieldError;
 
@@ -317,6 +318,9 @@ fn attachment(object: &Value, errs: &mut Errors) {
         (false, true) if text(source, "persistentVolumeName").is_empty() => {
             let detail = "must specify non empty persistentVolumeName";
             errs.push(FieldError::required(format!("{SOURCE}.persistentVolumeName"), detail));
+        }
+        (true, false) => {
+            inline::volume(at(source, "inlineVolumeSpec"), &format!("{SOURCE}.inlineVolumeSpec"), errs)
         }
         _ => {}
     }
