@@ -186,6 +186,12 @@ impl Encoded {
         crate::codec::transcode::raw_member(&self.bytes, "metadata").unwrap_or(b"{}")
     }
 
+    /// Parses the object, but for its managed fields.
+    pub fn parse_lean(&self) -> Value {
+        let lean = crate::codec::transcode::without_managed_fields(&self.bytes);
+        serde_json::from_slice(&lean).unwrap_or_default()
+    }
+
     /// Parses the object.
     pub fn parse(&self) -> Value {
         // Made by our own writer or checked by a parse in `from_stored`; damaged bytes become null.

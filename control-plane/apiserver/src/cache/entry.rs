@@ -32,7 +32,7 @@ pub struct Entry {
 impl Entry {
     /// Parses what selectors need out of the served bytes.
     pub fn new(resource: &Resource, key: &str, encoded: Encoded) -> Self {
-        let object = encoded.parse();
+        let object = encoded.parse_lean();
         let labels = object
             .pointer("/metadata/labels")
             .and_then(Value::as_object)

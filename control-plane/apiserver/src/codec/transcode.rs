@@ -5,6 +5,7 @@
 //! left out, as unset fields are.
 
 use serde_json::Value;
+use std::borrow::Cow;
 
 use super::encode;
 use super::proto::MAGIC;
@@ -117,6 +118,40 @@ pub(crate) fn raw_member<'a>(json: &'a [u8], name: &str) -> Option<&'a [u8]> {
         found.is_none()
     });
     found
+}
+
+/// A serialized object without `metadata.managedFields`, which is half of many objects and of no use to selectors and
+/// tables.
+pub(crate) fn without_managed_fields(json: &[u8]) -> Cow<'_, [u8]> {
+    const KEY: &[u8] = b"\"managedFields\":";
+    let mut cursor = Cursor { text: json, at: 0 };
+    let mut found = None;
+    cursor.members(|cursor, key| {
+        if key != b"metadata" {
+            cursor.skip();
+            return true;
+        }
+        cursor.members(|cursor, key| {
+            let start = cursor.at;
+            cursor.skip();
+            if key == b"managedFields" {
+                found = Some((start, cursor.at));
+            }
+            found.is_none()
+        });
+        false
+    });
+    // Only as this server writes it; what another has written stays whole.
+    let cut = found.and_then(|(start, end)| {
+        let before = json.get(..start)?.strip_suffix(KEY)?;
+        let after = json.get(end..)?;
+        match (before.strip_suffix(b","), after.strip_prefix(b",")) {
+            (Some(before), _) => Some([before, after].concat()),
+            (None, Some(after)) => Some([before, after].concat()),
+            (None, None) => Some([before, after].concat()),
+        }
+    });
+    cut.map_or(Cow::Borrowed(json), Cow::Owned)
 }
 
 struct Cursor<'a> {
@@ -529,6 +564,29 @@ mod tests {
         assert_eq!(text("x"), None);
     }
 
+    #[test]
+    fn managed_fields_are_left_out() {
+        for (json, want) in [
+            (
+                r#"{"metadata":{"managedFields":[{"a":"}"}],"name":"x"},"spec":1}"#,
+                r#"{"metadata":{"name":"x"},"spec":1}"#,
+            ),
+            (
+                r#"{"metadata":{"name":"x","managedFields":[]},"spec":1}"#,
+                r#"{"metadata":{"name":"x"},"spec":1}"#,
+            ),
+            (r#"{"metadata":{"a":1,"managedFields":[],"name":"x"}}"#, r#"{"metadata":{"a":1,"name":"x"}}"#),
+            (r#"{"metadata":{"managedFields":null}}"#, r#"{"metadata":{}}"#),
+            (
+                r#"{"metadata":{"name":"x"},"managedFields":1}"#,
+                r#"{"metadata":{"name":"x"},"managedFields":1}"#,
+            ),
+            (r#"{"spec":{"managedFields":1}}"#, r#"{"spec":{"managedFields":1}}"#),
+        ] {
+            assert_eq!(String::from_utf8_lossy(&without_managed_fields(json.as_bytes())), want);
+        }
+    }
+
     fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -574,6 +632,7 @@ mod tests {
             let ty = schema::by_name("core.v1.Pod").expect("type");
             let _ = message(&bytes, ty);
             let _ = raw_member(&bytes, "metadata");
+            let _ = without_managed_fields(&bytes);
         }
 
         #[test]

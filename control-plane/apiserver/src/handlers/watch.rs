@@ -11,9 +11,11 @@ use bytes::Bytes;
 use frames::Shape;
 use rand::Rng;
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// Events handed to the connection in one go.
 const BATCH: usize = 256;
@@ -44,13 +46,16 @@ struct Watch {
     changes: tokio::sync::watch::Receiver<u64>,
     pending: VecDeque<Bytes>,
     bookmarks: bool,
-    next_bookmark: tokio::time::Interval,
+    next_bookmark: Instant,
+    /// Rings when the next bookmark or the end is due; kept, as is the wait for the shutdown, so that an event costs a
+    /// watcher no timer.
+    timer: Pin<Box<Sleep>>,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Newest revision the client knows.
     sent: i64,
     end: Instant,
     last_bookmark_sent: bool,
     over: bool,
-    shutdown: tokio_util::sync::CancellationToken,
 }
 
 fn timeout(options: &ListOptions) -> Duration {
@@ -120,9 +125,8 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         }
     };
     let life = timeout(&options);
-    let mut next_bookmark = tokio::time::interval_at(Instant::now() + BOOKMARK_PERIOD, BOOKMARK_PERIOD);
-    next_bookmark.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let watch = Watch {
+    let now = Instant::now();
+    let mut watch = Watch {
         changes: cache.changes(),
         cache,
         filter,
@@ -131,13 +135,16 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         cursor,
         pending: VecDeque::new(),
         bookmarks: options.bookmarks,
-        next_bookmark,
+        next_bookmark: now + BOOKMARK_PERIOD,
+        timer: Box::pin(tokio::time::sleep_until(now + life)),
+        shutdown: Box::pin(context.core.shutdown.clone().cancelled_owned()),
         sent,
-        end: Instant::now() + life,
+        end: now + life,
         last_bookmark_sent: life <= BOOKMARK_LEAD,
         over: false,
-        shutdown: context.core.shutdown.clone(),
     };
+    let due = watch.due();
+    watch.timer.as_mut().reset(due);
     let frames = futures::stream::unfold(watch, |mut watch| async move {
         let frames = watch.next().await?;
         Some((frames, watch))
@@ -226,19 +233,40 @@ impl Watch {
         Some(out.into())
     }
 
+    /// When the timer rings next.
+    fn due(&self) -> Instant {
+        let last = self.end - BOOKMARK_LEAD;
+        match (self.bookmarks, self.last_bookmark_sent) {
+            (false, _) => self.end,
+            (true, true) => self.end.min(self.next_bookmark),
+            (true, false) => last.min(self.next_bookmark),
+        }
+    }
+
     /// Waits for a change, a bookmark's time or the end.
     async fn wait(&mut self) {
-        let bookmark_at = if self.last_bookmark_sent { self.end } else { self.end - BOOKMARK_LEAD };
         tokio::select! {
             changed = self.changes.changed() => self.over |= changed.is_err(),
-            _ = self.next_bookmark.tick(), if self.bookmarks => self.bookmark(),
-            () = tokio::time::sleep_until(bookmark_at), if self.bookmarks && !self.last_bookmark_sent => {
-                self.last_bookmark_sent = true;
-                self.bookmark();
-            }
-            () = tokio::time::sleep_until(self.end) => self.over = true,
-            () = self.shutdown.cancelled() => self.over = true,
+            () = self.timer.as_mut() => self.ring(),
+            () = self.shutdown.as_mut() => self.over = true,
         }
+    }
+
+    /// A bookmark or the end is due.
+    fn ring(&mut self) {
+        let now = Instant::now();
+        if now >= self.end {
+            self.over = true;
+            return;
+        }
+        let last = !self.last_bookmark_sent && now >= self.end - BOOKMARK_LEAD;
+        if last || now >= self.next_bookmark {
+            self.last_bookmark_sent |= last;
+            self.next_bookmark = now + BOOKMARK_PERIOD;
+            self.bookmark();
+        }
+        let due = self.due();
+        self.timer.as_mut().reset(due);
     }
 
     fn bookmark(&mut self) {

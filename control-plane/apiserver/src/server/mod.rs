@@ -12,6 +12,7 @@ mod service;
 mod stall;
 mod tls;
 mod warnings;
+mod websocket;
 
 pub use answer::AnswerBody;
 pub(crate) use core::Core;

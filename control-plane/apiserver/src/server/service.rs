@@ -2,7 +2,7 @@
 
 use super::answer::{AnswerBody, render};
 use super::seats::{self, Wanted};
-use super::{Core, body, health, metrics};
+use super::{Core, body, health, metrics, websocket};
 use crate::auth::{self, Attributes, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
@@ -71,7 +71,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (mut parts, body) = request.into_parts();
-    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    let mut upgrade = parts.extensions.remove::<OnUpgrade>();
     let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
     let query = parts.uri.query().map(str::to_owned);
     let mut incoming = Incoming::new(user, parts);
@@ -88,7 +88,7 @@ where
                 path: incoming.info.path.clone(),
                 query,
                 headers: incoming.headers.clone(),
-                upgrade,
+                upgrade: upgrade.take(),
                 body: raw_body(body),
                 peer,
             };
@@ -108,6 +108,13 @@ where
     };
     let mut reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
     reply.headers.extend(flow);
+    if let Some(upgrade) = upgrade
+        && incoming.is_long()
+        && reply.code == 200
+        && websocket::is_wanted(&incoming.headers)
+    {
+        reply = websocket::upgraded(&incoming.headers, upgrade, reply);
+    }
     core.metrics.observe(&incoming.info, reply.code, started.elapsed());
     render(&incoming.headers, reply)
 }

@@ -161,7 +161,7 @@ pub fn append_row(
     version: &str,
     now: Timestamp,
 ) {
-    let object = encoded.parse();
+    let object = encoded.parse_lean();
     // Writing JSON into a Vec cannot fail.
     out.extend_from_slice(b"{\"cells\":");
     let _ = serde_json::to_writer(&mut *out, &(spec.cells)(&object, now));

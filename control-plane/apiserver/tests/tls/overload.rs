@@ -174,3 +174,61 @@ async fn every_watcher_sees_the_event() -> Result<()> {
     }
     port.close().await
 }
+
+/// A frame of a WebSocket without a mask: its kind and content.
+async fn frame(stream: &mut TlsStream<TcpStream>) -> Result<(u8, Vec<u8>)> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head).await?;
+    let length = match head[1] & 0x7f {
+        126 => usize::from(stream.read_u16().await?),
+        127 => usize::try_from(stream.read_u64().await?)?,
+        short => usize::from(short),
+    };
+    let mut content = vec![0; length];
+    stream.read_exact(&mut content).await?;
+    Ok((head[0] & 0x0f, content))
+}
+
+#[tokio::test]
+async fn watches_over_websocket() -> Result<()> {
+    let port = Port::open().await?;
+    let ask = |path: &str, accept: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\norigin: http://x\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\naccept: {accept}\r\n\r\n"
+        )
+    };
+    for (accept, kind) in [("application/json", 1), ("application/vnd.kubernetes.protobuf", 2)] {
+        let mut socket = admin(&port).await?;
+        let path = "/api/v1/namespaces?watch=1&timeoutSeconds=2";
+        socket.write_all(ask(path, accept).as_bytes()).await?;
+        let answer = read_head(&mut socket).await?;
+        ensure!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+        ensure!(
+            answer.to_lowercase().contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
+            "{answer}"
+        );
+        for _ in 0..4 {
+            let (got, content) = tokio::time::timeout(Duration::from_secs(20), frame(&mut socket)).await??;
+            ensure!(got == kind && String::from_utf8_lossy(&content).contains("ADDED"), "{got}: {content:?}");
+        }
+        let (got, _) = tokio::time::timeout(Duration::from_secs(20), frame(&mut socket)).await??;
+        ensure!(got == 8, "the end is a closing frame, not {got}");
+    }
+    // An error is an ordinary answer.
+    let mut socket = admin(&port).await?;
+    socket
+        .write_all(ask("/api/v1/namespaces?watch=1&resourceVersion=x", "application/json").as_bytes())
+        .await?;
+    ensure!(read_head(&mut socket).await?.starts_with("HTTP/1.1 500"));
+    port.close().await
+}
+
+/// The head of an answer; what follows stays unread.
+async fn read_head(stream: &mut TlsStream<TcpStream>) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tokio::time::timeout(Duration::from_secs(20), stream.read_u8()).await??);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
