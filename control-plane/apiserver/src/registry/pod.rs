@@ -6,6 +6,7 @@ use kelp_model::quantity::Quantity;
 use serde_json::{Value, json};
 
 pub(super) fn prepare_create(object: &mut Value) {
+    select_by_own_labels(object);
     let qos = qos_class(object);
     object["status"] = json!({"phase": "Pending", "qosClass": qos});
     let gated = !list_at(object, &["spec", "schedulingGates"]).is_empty();
@@ -13,6 +14,47 @@ pub(super) fn prepare_create(object: &mut Value) {
         object["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False",
             "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates",
             "lastProbeTime": null, "lastTransitionTime": crate::object::now()}]);
+    }
+}
+
+/// Selectors of pods that are to be like this one in some label get its value. One that selects nothing stays so.
+fn select_by_own_labels(object: &mut Value) {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+    let labels = object.pointer("/metadata/labels").cloned().unwrap_or_default();
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        for (list, term) in [(REQUIRED, ""), (PREFERRED, "podAffinityTerm")] {
+            let terms =
+                object.pointer_mut(&format!("/spec/affinity/{kind}/{list}")).and_then(Value::as_array_mut);
+            for item in terms.into_iter().flatten() {
+                let term = if term.is_empty() { Some(item) } else { item.get_mut(term) };
+                if let Some(term) = term {
+                    extend_selector(term, "matchLabelKeys", "In", &labels);
+                    extend_selector(term, "mismatchLabelKeys", "NotIn", &labels);
+                }
+            }
+        }
+    }
+    let spread = object.pointer_mut("/spec/topologySpreadConstraints").and_then(Value::as_array_mut);
+    for constraint in spread.into_iter().flatten() {
+        extend_selector(constraint, "matchLabelKeys", "In", &labels);
+    }
+}
+
+fn extend_selector(term: &mut Value, keys: &str, operator: &str, labels: &Value) {
+    let added: Vec<Value> = list_at(term, &[keys])
+        .iter()
+        .filter_map(|key| {
+            let value = labels.get(key.as_str()?)?;
+            Some(json!({"key": key, "operator": operator, "values": [value]}))
+        })
+        .collect();
+    let Some(selector) = term.get_mut("labelSelector").filter(|s| s.is_object() && !added.is_empty()) else {
+        return;
+    };
+    match selector.get_mut("matchExpressions").and_then(Value::as_array_mut) {
+        Some(list) => list.extend(added),
+        None => selector["matchExpressions"] = added.into(),
     }
 }
 
@@ -193,6 +235,33 @@ mod tests {
         let whole = json!({"spec": {"containers": [{}], "resources": {"limits": {"cpu": "1", "memory": "1Gi"},
             "requests": {"cpu": "1", "memory": "1Gi"}}}});
         assert_eq!(qos_class(&whole), "Guaranteed");
+    }
+
+    #[test]
+    fn selectors_by_own_labels() {
+        let mut pod = json!({"metadata": {"labels": {"a": "1", "b": "2"}}, "spec": {
+            "affinity": {"podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {"labelSelector": {}, "matchLabelKeys": ["a", "none"], "mismatchLabelKeys": ["b"]},
+                    {"labelSelector": null, "matchLabelKeys": ["a"]}],
+                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm":
+                    {"labelSelector": {"matchExpressions": [{"key": "x", "operator": "Exists"}]},
+                     "mismatchLabelKeys": ["a"]}}]}},
+            "topologySpreadConstraints": [{"labelSelector": {"matchLabels": {"x": "y"}}, "matchLabelKeys": ["b"]}]}});
+        select_by_own_labels(&mut pod);
+        let anti = &pod["spec"]["affinity"]["podAntiAffinity"];
+        let requirement = |key: &str, operator: &str, value: &str| json!({"key": key, "operator": operator, "values": [value]});
+        let required = &anti["requiredDuringSchedulingIgnoredDuringExecution"];
+        assert_eq!(
+            required[0]["labelSelector"],
+            json!({"matchExpressions": [requirement("a", "In", "1"), requirement("b", "NotIn", "2")]})
+        );
+        assert!(required[1]["labelSelector"].is_null());
+        let preferred = &anti["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
+        assert_eq!(preferred["labelSelector"]["matchExpressions"][1], requirement("a", "NotIn", "1"));
+        let spread = &pod["spec"]["topologySpreadConstraints"][0]["labelSelector"];
+        assert_eq!(spread["matchExpressions"], json!([requirement("b", "In", "2")]));
+        assert_eq!(spread["matchLabels"], json!({"x": "y"}));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use kelp_model::quantity::Quantity;
 use serde_json::Value;
 
 use super::{Errors, at, internal, invalid_each, list, map, nonnegative, set, text, texts};
-use crate::error::FieldError;
+use crate::error::{FieldError, FieldErrorKind};
 
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 
@@ -75,6 +75,11 @@ pub(super) fn extended(name: &str) -> bool {
         && names::qualified_name(&format!("requests.{name}")).is_empty()
 }
 
+/// More of the resource may be promised than there is.
+fn overcommitted(name: &str) -> bool {
+    native(name) && !name.starts_with("hugepages-")
+}
+
 fn resource_name(name: &str, path: &str, errs: &mut Errors) -> bool {
     let bad = names::qualified_name(name);
     if !bad.is_empty() {
@@ -113,7 +118,6 @@ pub(super) fn quantity_value(name: &str, value: &Value, path: &str, errs: &mut E
 /// The resources of a container; `claims` are the names of the pod's claims.
 pub(super) fn requirements(resources: &Value, claims: &[&str], path: &str, errs: &mut Errors) {
     let (limits, requests) = (at(resources, "limits"), at(resources, "requests"));
-    let overcommit = |name: &str| native(name) && !name.starts_with("hugepages-");
     let (mut pages, mut compute) = (false, false);
     for (field, values) in [("limits", limits), ("requests", requests)] {
         for (name, value) in values.as_object().into_iter().flatten() {
@@ -124,7 +128,7 @@ pub(super) fn requirements(resources: &Value, claims: &[&str], path: &str, errs:
             if field == "requests" {
                 let whole = format!("{path}.requests");
                 match limits.get(name).map(quantity) {
-                    Some(limit) if q != limit && !overcommit(name) => errs.push(FieldError::invalid(
+                    Some(limit) if q != limit && !overcommitted(name) => errs.push(FieldError::invalid(
                         whole,
                         q.to_string(),
                         format!("must be equal to {name} limit of {limit}"),
@@ -134,16 +138,16 @@ pub(super) fn requirements(resources: &Value, claims: &[&str], path: &str, errs:
                         q.to_string(),
                         format!("must be less than or equal to {name} limit of {limit}"),
                     )),
-                    None if !overcommit(name) => errs.push(FieldError::required(
+                    None if !overcommitted(name) => errs.push(FieldError::required(
                         format!("{path}.limits"),
                         "Limit must be set for non overcommitable resources",
                     )),
                     _ => {}
                 }
             }
-            if let Some(size) = name.strip_prefix("hugepages-") {
+            if name.starts_with("hugepages-") {
                 pages = true;
-                huge_page(size, q, &at_name, errs);
+                huge_page(name, q, &at_name, errs);
             }
             compute |= matches!(name.as_str(), "cpu" | "memory");
         }
@@ -151,33 +155,49 @@ pub(super) fn requirements(resources: &Value, claims: &[&str], path: &str, errs:
     if pages && !compute {
         errs.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
     }
+    claim_names(list(resources, "claims"), claims, &format!("{path}.claims"), errs);
+}
+
+/// The claims a container uses, or single requests of them.
+fn claim_names(used: &[Value], known: &[&str], path: &str, errs: &mut Errors) {
     let mut seen: Vec<(&str, &str)> = Vec::new();
-    for (i, claim) in list(resources, "claims").iter().enumerate() {
-        let path = format!("{path}.claims[{i}]");
+    for (i, claim) in used.iter().enumerate() {
+        let path = format!("{path}[{i}]");
         let (name, request) = (text(claim, "name"), text(claim, "request"));
         if name.is_empty() {
             errs.push(FieldError::required(format!("{path}.name"), ""));
-        } else if seen.contains(&(name, request)) {
-            errs.push(FieldError::duplicate(path.as_str(), name));
+            continue;
+        }
+        if !request.is_empty() {
+            invalid_each(errs, &format!("{path}.request"), request, names::dns1123_label(request));
+        }
+        if seen.contains(&(name, request)) || seen.contains(&(name, "")) {
+            let shown = if request.is_empty() { name.to_owned() } else { format!("{name}/{request}") };
+            errs.push(FieldError::duplicate(path.as_str(), shown));
         } else {
             seen.push((name, request));
         }
-        if !name.is_empty() && !claims.contains(&name) {
-            errs.push(FieldError::not_found(format!("{path}.name"), name));
+        if !known.contains(&name) {
+            let mut sorted = known.to_vec();
+            sorted.sort_unstable();
+            sorted.dedup();
+            let all = if sorted.is_empty() {
+                " which is empty".to_owned()
+            } else {
+                format!(": {}", sorted.join(", "))
+            };
+            let detail = format!("must be one of the names in pod.spec.resourceClaims{all}");
+            errs.push(FieldError::new(FieldErrorKind::NotFound, format!("{path}.name"), name, detail));
         }
     }
 }
 
-fn huge_page(size: &str, q: Quantity, path: &str, errs: &mut Errors) {
-    match Quantity::parse(size) {
-        Ok(page) if page.signum() > 0 && page.is_multiple_of_scale(0) => {
-            if q.value() % page.value().max(1) != 0 {
-                let detail = format!("{q} is not positive integer multiple of {page}");
-                errs.push(FieldError::invalid(path, q.to_string(), detail));
-            }
-        }
-        Ok(_) => errs.push(FieldError::invalid(path, q.to_string(), "resource page size must be positive")),
-        Err(e) => errs.push(FieldError::invalid(path, q.to_string(), e.to_string())),
+fn huge_page(name: &str, q: Quantity, path: &str, errs: &mut Errors) {
+    let size = name.strip_prefix("hugepages-").and_then(|size| Quantity::parse(size).ok());
+    let pages = size.filter(|page| page.signum() > 0 && page.is_multiple_of_scale(0));
+    if pages.is_none_or(|page| q.value() % page.value().max(1) != 0) {
+        let detail = format!("{q} is not positive integer multiple of {name}");
+        errs.push(FieldError::invalid(path, q.to_string(), detail));
     }
 }
 
@@ -383,6 +403,25 @@ pub(super) fn limit_range(object: &Value, errs: &mut Errors) {
     }
 }
 
+/// The name of a resource that a limit of this type may be about.
+fn limit_name(name: &str, kind: &str, path: &str, errs: &mut Errors) {
+    if matches!(kind, "Pod" | "Container") {
+        container_resource_name(name, path, errs);
+    } else {
+        resource_name(name, path, errs);
+    }
+}
+
+/// The ratio of the greatest to the smallest allowed amount, as upstream computes it: exactly, where it can.
+fn range_ratio(ratio: Quantity, min: Quantity, max: Quantity) -> (f64, f64) {
+    const EXACT: i64 = i64::MAX / 1000;
+    if [ratio, min, max].iter().all(|q| q.value() < EXACT) {
+        (ratio.milli_value() as f64 / 1000.0, max.milli_value() as f64 / min.milli_value() as f64)
+    } else {
+        (ratio.value() as f64, max.value() as f64 / min.value() as f64)
+    }
+}
+
 fn limit_item(limit: &Value, kind: &str, path: &str, errs: &mut Errors) {
     let mut keys: Vec<&String> = Vec::new();
     for field in ["max", "min", "default", "defaultRequest"] {
@@ -395,11 +434,7 @@ fn limit_item(limit: &Value, kind: &str, path: &str, errs: &mut Errors) {
         }
         for (name, _) in map(limit, field) {
             let at_name = format!("{path}.{field}[{name}]");
-            if matches!(kind, "Pod" | "Container") {
-                container_resource_name(name, &at_name, errs);
-            } else {
-                resource_name(name, &at_name, errs);
-            }
+            limit_name(name, kind, &at_name, errs);
             keys.push(name);
         }
     }
@@ -413,6 +448,7 @@ fn limit_item(limit: &Value, kind: &str, path: &str, errs: &mut Errors) {
         }
     }
     for (name, _) in map(limit, "maxLimitRequestRatio") {
+        limit_name(name, kind, &format!("{path}.maxLimitRequestRatio[{name}]"), errs);
         keys.push(name);
     }
     keys.sort();
@@ -451,10 +487,26 @@ fn limit_item(limit: &Value, kind: &str, path: &str, errs: &mut Errors) {
             bad("default", min, format!("min value {min} is greater than default value {standard}"));
         }
         if let Some((standard, max)) = above(standard, max) {
-            bad("default", standard, format!("default value {standard} is greater than max value {max}"));
+            // Upstream shows the limit.
+            bad("default", max, format!("default value {standard} is greater than max value {max}"));
         }
         if let Some(ratio) = get("maxLimitRequestRatio").filter(|r| *r < Quantity::from_milli(1000)) {
             bad("maxLimitRequestRatio", ratio, format!("ratio {ratio} is less than 1"));
+        }
+        if let (Some(ratio), Some(min), Some(max)) = (get("maxLimitRequestRatio"), min, max) {
+            let (asked, possible) = range_ratio(ratio, min, max);
+            if asked > possible {
+                let detail = format!("ratio {ratio} is greater than max/min = {possible:.6}");
+                bad("maxLimitRequestRatio", ratio, detail);
+            }
+        }
+        if let (Some(standard), Some(request)) = (standard, request)
+            && !overcommitted(key)
+            && standard != request
+        {
+            let detail =
+                format!("default value {standard} must equal to defaultRequest value {request} in {key}");
+            bad("defaultRequest", request, detail);
         }
     }
 }

@@ -26,9 +26,6 @@ pub(super) fn config_map(object: &Value, errs: &mut Errors) {
     for (key, value) in map(object, "binaryData") {
         let path = format!("binaryData[{key}]");
         invalid_each(errs, &path, key, names::config_map_key(key));
-        if at(object, "data").get(key).is_some() {
-            errs.push(FieldError::invalid(path, key, "duplicate of key present in data"));
-        }
         size += base64_length(value);
     }
     if size > MAX_DATA {
@@ -63,6 +60,17 @@ fn frozen(new: &Value, old: &Value, fields: &[&str], errs: &mut Errors) {
     }
 }
 
+/// Go's name for what is read in place of an object.
+fn not_a_map(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Array(_) => Some("array"),
+        Value::String(_) => Some("string"),
+        Value::Number(_) => Some("number"),
+        Value::Bool(_) => Some("bool"),
+        Value::Null | Value::Object(_) => None,
+    }
+}
+
 pub(super) fn secret(object: &Value, errs: &mut Errors) {
     let mut size = 0;
     for (key, value) in map(object, "data") {
@@ -90,14 +98,23 @@ pub(super) fn secret(object: &Value, errs: &mut Errors) {
             let key = if kind.ends_with("json") { ".dockerconfigjson" } else { ".dockercfg" };
             require(&[key]);
             let bytes = data.get(key).and_then(Value::as_str).and_then(|t| codec::decode_base64(t).ok());
-            if let Some(Err(e)) = bytes.map(|b| codec::parse_json(&b)) {
-                errs.push(FieldError::invalid(format!("data[{key}]"), "<secret contents redacted>", e));
+            let why = match bytes.map(|b| codec::parse_json(&b)) {
+                Some(Err(why)) => Some(why),
+                Some(Ok(other)) => not_a_map(&other).map(|kind| {
+                    format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}")
+                }),
+                None => None,
+            };
+            if let Some(why) = why {
+                errs.push(FieldError::invalid(format!("data[{key}]"), "<secret contents redacted>", why));
             }
         }
         "kubernetes.io/basic-auth" if missing("username") && missing("password") => {
             require(&["username", "password"]);
         }
-        "kubernetes.io/ssh-auth" => require(&["ssh-privatekey"]),
+        "kubernetes.io/ssh-auth" if text(data, "ssh-privatekey").is_empty() => {
+            errs.push(FieldError::required("data[ssh-privatekey]", ""));
+        }
         "kubernetes.io/tls" => require(&["tls.crt", "tls.key"]),
         _ => {}
     }
