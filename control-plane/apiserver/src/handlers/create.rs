@@ -27,6 +27,7 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
     )?;
     let mut object = decoded.object;
     lifecycle::place(context, &mut object)?;
+    let owners = lifecycle::single_owners(&mut object, false);
     let (object, revision) = insert(context, object, &options, false).await?;
     let reply = if revision == 0 {
         Reply::of_value(201, &context.resource, &object, accepted, IncludeObject::default())
@@ -36,7 +37,10 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
             .ok_or_else(|| ApiError::internal("the object cannot be encoded"))?;
         Reply::object(201, &context.resource, &encoded, accepted, IncludeObject::default())
     };
-    Ok(reply.warn(decoded.warnings).warn(context.resource.strategy.creation_warnings(&object)))
+    Ok(reply
+        .warn(decoded.warnings)
+        .warn(owners.into_iter().collect())
+        .warn(context.resource.strategy.creation_warnings(&object)))
 }
 
 /// Checks that who updates or applies what does not exist may create it.

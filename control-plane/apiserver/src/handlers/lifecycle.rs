@@ -68,6 +68,29 @@ pub(super) fn new_metadata(object: &mut Value, generation: bool) {
     tidy(object);
 }
 
+/// Drops owner references that are listed twice; the warning about them. A patch meets them later than other writes.
+pub(super) fn single_owners(object: &mut Value, patched: bool) -> Option<String> {
+    let owners = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut)?;
+    let mut seen: Vec<Value> = Vec::new();
+    let mut twice: Vec<String> = Vec::new();
+    owners.retain(|owner| {
+        if seen.contains(owner) {
+            twice.push(str_at(owner, &["uid"]).to_owned());
+            return false;
+        }
+        seen.push(owner.clone());
+        true
+    });
+    let when = if patched { " after mutating admission happens" } else { "" };
+    (!twice.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, \
+             and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        )
+    })
+}
+
 /// Leaves out metadata that is empty, as upstream's serialization does.
 pub(super) fn tidy(object: &mut Value) {
     let metadata = meta_mut(object);

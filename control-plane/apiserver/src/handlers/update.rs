@@ -132,6 +132,8 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
     )?;
     let mut wanted = decoded.object;
     lifecycle::place(context, &mut wanted)?;
+    let mut warnings = decoded.warnings;
+    warnings.extend(lifecycle::single_owners(&mut wanted, false));
     if part == Part::Main && !resource.strategy.unconditional_update {
         let version = meta(&wanted, "resourceVersion");
         if version.is_empty()
@@ -160,13 +162,13 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
                 meta_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
             }
             Ok(Reply::of_value(201, resource, &object, accepted, IncludeObject::default())
-                .warn(decoded.warnings)
+                .warn(warnings)
                 .warn(resource.strategy.creation_warnings(&object)))
         }
         other => {
             let object = other?.object;
             Ok(Reply::of_value(200, resource, &object, accepted, IncludeObject::default())
-                .warn(decoded.warnings)
+                .warn(warnings)
                 .warn(warnings_of(resource, part, &object, before)))
         }
     }
@@ -208,6 +210,7 @@ pub(super) async fn patch(context: &Context, part: Part) -> Result<Reply, ApiErr
         let mut new =
             patched(context, kind, &stored.object, &resource.gvk(), options.validation, &mut warnings)?;
         lifecycle::place(context, &mut new)?;
+        warnings.extend(lifecycle::single_owners(&mut new, true));
         Ok(Change::Put(computed(context, part, new, stored, Some(&write))?))
     })
     .await?;

@@ -181,4 +181,6 @@ fn go_map(map: &Map<String, Value>) -> String {
 }
 
 #[cfg(test)]
+mod roundtrip;
+#[cfg(test)]
 mod tests;

@@ -363,7 +363,10 @@ pub(super) fn ephemeral_containers(gvk: &GroupVersionKind, new: &Value, old: &Va
             )),
             Some(after) if !same(after, before) => errs.push(FieldError::forbidden(
                 PATH,
-                format!("existing ephemeral containers {quoted} may not be changed\n"),
+                format!(
+                    "existing ephemeral containers {quoted} may not be changed\n{}",
+                    internal::difference("EphemeralContainer", before, after)
+                ),
             )),
             Some(_) => {}
         }

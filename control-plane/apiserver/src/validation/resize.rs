@@ -57,7 +57,11 @@ pub(super) fn resize(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mu
         }
     }
     if errs.is_empty() && changes_more(after, before) {
-        errs.push(FieldError::forbidden("spec", "only cpu and memory resources are mutable"));
+        let diff = super::internal::difference("PodSpec", before, &resized_back(after, before));
+        errs.push(FieldError::forbidden(
+            "spec",
+            format!("only cpu and memory resources are mutable\n{diff}"),
+        ));
     }
 }
 
