@@ -78,18 +78,18 @@ impl ApiServer {
         self.wait()
     }
 
-    /// Waits until the port is open: the server listens when everything else is ready.
+    /// Waits until the port is open and the administrator's kubeconfig is there.
     fn wait(&mut self) -> Result<()> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         let begin = Instant::now();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        while TcpStream::connect(address).is_err() {
+        while TcpStream::connect(address).is_err() || !self.kubeconfig().exists() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok()).flatten();
             if let Some(status) = ended {
                 bail!("the server ended: {status}\n{}", self.log());
             }
             ensure!(begin.elapsed() < START, "the server does not listen\n{}", self.log());
-            runtime.block_on(tokio::time::sleep(Duration::from_millis(20)));
+            runtime.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
         }
         Ok(())
     }

@@ -45,6 +45,7 @@ struct Watch {
     cursor: Cursor,
     changes: tokio::sync::watch::Receiver<u64>,
     pending: VecDeque<Bytes>,
+    counter: Arc<crate::server::WatchCounter>,
     bookmarks: bool,
     next_bookmark: Instant,
     /// Rings when the next bookmark or the end is due; kept, as is the wait for the shutdown, so that an event costs a
@@ -134,6 +135,10 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         initial: first,
         cursor,
         pending: VecDeque::new(),
+        counter: {
+            let row = &context.resource;
+            context.core.metrics.watch(row.group, row.version, row.plural)
+        },
         bookmarks: options.bookmarks,
         next_bookmark: now + BOOKMARK_PERIOD,
         timer: Box::pin(tokio::time::sleep_until(now + life)),
@@ -213,7 +218,7 @@ impl Watch {
 
     fn take(&mut self) -> Option<Bytes> {
         if self.pending.len() <= 1 {
-            return self.pending.pop_front();
+            return self.take_one();
         }
         let (mut count, mut size) = (0, 0);
         for frame in &self.pending {
@@ -224,10 +229,11 @@ impl Watch {
             size += frame.len();
         }
         if count == 1 {
-            return self.pending.pop_front();
+            return self.take_one();
         }
         let mut out = Vec::with_capacity(size);
         for frame in self.pending.drain(..count) {
+            self.counter.sent(frame.len());
             out.extend_from_slice(&frame);
         }
         Some(out.into())
@@ -241,6 +247,12 @@ impl Watch {
             (true, true) => self.end.min(self.next_bookmark),
             (true, false) => last.min(self.next_bookmark),
         }
+    }
+
+    fn take_one(&mut self) -> Option<Bytes> {
+        let frame = self.pending.pop_front()?;
+        self.counter.sent(frame.len());
+        Some(frame)
     }
 
     /// Waits for a change, a bookmark's time or the end.

@@ -64,6 +64,7 @@ async fn connection(
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
+            core.metrics.handshake_failed();
             tracing::debug!(%error, "a TLS handshake failed");
             return;
         }

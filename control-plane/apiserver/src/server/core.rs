@@ -1,7 +1,7 @@
 //! State that all requests share.
 
 use super::ServerError;
-use super::metrics::Metrics;
+use super::metrics::{Metered, Metrics, StoreTimes};
 use crate::allocation::{Held, ServiceAllocator};
 use crate::auth::Policy;
 use crate::cache::Cache;
@@ -34,6 +34,8 @@ pub(crate) struct Core {
     /// Requests being served that only read, and that write.
     pub(crate) in_flight: [AtomicUsize; 2],
     pub(crate) metrics: Metrics,
+    /// Times of the store's operations.
+    pub(crate) store_times: Arc<StoreTimes>,
     pub(crate) discovery: Discovery,
     /// The first objects exist.
     pub(crate) started: AtomicBool,
@@ -51,7 +53,8 @@ impl Core {
         store: Arc<impl Store>,
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, ServerError> {
-        let store: StoreHandle = store;
+        let store_times = Arc::new(StoreTimes::default());
+        let store: StoreHandle = Arc::new(Metered::new(store, store_times.clone()));
         let registry = Registry::builtin();
         let addresses = registry.find("networking.k8s.io", "v1", "ipaddresses").cloned();
         let addresses = addresses
@@ -70,6 +73,7 @@ impl Core {
             flow: FlowControl::new(config.max_read_requests + config.max_write_requests),
             in_flight: Default::default(),
             metrics: Metrics::default(),
+            store_times,
             discovery: Discovery::default(),
             started: AtomicBool::new(false),
             node_tls: OnceLock::new(),

@@ -60,6 +60,7 @@ pub(crate) fn paths() -> Vec<String> {
     let others = [
         "/.well-known/openid-configuration",
         "/metrics",
+        "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
         "/openapi/v3/",
@@ -99,6 +100,25 @@ pub(super) fn serve(core: &Core, path: &str, query: &Query, store: Option<&str>)
         None => text(200, "ok".to_owned()),
         Some(why) => text(500, format!("internal server error: {why}\n")),
     })
+}
+
+/// Why a subject is not well, if it is not.
+fn failure(core: &Core, subject: Subject, store: Option<&str>) -> Option<String> {
+    match subject {
+        Subject::Process => None,
+        Subject::Store => store.map(str::to_owned),
+        Subject::Bootstrap => (!core.started.load(Ordering::Acquire)).then(|| "not finished".to_owned()),
+        Subject::Shutdown => core.shutdown.is_cancelled().then(|| "process is shutting down".to_owned()),
+    }
+}
+
+/// Every check of every endpoint: name, endpoint, whether it is well.
+pub(super) fn states(core: &Core, store: Option<&str>) -> Vec<(&'static str, &'static str, bool)> {
+    let of = |endpoint: &'static str| {
+        checks(endpoint)
+            .map(move |(name, _, subject)| (*name, endpoint, failure(core, *subject, store).is_none()))
+    };
+    ENDPOINTS.into_iter().flat_map(of).collect()
 }
 
 fn text(code: u16, body: String) -> Reply {

@@ -17,6 +17,7 @@ mod websocket;
 pub use answer::AnswerBody;
 pub(crate) use core::Core;
 pub(crate) use health::paths;
+pub(crate) use metrics::WatchCounter;
 pub use service::ClientService;
 
 use crate::auth::UserInfo;

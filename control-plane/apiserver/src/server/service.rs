@@ -6,12 +6,12 @@ use super::{Core, body, health, metrics, websocket};
 use crate::auth::{self, Attributes, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
-use crate::handlers::{self, Context, Reply};
+use crate::handlers::{self, Context, Reply, ReplyBody};
 use crate::registry::{Resource, Subresource, SubresourceKind};
 use crate::request::{Accepted, Endpoint, Query, RequestInfo, go_duration, negotiate};
 use bytes::{Buf, Bytes};
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -108,6 +108,10 @@ where
     };
     let mut reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
     reply.headers.extend(flow);
+    let size = if let ReplyBody::Full(bytes) = &reply.body { Some(bytes.len()) } else { None };
+    let (info, query) = (&incoming.info, &incoming.query);
+    core.metrics.observe(info, query, incoming.is_apply(), reply.code, started.elapsed(), size);
+    reply = counted(&core, &incoming, reply);
     if let Some(upgrade) = upgrade
         && incoming.is_long()
         && reply.code == 200
@@ -115,8 +119,21 @@ where
     {
         reply = websocket::upgraded(&incoming.headers, upgrade, reply);
     }
-    core.metrics.observe(&incoming.info, reply.code, started.elapsed());
     render(&incoming.headers, reply)
+}
+
+/// An answer that goes on is counted until its end.
+fn counted(core: &Core, incoming: &Incoming, mut reply: Reply) -> Reply {
+    reply.body = match reply.body {
+        ReplyBody::Stream(stream) => {
+            let long = core.metrics.long(&incoming.info);
+            ReplyBody::Stream(Box::pin(stream.inspect(move |_| {
+                let _ = &long;
+            })))
+        }
+        other => other,
+    };
+    reply
 }
 
 /// Where the client of a connection is.
@@ -234,6 +251,11 @@ impl Incoming {
         }
     }
 
+    fn is_apply(&self) -> bool {
+        let value = self.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        value.is_some_and(|value| value.starts_with("application/apply-patch"))
+    }
+
     fn is_long(&self) -> bool {
         self.info.is_resource && (self.info.verb == "watch" || self.info.subresource == "log")
     }
@@ -285,7 +307,17 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
     let info = &incoming.info;
     let accept = text(&incoming.headers, header::ACCEPT);
     if !info.is_resource {
-        let store = if health::is_health(&info.path) { health::store(core.clone()).await } else { None };
+        let store = if health::is_health(&info.path) || info.path == "/metrics/slis" {
+            health::store(core.clone()).await
+        } else {
+            None
+        };
+        if info.path == "/metrics" && incoming.method == http::Method::GET {
+            return Ok(metrics::serve(core).await);
+        }
+        if info.path == "/metrics/slis" && incoming.method == http::Method::GET {
+            return Ok(metrics::slis(&health::states(&core, store.as_deref())));
+        }
         if discovery::is_document(&info.path) && matches!(incoming.method.as_str(), "GET" | "HEAD") {
             return document(core, incoming).await;
         }
@@ -337,9 +369,6 @@ fn non_resource(
     }
     if let Some(reply) = health::serve(core, path, &incoming.query, store.as_deref()) {
         return Ok(reply);
-    }
-    if path == "/metrics" {
-        return Ok(metrics::serve(core));
     }
     let ask = discovery::Ask {
         path,

@@ -132,8 +132,9 @@ pub(super) async fn upgrade(
     for (name, value) in response.headers() {
         reply.headers.push((name.clone(), value.clone()));
     }
-    let shutdown = context.core.shutdown.clone();
+    let (shutdown, long) = (context.core.shutdown.clone(), context.core.metrics.long(&context.info));
     tokio::spawn(async move {
+        let _long = long;
         let both = futures::future::try_join(client, hyper::upgrade::on(response)).await;
         let Ok((client, backend)) = both else { return };
         shutdown.run_until_cancelled(pipe(TokioIo::new(client), TokioIo::new(backend))).await;

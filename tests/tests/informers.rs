@@ -1,0 +1,264 @@
+//! Caches of controllers through the death of the API server: kube's reflector, and an informer as client-go's is
+//! (protobuf, streamed lists, a new list after 410). Both hold in the end what the server holds.
+
+use anyhow::{Context, Result, ensure};
+use futures::{AsyncReadExt, StreamExt, TryStreamExt};
+use http_body_util::BodyExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kelp_tests::ApiServer;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Name → (version, value).
+type Contents = BTreeMap<String, (String, String)>;
+
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    let config = Kubeconfig::read_from(kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+fn pair(map: &ConfigMap) -> (String, (String, String)) {
+    let value = map.data.as_ref().and_then(|d| d.get("v").cloned()).unwrap_or_default();
+    (map.name_any(), (map.resource_version().unwrap_or_default(), value))
+}
+
+/// Fields of a protobuf message: number and content of those with a length.
+fn fields(mut data: &[u8]) -> Vec<(u64, &[u8])> {
+    fn varint(data: &mut &[u8]) -> Option<u64> {
+        let (mut value, mut shift) = (0u64, 0);
+        loop {
+            let (first, rest) = data.split_first()?;
+            *data = rest;
+            value |= u64::from(first & 0x7f) << shift;
+            shift += 7;
+            if first & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    while let Some(key) = varint(&mut data) {
+        match key & 7 {
+            0 => {
+                varint(&mut data);
+            }
+            2 => {
+                let Some(length) = varint(&mut data).and_then(|n| usize::try_from(n).ok()) else { break };
+                let Some((content, rest)) = data.split_at_checked(length) else { break };
+                out.push((key >> 3, content));
+                data = rest;
+            }
+            _ => break,
+        }
+    }
+    out
+}
+
+fn field(data: &[u8], number: u64) -> &[u8] {
+    fields(data).into_iter().find(|(n, _)| *n == number).map(|(_, content)| content).unwrap_or_default()
+}
+
+fn text(data: &[u8], number: u64) -> String {
+    String::from_utf8_lossy(field(data, number)).into_owned()
+}
+
+/// What an event says.
+struct Event {
+    kind: String,
+    name: String,
+    version: String,
+    value: String,
+    is_end_of_list: bool,
+}
+
+/// A `meta.v1.WatchEvent` whose object is a `ConfigMap` or a `Status`.
+fn event(frame: &[u8]) -> Result<Event> {
+    let raw = field(field(frame, 2), 1);
+    let object = raw.strip_prefix(b"k8s\0").context("the object is not protobuf")?;
+    let object = field(object, 2);
+    let metadata = field(object, 1);
+    let entry = fields(object)
+        .into_iter()
+        .filter(|(number, _)| *number == 2)
+        .find(|(_, entry)| field(entry, 1) == b"v")
+        .map(|(_, entry)| text(entry, 2));
+    let is_end_of_list = fields(metadata)
+        .into_iter()
+        .any(|(number, entry)| number == 12 && field(entry, 1) == b"k8s.io/initial-events-end");
+    Ok(Event {
+        kind: text(frame, 1),
+        name: text(metadata, 1),
+        version: text(metadata, 6),
+        value: entry.unwrap_or_default(),
+        is_end_of_list,
+    })
+}
+
+/// An informer as client-go's: a streamed list, then a watch; after an error a watch from the last version, and a new
+/// list when that is gone.
+struct Informer {
+    client: Client,
+    cache: Arc<Mutex<Contents>>,
+    version: Option<String>,
+    lists: usize,
+}
+
+impl Informer {
+    async fn run(mut self) {
+        loop {
+            if let Err(error) = self.watch().await {
+                eprintln!("the informer's watch ended: {error:#}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+
+    async fn watch(&mut self) -> Result<()> {
+        let list = self.version.is_none();
+        let mut path = "/api/v1/namespaces/default/configmaps?watch=true&allowWatchBookmarks=true".to_owned();
+        match &self.version {
+            Some(version) => path.push_str(&format!("&resourceVersion={version}")),
+            None => path.push_str("&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"),
+        }
+        let request = http::Request::get(path)
+            .header("accept", "application/vnd.kubernetes.protobuf;stream=watch")
+            .body(kube::client::Body::empty())?;
+        let (parts, body) = self.client.send(request).await?.into_parts();
+        if parts.status == 410 {
+            self.version = None;
+            return Ok(());
+        }
+        ensure!(parts.status == 200, "{}", parts.status);
+        let mut stream = std::pin::pin!(futures::io::BufReader::new(body_reader(body)));
+        let mut fresh = Contents::new();
+        loop {
+            let mut length = [0u8; 4];
+            stream.read_exact(&mut length).await?;
+            let length = u32::from_be_bytes(length) as usize;
+            ensure!(length < 1 << 20, "a frame of {length} bytes");
+            let mut frame = vec![0u8; length];
+            stream.read_exact(&mut frame).await?;
+            let event = event(&frame)?;
+            let filling = list && self.version.is_none();
+            match event.kind.as_str() {
+                "ADDED" | "MODIFIED" if filling => {
+                    fresh.insert(event.name, (event.version, event.value));
+                }
+                "ADDED" | "MODIFIED" => {
+                    self.version = Some(event.version.clone());
+                    self.lock().insert(event.name, (event.version, event.value));
+                }
+                "DELETED" => {
+                    self.version = Some(event.version);
+                    self.lock().remove(&event.name);
+                }
+                "BOOKMARK" => {
+                    if filling {
+                        ensure!(event.is_end_of_list, "a bookmark before the list is complete");
+                        *self.lock() = std::mem::take(&mut fresh);
+                        self.lists += 1;
+                    }
+                    self.version = Some(event.version);
+                }
+                _ => {
+                    // Gone, or the server ends: what was seen may be too old.
+                    self.version = None;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Contents> {
+        self.cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn body_reader(body: kube::client::Body) -> impl futures::AsyncRead {
+    body.into_data_stream().map_err(|error| std::io::Error::other(error.to_string())).into_async_read()
+}
+
+/// One change; repeated while the server is away.
+async fn change(api: &Api<ConfigMap>, n: usize) -> Result<()> {
+    let name = format!("c{}", n % 9);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let object: ConfigMap =
+            serde_json::from_value(json!({"metadata": {"name": name}, "data": {"v": n.to_string()}}))?;
+        let outcome = match n % 4 {
+            0 => api.delete(&name, &DeleteParams::default()).await.map(|_| ()),
+            1 => api.create(&PostParams::default(), &object).await.map(|_| ()),
+            _ => {
+                let patch = json!({"data": {"v": n.to_string()}});
+                api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+            }
+        };
+        match outcome {
+            // What is there already, or not, is as good: another round changes it.
+            Ok(()) | Err(kube::Error::Api(_)) => return Ok(()),
+            Err(error) => ensure!(tokio::time::Instant::now() < deadline, "change {n}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn caches_are_exact_through_the_death_of_the_server() -> Result<()> {
+    let mut server = ApiServer::start("informers", "apiserver")?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let kubeconfig = server.kubeconfig();
+    let client = runtime.block_on(client(&kubeconfig))?;
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+
+    let (reader, writer) = reflector::store();
+    let stream =
+        watcher(api.clone(), watcher::Config::default().streaming_lists()).default_backoff().reflect(writer);
+    runtime.spawn(stream.for_each(|_| async {}));
+    let cache = Arc::new(Mutex::new(Contents::new()));
+    // A version of long ago: the watch goes on from there, or the list is asked for.
+    let informer =
+        Informer { client: client.clone(), cache: cache.clone(), version: Some("1".to_owned()), lists: 0 };
+    runtime.spawn(informer.run());
+
+    for round in 0..3 {
+        let changes = api.clone();
+        let writing = runtime.spawn(async move {
+            for n in round * 40..round * 40 + 40 {
+                change(&changes, n).await?;
+            }
+            anyhow::Ok(())
+        });
+        // In the middle of the changes, at a moment that differs each time.
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(30 + 70 * round as u64)).await });
+        server.kill();
+        server.restart()?;
+        runtime.block_on(writing)??;
+    }
+
+    let expected: Contents = runtime.block_on(api.list(&ListParams::default()))?.iter().map(pair).collect();
+    ensure!(!expected.is_empty());
+    let exact = async {
+        loop {
+            let reflected: Contents = reader.state().iter().map(|map| pair(map)).collect();
+            let informed = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+            if reflected == expected && informed == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let waited = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), exact).await });
+    let informed = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let reflected: Contents = reader.state().iter().map(|map| pair(map)).collect();
+    ensure!(waited.is_ok(), "expected {expected:?}\nreflector {reflected:?}\ninformer {informed:?}");
+    runtime.shutdown_background();
+    Ok(())
+}
