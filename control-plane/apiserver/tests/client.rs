@@ -418,3 +418,68 @@ async fn services_created_at_once_get_different_addresses() -> Result<()> {
     life.end().await;
     Ok(())
 }
+
+/// The status code and the body of a raw request.
+async fn fetched(client: &Client, path: &str) -> Result<(u16, Value)> {
+    use http_body_util::BodyExt;
+    let response = client.send(http::Request::get(path).body(kube::client::Body::empty())?).await?;
+    let code = response.status().as_u16();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((code, serde_json::from_slice(&body)?))
+}
+
+#[tokio::test]
+async fn what_was_compacted_away_is_expired() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let life = Life::begin(directory.path()).await?;
+    let client = life.client();
+    let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    for name in ["a", "b", "c", "d"] {
+        api.create(&PostParams::default(), &config_map(name, "1")?).await?;
+    }
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let (code, page) = fetched(&client, &format!("{maps}?limit=1")).await?;
+    ensure!(code == 200 && page["metadata"]["remainingItemCount"].as_i64() >= Some(3), "{page}");
+    let token = page["metadata"]["continue"].as_str().context("continue")?;
+    let old = page["metadata"]["resourceVersion"].as_str().context("resourceVersion")?;
+    // Served although the objects have changed meanwhile.
+    api.delete("d", &DeleteParams::default()).await?;
+    let last = api.create(&PostParams::default(), &config_map("e", "1")?).await?;
+    let names = |list: &Value| -> Vec<String> {
+        list["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned))
+            .filter(|name| name.len() == 1)
+            .collect()
+    };
+    let (_, rest) = fetched(&client, &format!("{maps}?continue={token}")).await?;
+    ensure!(names(&rest) == ["b", "c", "d"], "{rest}");
+    let (code, exact) =
+        fetched(&client, &format!("{maps}?resourceVersion={old}&resourceVersionMatch=Exact")).await?;
+    ensure!(code == 200 && names(&exact) == ["a", "b", "c", "d"], "{exact}");
+
+    let newest: i64 = last.resource_version().context("version")?.parse()?;
+    kelp_store::Store::compact(&*life.store, newest).await?;
+    let (code, gone) = fetched(&client, &format!("{maps}?continue={token}")).await?;
+    ensure!(code == 410 && gone["reason"] == "Expired", "{gone}");
+    // The token in the error goes on with what is there now.
+    let token = gone["metadata"]["continue"].as_str().context("another token")?;
+    let (code, rest) = fetched(&client, &format!("{maps}?continue={token}")).await?;
+    ensure!(code == 200 && names(&rest) == ["b", "c", "e"], "{rest}");
+    let (code, gone) =
+        fetched(&client, &format!("{maps}?resourceVersion={old}&resourceVersionMatch=Exact")).await?;
+    ensure!(
+        code == 410 && gone["message"] == "The resourceVersion for the provided list is too old.",
+        "{gone}"
+    );
+    let (code, event) = fetched(&client, &format!("{maps}?watch=1&resourceVersion={old}")).await?;
+    ensure!(code == 200 && event["type"] == "ERROR" && event["object"]["code"] == 410, "{event}");
+    ensure!(event["object"]["message"] == format!("too old resource version: {old} ({newest})"), "{event}");
+    let (code, list) =
+        fetched(&client, &format!("{maps}?resourceVersion={newest}&resourceVersionMatch=Exact")).await?;
+    ensure!(code == 200 && names(&list) == ["a", "b", "c", "e"], "{list}");
+    life.end().await;
+    Ok(())
+}

@@ -7,6 +7,7 @@ use super::{Context, Reply, ReplyBody};
 use crate::cache::{Cache, Cursor, EventType, Filter, Slice, Wanted};
 use crate::error::ApiError;
 use crate::request::ListOptions;
+use crate::storage;
 use bytes::Bytes;
 use frames::Shape;
 use rand::Rng;
@@ -95,6 +96,11 @@ async fn start(
             .ok_or_else(|| ApiError::internal("the cache has no newest revision"));
     }
     let from = if wanted == 0 { cache.revision() } else { wanted };
+    if from < cache.revision()
+        && let Some(oldest) = storage::compacted(&cache.store, from).await?
+    {
+        return Err(ApiError::expired(format!("too old resource version: {from} ({oldest})")));
+    }
     Ok(Start::After(cache.cursor_after(from)?, from))
 }
 

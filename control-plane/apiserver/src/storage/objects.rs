@@ -4,7 +4,7 @@ use super::StoreHandle;
 use crate::error::ApiError;
 use crate::object::{self, Encoded};
 use crate::registry::Resource;
-use kelp_store::{Compare, KeyValue, Op, OpResult, RangeRequest, TxnRequest};
+use kelp_store::{Compare, KeyValue, Op, OpResult, RangeRequest, StoreError, TxnRequest};
 use serde_json::Value;
 
 /// An object with its revision; the value carries it as resourceVersion.
@@ -91,6 +91,18 @@ impl Stored {
     /// Whether writing the object would change nothing.
     pub fn is_same(&self, bytes: &[u8]) -> bool {
         self.raw == bytes
+    }
+}
+
+/// The oldest revision that is kept, if `revision` is older. What was compacted away is expired for clients, whatever the
+/// cache still knows: the next server would not know it.
+pub async fn compacted(store: &StoreHandle, revision: i64) -> Result<Option<i64>, ApiError> {
+    let mut request = RangeRequest::key("/registry/health");
+    (request.revision, request.count_only) = (revision, true);
+    match store.range(request).await {
+        Err(StoreError::Compacted { compact_revision }) => Ok(Some(compact_revision)),
+        Err(StoreError::FutureRevision { .. }) | Ok(_) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cache::{Entry, Filter, Slice, Wanted, selected};
 use crate::error::ApiError;
 use crate::object::Encoded;
 use crate::request::{ListOptions, VersionMatch, resource_version};
+use crate::storage;
 use kelp_store::{RangeRequest, StoreError};
 use render::ListMeta;
 use serde_json::Value;
@@ -116,6 +117,10 @@ async fn at(
 ) -> Result<Slice, ApiError> {
     let cache = context.cache();
     cache.wait_for(revision).await?;
+    let present = revision >= cache.revision();
+    if !present && storage::compacted(&context.core.store, revision).await?.is_some() {
+        return Err(ApiError::expired("The resourceVersion for the provided list is too old."));
+    }
     let wanted = Wanted { revision: Some(revision), start, limit: options.limit, count: true };
     match cache.slice(filter, &wanted) {
         Some(slice) => Ok(slice),
