@@ -7,7 +7,7 @@ use crate::parts::Parts;
 use crate::pki::renew::{self, Renewal};
 use crate::pki::{Leaf, LeafSpec, Pki, ReloadingCert, write_atomic};
 use anyhow::{Context, Result};
-use kelp_apiserver::{ApiServer, Config, KubeletClient, TlsFiles, UserInfo};
+use kelp_apiserver::{ApiServer, Config, KubeletClient, ServiceAccountKey, TlsFiles, UserInfo};
 use kelp_store::EmbeddedStore;
 use kube::Client;
 use std::io::ErrorKind;
@@ -89,6 +89,7 @@ pub async fn start_apiserver(settings: Settings<'_>, parts: &mut Parts) -> Resul
         certificate: to_nodes.cert_pem.into_bytes(),
         key: to_nodes.key_pem.into_bytes(),
     });
+    config.service_account_key = Some(ServiceAccountKey(pki.service_account_key()?));
     config.listen = api.listen;
     config.advertise_port = port;
     config.service_cidrs = cluster.service_cidr.iter().map(Cidr::to_string).collect();

@@ -1,11 +1,11 @@
 //! Serves the API alone on loopback: `cargo run -p kelp-apiserver --example serve -- <directory> [port]`.
 //!
-//! The directory gets the store, certificates and `kubeconfig` (an administrator's). They are used again when the program
-//! starts again, so that clients go on.
+//! The directory gets the store, certificates, the key of tokens and `kubeconfig` (an administrator's). They are used again
+//! when the program starts again, so that clients go on.
 
 use anyhow::{Context, Result};
 use base64::Engine;
-use kelp_apiserver::{ApiServer, Config, TlsFiles};
+use kelp_apiserver::{ApiServer, Config, ServiceAccountKey, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -79,6 +79,11 @@ async fn main() -> Result<()> {
         client_ca: std::fs::read(&ca)?,
     };
     let mut config = Config::new(IpAddr::V4(Ipv4Addr::LOCALHOST), tls);
+    let key = directory.join("sa.key");
+    if !key.exists() {
+        std::fs::write(&key, KeyPair::generate()?.serialize_pem())?;
+    }
+    config.service_account_key = Some(ServiceAccountKey(std::fs::read(key)?));
     config.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
     config.advertise_port = port;
     config.service_cidrs.truncate(1);

@@ -36,6 +36,19 @@ impl std::fmt::Debug for KubeletClient {
     }
 }
 
+/// Key that signs tokens of service accounts: PKCS #8 PEM, on P-256.
+#[derive(Clone)]
+pub struct ServiceAccountKey(
+    /// The key.
+    pub Vec<u8>,
+);
+
+impl std::fmt::Debug for ServiceAccountKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServiceAccountKey")
+    }
+}
+
 /// Settings of an [`ApiServer`](crate::ApiServer).
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -51,6 +64,10 @@ pub struct Config {
     pub kubelet_client: Option<KubeletClient>,
     /// Whether pods and services at loopback addresses are proxied to: for clusters on one machine without a network.
     pub proxy_to_loopback: bool,
+    /// Key that signs tokens; without one a new key is made, and tokens are void after a restart.
+    pub service_account_key: Option<ServiceAccountKey>,
+    /// Issuer of tokens, and their default audience.
+    pub service_account_issuer: String,
     /// Ranges of cluster addresses, the primary family first.
     pub service_cidrs: Vec<String>,
     /// Ports for NodePort services.
@@ -77,6 +94,8 @@ impl Config {
             tls,
             kubelet_client: None,
             proxy_to_loopback: false,
+            service_account_key: None,
+            service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             service_cidrs: vec!["10.96.0.0/16".to_owned(), "fd00:10:96::/112".to_owned()],
             node_ports: 30000..=32767,
             max_read_requests: 400,

@@ -35,7 +35,7 @@ mod table;
 pub mod validation;
 
 pub use auth::UserInfo;
-pub use config::{Config, KubeletClient, TlsFiles};
+pub use config::{Config, KubeletClient, ServiceAccountKey, TlsFiles};
 pub use error::{ApiError, FieldError};
 pub use gvk::GroupVersionKind;
 pub use server::{AnswerBody, ApiServer, ClientService, ServerError};

@@ -74,8 +74,17 @@ impl Pki {
     }
 
     /// File of the key that signs service account tokens (`sa.pub` beside it verifies them).
-    pub fn service_account_key_path(&self) -> PathBuf {
+    fn service_account_key_path(&self) -> PathBuf {
         self.dir.join("sa.key")
+    }
+
+    /// The key that signs service account tokens, PKCS #8 PEM.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read.
+    pub fn service_account_key(&self) -> Result<Vec<u8>> {
+        let path = self.service_account_key_path();
+        std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// Certificate and key of `spec`, from the directory if they are still good, else newly issued and written.

@@ -28,7 +28,7 @@ pub(crate) async fn create(
     resource: &Resource,
     object: &mut Value,
 ) -> Result<(), ApiError> {
-    node::create(user, resource, object)?;
+    node::create(core, user, resource, object).await?;
     match (resource.group, resource.kind) {
         ("", "Pod") => {
             limits::mutate(core, resource, object).await?;

@@ -16,6 +16,7 @@ mod reply;
 mod review;
 mod scale;
 mod subresource;
+mod token;
 mod update;
 mod view;
 mod watch;
@@ -188,6 +189,7 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
             (SubresourceKind::Part, _) => update::patch(&context, update::Part::Named(sub.name)).await,
             // Other connections are made before their bodies are read, see `connect`.
             (SubresourceKind::Connect, _) => subresource::log(&context).await,
+            (SubresourceKind::Token, _) => token::request(&context).await,
         };
     }
     if !context.resource.verbs.contains(&info.verb) {

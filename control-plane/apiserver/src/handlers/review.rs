@@ -32,6 +32,10 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
             object["status"] = json!({"userInfo": context.user.to_value()});
         }
         "SelfSubjectRulesReview" => rules(context, &mut object).await?,
+        "TokenReview" => {
+            Write::of(context, &options, "").track(context, None, &mut object)?;
+            super::token::review(context, &mut object).await?;
+        }
         kind => {
             if kind == "LocalSubjectAccessReview" {
                 super::lifecycle::place(context, &mut object)?;

@@ -88,7 +88,7 @@ pub(super) fn computed(
             }
         }
     }
-    crate::admission::node::update(&context.user, resource, &new, old)?;
+    crate::admission::node::update(&context.user, resource, part.subresource(), &new, old)?;
     crate::auth::escalation::on_update(context, &new, old)?;
     let errors = match part {
         Part::Main => crate::machinery::validate_update(&resource.gvk(), &new, old),

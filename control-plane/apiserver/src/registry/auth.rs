@@ -24,6 +24,7 @@ pub(super) fn reviews() -> Vec<Resource> {
     };
     vec![
         authentication("selfsubjectreviews", "selfsubjectreview", "SelfSubjectReview"),
+        authentication("tokenreviews", "tokenreview", "TokenReview"),
         Resource {
             namespaced: true,
             ..authorization(

@@ -187,6 +187,8 @@ static POD_SUB: &[Subresource] = &[
     sub("resize", SubresourceKind::Part, ("", "v1", "Pod"), STATUS_VERBS),
     sub("status", SubresourceKind::Status, ("", "v1", "Pod"), STATUS_VERBS),
 ];
+static SERVICE_ACCOUNT_SUB: &[Subresource] =
+    &[sub("token", SubresourceKind::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"])];
 static SERVICE_SUB: &[Subresource] = &[
     sub("proxy", SubresourceKind::Connect, ("", "v1", "ServiceProxyOptions"), PROXY_VERBS),
     sub("status", SubresourceKind::Status, ("", "v1", "Service"), STATUS_VERBS),
@@ -371,6 +373,7 @@ pub(super) fn rows() -> Vec<Resource> {
             singular: "serviceaccount",
             kind: "ServiceAccount",
             short_names: &["sa"],
+            subresources: SERVICE_ACCOUNT_SUB,
             storage_prefix: "/registry/serviceaccounts/",
             strategy: &SERVICE_ACCOUNT,
             ..BASE

@@ -57,6 +57,8 @@ pub enum SubresourceKind {
     Part,
     /// A stream or report of the node that runs the pod.
     Connect,
+    /// A token of a service account.
+    Token,
 }
 
 /// A subresource of a resource.

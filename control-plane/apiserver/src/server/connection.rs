@@ -3,7 +3,7 @@
 use super::Core;
 use super::service;
 use super::stall::Stall;
-use crate::auth::{UserInfo, from_certificate};
+use crate::auth::{Credentials, from_certificate};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -76,14 +76,14 @@ async fn connection(
         .1
         .peer_certificates()
         .and_then(|chain| chain.first())
-        .and_then(|leaf| from_certificate(leaf))
-        .unwrap_or_else(UserInfo::anonymous);
+        .and_then(|leaf| from_certificate(leaf));
+    let credentials = Credentials::Connection(user);
     let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-        let (core, user) = (core.clone(), user.clone());
+        let (core, credentials) = (core.clone(), credentials.clone());
         if let Some(peer) = peer {
             request.extensions_mut().insert(service::Peer(peer));
         }
-        async move { Ok::<_, std::convert::Infallible>(service::handle(core, user, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(service::handle(core, credentials, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);

@@ -3,7 +3,7 @@
 use super::ServerError;
 use super::metrics::{Metered, Metrics, StoreTimes};
 use crate::allocation::{Held, ServiceAllocator};
-use crate::auth::Policy;
+use crate::auth::{Policy, SigningKey, Tokens};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::discovery::Discovery;
@@ -29,6 +29,7 @@ pub(crate) struct Core {
     pub(crate) store: StoreHandle,
     pub(crate) registry: Registry,
     pub(crate) policy: Policy,
+    pub(crate) tokens: Tokens,
     pub(crate) shutdown: CancellationToken,
     pub(crate) flow: Arc<FlowControl>,
     /// Requests being served that only read, and that write.
@@ -45,6 +46,15 @@ pub(crate) struct Core {
     services: ServiceAllocator,
     /// Lease in use for each life time: its identity and when another one is due.
     leases: Mutex<HashMap<i64, (i64, Instant)>>,
+}
+
+/// The key that signs tokens, from the configuration if it has one.
+fn signing_key(config: &Config) -> Result<SigningKey, ServerError> {
+    let key = match &config.service_account_key {
+        Some(key) => SigningKey::from_pem(&key.0),
+        None => SigningKey::generate(),
+    };
+    key.map_err(|why| ServerError::Config(format!("the key of service account tokens cannot be used: {why}")))
 }
 
 impl Core {
@@ -77,6 +87,7 @@ impl Core {
             discovery: Discovery::default(),
             started: AtomicBool::new(false),
             node_tls: OnceLock::new(),
+            tokens: Tokens::new(signing_key(&config)?, config.service_account_issuer.clone()),
             config,
             policy: Policy::new(caches.values(), crate::bootstrap::policy::node_rules(), shutdown.clone()),
             store,

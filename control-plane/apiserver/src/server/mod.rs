@@ -6,6 +6,7 @@ mod compact;
 mod connection;
 mod core;
 mod health;
+mod issuer;
 mod metrics;
 mod seats;
 mod service;

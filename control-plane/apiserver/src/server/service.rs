@@ -3,7 +3,7 @@
 use super::answer::{AnswerBody, render};
 use super::seats::{self, Wanted};
 use super::{Core, body, health, metrics, websocket};
-use crate::auth::{self, Attributes, UserInfo};
+use crate::auth::{self, Attributes, Credentials, UserInfo};
 use crate::discovery;
 use crate::error::ApiError;
 use crate::handlers::{self, Context, Reply, ReplyBody};
@@ -52,19 +52,14 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let (core, user) = (self.core.clone(), self.user.clone());
-        request.extensions_mut().insert(InProcess);
-        Box::pin(async move { Ok(handle(core, user, request).await) })
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (core, credentials) = (self.core.clone(), Credentials::Known(self.user.clone()));
+        Box::pin(async move { Ok(handle(core, credentials, request).await) })
     }
 }
 
-/// Marks requests of clients in this process.
-#[derive(Clone, Copy)]
-struct InProcess;
-
 /// Serves one request.
-pub(super) async fn handle<B>(core: Arc<Core>, user: UserInfo, request: Request<B>) -> Response<AnswerBody>
+pub(super) async fn handle<B>(core: Arc<Core>, credentials: Credentials, request: Request<B>) -> Response<AnswerBody>
 where
     B: Body + Send + 'static,
     B::Data: Buf + Send,
@@ -74,10 +69,10 @@ where
     let mut upgrade = parts.extensions.remove::<OnUpgrade>();
     let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
     let query = parts.uri.query().map(str::to_owned);
-    let mut incoming = Incoming::new(user, parts);
+    let mut incoming = Incoming::new(parts);
     let started = Instant::now();
     // Before the body is read: who may not ask, or has no seat, does not make the server read.
-    let admitted = incoming.admit(&core).await;
+    let admitted = incoming.admit(&core, &credentials).await;
     let incoming = Arc::new(incoming);
     let mut flow = Vec::new();
     let outcome = match admitted {
@@ -198,7 +193,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
 }
 
 impl Incoming {
-    fn new(user: UserInfo, parts: http::request::Parts) -> Self {
+    fn new(parts: http::request::Parts) -> Self {
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let agent = text(&parts.headers, header::USER_AGENT).unwrap_or_default();
@@ -207,20 +202,25 @@ impl Incoming {
             Some(value) if !value.is_empty() => matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"),
             _ => ["curl", "Wget", "Mozilla/5.0"].iter().any(|name| agent.starts_with(name)),
         };
-        let user_agent = match agent.as_str() {
-            "" if user.in_group("system:nodes") => "kubelet".to_owned(),
-            "" if parts.extensions.get::<InProcess>().is_some() => {
-                user.name.strip_prefix("system:").unwrap_or(&user.name).to_owned()
-            }
-            _ => agent,
-        };
-        Incoming { user, info, query, headers: parts.headers, method: parts.method, pretty, user_agent }
+        Incoming {
+            user: UserInfo::anonymous(),
+            info,
+            query,
+            headers: parts.headers,
+            method: parts.method,
+            pretty,
+            user_agent: agent,
+        }
     }
 
-    async fn admit(&mut self, core: &Core) -> Result<(), ApiError> {
-        // Credentials that this server cannot check are wrong credentials.
-        if self.headers.contains_key(header::AUTHORIZATION) && self.user.in_group(auth::UNAUTHENTICATED) {
-            return Err(ApiError::unauthorized());
+    async fn admit(&mut self, core: &Core, credentials: &Credentials) -> Result<(), ApiError> {
+        self.user = auth::authenticate(core, credentials, &mut self.headers).await?;
+        if self.user_agent.is_empty() {
+            self.user_agent = match credentials {
+                _ if self.user.in_group(auth::NODES) => "kubelet".to_owned(),
+                Credentials::Known(user) => user.name.strip_prefix("system:").unwrap_or(&user.name).to_owned(),
+                Credentials::Connection(_) => String::new(),
+            };
         }
         let asked = Attributes::of(&self.user, &self.info, &self.query);
         if let Some(other) = auth::impersonated(&core.policy, &self.headers, &asked).await? {
@@ -368,6 +368,9 @@ fn non_resource(
         return Err(ApiError::method_not_allowed());
     }
     if let Some(reply) = health::serve(core, path, &incoming.query, store.as_deref()) {
+        return Ok(reply);
+    }
+    if let Some(reply) = super::issuer::serve(core, path) {
         return Ok(reply);
     }
     let ask = discovery::Ask {

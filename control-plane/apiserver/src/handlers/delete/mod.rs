@@ -125,7 +125,7 @@ fn graceful(new: &mut Value, old: &Value, asked: Option<i64>) -> Graceful {
 /// What a deletion does to the object.
 fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<Change, ApiError> {
     preconditions(context, options, old)?;
-    crate::admission::node::delete(&context.user, &context.resource, old)?;
+    crate::admission::node::delete(&context.user, &context.resource, &context.info.subresource, old)?;
     let resource = &context.resource;
     let mut new = old.clone();
     if resource.kind == "Namespace" {
