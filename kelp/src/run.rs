@@ -87,8 +87,15 @@ pub async fn server(args: ServerArgs) -> Result<()> {
         }
         if runs(Component::Controllers) {
             let client = client(LeafSpec::controller_manager()).await?;
-            let ca_pem = api.as_ref().map(control_plane::Apiserver::ca_pem);
-            control_plane::start_controllers(client, &args.cluster, ca_pem, parts)?;
+            // Pods need the authority: apart from the API server it is the one that the kubeconfig names.
+            let ca_pem = match (&api, &args.kubeconfig) {
+                (Some(api), _) => Some(api.ca_pem().to_owned()),
+                (None, Some(path)) => {
+                    Some(String::from_utf8(authority_of(path)?).context("the authority is no text")?)
+                }
+                (None, None) => None,
+            };
+            control_plane::start_controllers(client, &args.cluster, ca_pem.as_deref(), parts)?;
         }
         Ok(())
     })

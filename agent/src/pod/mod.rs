@@ -15,5 +15,6 @@ pub mod reference;
 pub mod services;
 pub mod status_manager;
 pub mod termination;
+pub mod tokens;
 pub mod volumes;
 pub mod worker;

@@ -1,8 +1,9 @@
-//! ConfigMaps and Secrets that pods of this node refer to.
+//! ConfigMaps and Secrets that pods of this node refer to, and the tokens of their service accounts.
 //!
 //! Each referenced object is watched by itself (a node may not read others), from the first pod that names it until
 //! the last one is gone. Pods are told of changes.
 
+use crate::pod::tokens::Tokens;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -57,6 +58,8 @@ struct Entry {
 pub struct Objects {
     client: Option<kube::Client>,
     entries: Arc<Mutex<HashMap<Key, Entry>>>,
+    /// Tokens.
+    pub tokens: Tokens,
 }
 
 /// Longest wait for the first answer about an object.
@@ -65,7 +68,7 @@ const WAIT: Duration = Duration::from_secs(10);
 impl Objects {
     /// Reads from this API server.
     pub fn new(client: kube::Client) -> Self {
-        Self { client: Some(client), entries: Arc::default() }
+        Self { tokens: Tokens::new(client.clone()), client: Some(client), entries: Arc::default() }
     }
 
     /// Declares what a pod (by UID) refers to, replacing what it declared before. `changed` is notified when one of
@@ -205,6 +208,6 @@ impl Objects {
                 (key, Entry { lookup, users, task: tokio::spawn(async {}).abort_handle() })
             })
             .collect();
-        Self { client: None, entries: Arc::new(Mutex::new(entries)) }
+        Self { client: None, entries: Arc::new(Mutex::new(entries)), tokens: Tokens::default() }
     }
 }

@@ -173,6 +173,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             };
             if self.phase == Phase::Done {
                 self.context.objects.declare(&self.reference.uid, &Default::default(), &self.objects_changed);
+                self.context.objects.tokens.forget(&self.reference.uid);
                 self.context.status.forget(&self.reference.uid);
                 if let Some(pulls) = self.context.images.pulls() {
                     pulls.forget(&self.reference.uid);

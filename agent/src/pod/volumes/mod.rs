@@ -1,4 +1,4 @@
-//! Volumes of a pod: emptyDir, hostPath, configMap, secret, downwardAPI, projected.
+//! Volumes of a pod: emptyDir, hostPath, configMap, secret, downwardAPI, projected (with service account tokens).
 //!
 //! A volume is a directory (or a file, for hostPath) on the host that containers bind-mount. Setting up is
 //! idempotent and is repeated when a referenced object changes.
@@ -16,6 +16,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 pub use project::Downward;
 
@@ -86,7 +88,8 @@ enum Source {
     Files(Files),
 }
 
-/// Sets up all volumes of a pod below `dir` and returns their paths.
+/// Sets up all volumes of a pod below `dir` and returns their paths. `changed` is notified when one is to be set up
+/// again because of its age.
 ///
 /// # Errors
 /// The first volume that cannot be set up.
@@ -95,13 +98,14 @@ pub async fn set_up(
     dir: &Path,
     objects: &Objects,
     downward: &Downward<'_>,
+    changed: &Arc<Notify>,
 ) -> Result<Paths, VolumeError> {
     let mut paths = Paths::new();
     let Some(spec) = &pod.spec else { return Ok(paths) };
     let group = spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
     for volume in spec.volumes.iter().flatten() {
         let error = |message: String| VolumeError { volume: volume.name.clone(), message };
-        let source = gather(pod, volume, objects, downward).await.map_err(error)?;
+        let source = gather(pod, volume, objects, downward, changed).await.map_err(error)?;
         let (name, dir) = (volume.name.clone(), dir.to_owned());
         let made = tokio::task::spawn_blocking(move || make(&dir, &name, source, group)).await;
         let path = made.map_err(|e| error(e.to_string()))?.map_err(error)?;
@@ -128,6 +132,7 @@ async fn gather(
     volume: &Volume,
     objects: &Objects,
     downward: &Downward<'_>,
+    changed: &Arc<Notify>,
 ) -> Result<Source, String> {
     if let Some(empty) = &volume.empty_dir {
         let limit = empty.size_limit.as_ref().and_then(quantity::value).filter(|v| *v > 0);
@@ -202,11 +207,9 @@ async fn gather(
             if let Some(api) = &source.downward_api {
                 project::downward(&mut files, downward, api.items.as_deref(), mode)?;
             }
-            if source.service_account_token.is_some() {
-                tracing::warn!(
-                    volume = volume.name,
-                    "service account tokens are not issued yet, the file is left out"
-                );
+            if let Some(projection) = &source.service_account_token {
+                let token = objects.tokens.get(pod, projection, changed).await?;
+                project::token(&mut files, projection, token, mode);
             }
         }
     } else {

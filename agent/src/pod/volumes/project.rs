@@ -4,6 +4,7 @@ use super::atomic::{File, Files};
 use crate::pod::objects::Data;
 use k8s_openapi::api::core::v1::{
     Container, DownwardAPIVolumeFile, KeyToPath, ObjectFieldSelector, Pod, ResourceFieldSelector,
+    ServiceAccountTokenProjection,
 };
 use kelp_model::pod::{quantity, spec};
 use std::collections::BTreeMap;
@@ -24,6 +25,17 @@ pub struct Downward<'a> {
     pub node_milli_cpu: i64,
     /// The node's allocatable memory, bytes.
     pub node_memory: i64,
+}
+
+/// Adds a service account's token.
+pub fn token(
+    files: &mut Files,
+    projection: &ServiceAccountTokenProjection,
+    token: String,
+    mode: Option<i32>,
+) {
+    let mode = mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644);
+    files.insert((&projection.path).into(), File { data: token.into_bytes(), mode });
 }
 
 /// Adds the keys of an object, all of them or those of `items`.

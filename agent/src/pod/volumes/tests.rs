@@ -49,7 +49,7 @@ async fn every_kind_is_set_up_twice_and_removed_without_a_trace() {
         None,
     );
     for _ in 0..2 {
-        let paths = set_up(&p, &root, &objects(), &downward(&p)).await.unwrap();
+        let paths = set_up(&p, &root, &objects(), &downward(&p), &Arc::default()).await.unwrap();
         assert_eq!(paths["h"], host);
         assert_eq!(fs::read_to_string(paths["cm"].join("x/y")).unwrap(), "1");
         assert_eq!(fs::metadata(paths["s"].join("password")).unwrap().permissions().mode() & 0o777, 0o400);
@@ -66,12 +66,47 @@ async fn every_kind_is_set_up_twice_and_removed_without_a_trace() {
     tear_down_volumes(&root).unwrap();
 }
 
+/// The volume that every pod gets by admission.
+#[tokio::test]
+async fn the_volume_of_the_service_account() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut p = pod(
+        json!([{"name": "kube-api-access-x", "projected": {"defaultMode": 420, "sources": [
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [{"path": "namespace",
+                "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}}]}}]),
+        None,
+    );
+    let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+        let path = request.uri().path().to_owned();
+        let status = if path.ends_with("/serviceaccounts/sa/token") { 201 } else { 404 };
+        let answer = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
+            "spec": {"audiences": [], "expirationSeconds": 3607},
+            "status": {"token": "t", "expirationTimestamp": "2030-01-01T00:00:00Z"}});
+        let body = kube::client::Body::from(answer.to_string().into_bytes());
+        Ok::<_, std::convert::Infallible>(http::Response::builder().status(status).body(body).unwrap())
+    });
+    let key = Key { kind: Kind::ConfigMap, namespace: "n".into(), name: "kube-root-ca.crt".into() };
+    let mut objects = Objects::fixed([(key, Data::from([("ca.crt".to_owned(), b"ca".to_vec())]))]);
+    objects.tokens = crate::pod::tokens::Tokens::new(kube::Client::new(service, "default"));
+    let changed = Arc::default();
+    // Without an account there is no token, and no half of a volume.
+    let error = set_up(&p, dir.path(), &objects, &downward(&p), &changed).await.unwrap_err().to_string();
+    assert!(error.ends_with("failed to fetch token: the pod has no service account"), "{error}");
+    p.spec.as_mut().unwrap().service_account_name = Some("sa".into());
+    let paths = set_up(&p, dir.path(), &objects, &downward(&p), &changed).await.unwrap();
+    let read = |file: &str| fs::read_to_string(paths["kube-api-access-x"].join(file)).unwrap();
+    assert_eq!((read("token"), read("ca.crt"), read("namespace")), ("t".into(), "ca".into(), "n".into()));
+    tear_down_volumes(dir.path()).unwrap();
+}
+
 #[tokio::test]
 async fn errors_are_those_of_upstream() {
     let dir = tempfile::tempdir().unwrap();
     let fails = async |volume: serde_json::Value| {
         let p = pod(json!([volume]), None);
-        let result = set_up(&p, dir.path(), &objects(), &downward(&p)).await;
+        let result = set_up(&p, dir.path(), &objects(), &downward(&p), &Arc::default()).await;
         let _ = tear_down_volumes(dir.path());
         result.unwrap_err().to_string()
     };
@@ -101,7 +136,7 @@ async fn fs_group_owns_what_the_pod_writes_to() {
         json!([{"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "sec"}}]),
         Some(1234),
     );
-    let paths = set_up(&p, dir.path(), &objects(), &downward(&p)).await.unwrap();
+    let paths = set_up(&p, dir.path(), &objects(), &downward(&p), &Arc::default()).await.unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(&paths["e"]).unwrap().gid(), 1234);
     assert_eq!(fs::metadata(&paths["e"]).unwrap().mode() & 0o7777, 0o2777);

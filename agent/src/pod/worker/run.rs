@@ -243,7 +243,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             return Ok(());
         }
         let dir = self.context.config.pod_dir(&self.reference.uid);
-        match volumes::set_up(&self.pod, &dir, &self.context.objects, &self.downward()).await {
+        let objects = &self.context.objects;
+        match volumes::set_up(&self.pod, &dir, objects, &self.downward(), &self.objects_changed).await {
             Ok(paths) => {
                 self.volumes = Some(paths);
                 Ok(())

@@ -1,5 +1,6 @@
 //! Built-in admission: changes and checks after authorization that need more than the object.
 
+mod account;
 mod classes;
 mod limits;
 pub(crate) mod node;
@@ -9,17 +10,11 @@ mod quota;
 mod runtime;
 
 use crate::auth::UserInfo;
-use crate::cache::Entry;
 use crate::error::ApiError;
-use crate::object::{get, list_at, map_mut, meta, str_at};
+use crate::object::{list_at, map_mut, meta, str_at};
 use crate::registry::Resource;
 use crate::server::Core;
 use serde_json::{Value, json};
-use std::sync::Arc;
-use std::time::Duration;
-
-/// How long a new pod waits for the default ServiceAccount of its namespace, which a controller makes.
-const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs at creation, after defaults and before the kind's hooks: fills in, and refuses what is hopeless.
 pub(crate) async fn create(
@@ -32,7 +27,7 @@ pub(crate) async fn create(
     match (resource.group, resource.kind) {
         ("", "Pod") => {
             limits::mutate(core, resource, object).await?;
-            service_account(core, object).await?;
+            account::admit(core, object).await?;
             priority::pod(core, object).await?;
             default_tolerations(object);
             runtime::mutate(core, object).await?;
@@ -87,63 +82,6 @@ fn not_ready(object: &mut Value) {
     if let Some(list) = taints.as_array_mut() {
         list.push(json!({"key": key, "effect": "NoSchedule"}));
     }
-}
-
-/// Every pod runs as a ServiceAccount that exists, and pulls images with its secrets.
-async fn service_account(core: &Core, object: &mut Value) -> Result<(), ApiError> {
-    if get(object, &["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some() {
-        // A static pod's mirror is what the node made it.
-        return Ok(());
-    }
-    let old_name = str_at(object, &["spec", "serviceAccount"]);
-    let name = match str_at(object, &["spec", "serviceAccountName"]) {
-        "" if old_name.is_empty() => "default",
-        "" => old_name,
-        name => name,
-    }
-    .to_owned();
-    let namespace = meta(object, "namespace").to_owned();
-    let Some(account) = account(core, &namespace, &name).await? else {
-        let why = format!(
-            "error looking up service account {namespace}/{name}: serviceaccount {} not found",
-            crate::error::quote(&name)
-        );
-        return Err(forbidden(object, &why));
-    };
-    let spec = map_mut(object, "spec");
-    spec.insert("serviceAccountName".into(), name.clone().into());
-    // The old name of the field is kept for old clients.
-    spec.insert("serviceAccount".into(), name.into());
-    if list_at(object, &["spec", "imagePullSecrets"]).is_empty()
-        && let Some(secrets) = get(&account.encoded.parse(), &["imagePullSecrets"])
-    {
-        map_mut(object, "spec").insert("imagePullSecrets".into(), secrets.clone());
-    }
-    Ok(())
-}
-
-async fn account(core: &Core, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>, ApiError> {
-    let Some(accounts) = core.registry.find("", "v1", "serviceaccounts") else { return Ok(None) };
-    let cache = core.cache(accounts);
-    cache.wait_loaded().await?;
-    if let Some(found) = cache.get(namespace, name) {
-        return Ok(Some(found));
-    }
-    cache.wait_fresh().await?;
-    if name != "default" {
-        return Ok(cache.get(namespace, name));
-    }
-    let mut changes = cache.changes();
-    let appears = async {
-        loop {
-            changes.mark_unchanged();
-            if let Some(found) = cache.get(namespace, name) {
-                return Some(found);
-            }
-            changes.changed().await.ok()?;
-        }
-    };
-    Ok(tokio::time::timeout(ACCOUNT_WAIT, appears).await.unwrap_or_default())
 }
 
 /// A pod stays five minutes on a node that is not ready or not reachable.

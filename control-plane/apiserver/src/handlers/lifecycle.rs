@@ -12,7 +12,7 @@ const SUFFIX: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const MAX_BASE: usize = 63 - 5;
 
 /// A name from a generateName.
-pub(super) fn generated(base: &str) -> String {
+pub(crate) fn generated(base: &str) -> String {
     let mut rng = rand::rng();
     let mut out: String = base.chars().take(MAX_BASE).collect();
     for _ in 0..5 {

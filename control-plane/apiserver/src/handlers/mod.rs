@@ -25,6 +25,7 @@ pub(crate) use connect::{Raw, RawBody, connect};
 pub use reply::*;
 
 pub(crate) use internal::{internal, internal_part};
+pub(crate) use lifecycle::generated;
 pub(crate) use managed::track_own;
 
 use crate::auth::UserInfo;

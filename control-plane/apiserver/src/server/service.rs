@@ -59,7 +59,11 @@ where
 }
 
 /// Serves one request.
-pub(super) async fn handle<B>(core: Arc<Core>, credentials: Credentials, request: Request<B>) -> Response<AnswerBody>
+pub(super) async fn handle<B>(
+    core: Arc<Core>,
+    credentials: Credentials,
+    request: Request<B>,
+) -> Response<AnswerBody>
 where
     B: Body + Send + 'static,
     B::Data: Buf + Send,
@@ -218,7 +222,9 @@ impl Incoming {
         if self.user_agent.is_empty() {
             self.user_agent = match credentials {
                 _ if self.user.in_group(auth::NODES) => "kubelet".to_owned(),
-                Credentials::Known(user) => user.name.strip_prefix("system:").unwrap_or(&user.name).to_owned(),
+                Credentials::Known(user) => {
+                    user.name.strip_prefix("system:").unwrap_or(&user.name).to_owned()
+                }
                 Credentials::Connection(_) => String::new(),
             };
         }
