@@ -35,6 +35,7 @@ mod root_ca;
 mod service_index;
 mod serviceaccount;
 mod taint_eviction;
+mod volume_protection;
 
 pub use app::run;
 pub use config::Config;

@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::{
     clusterrole_aggregation, deployment, endpoints, endpointslice, garbage, namespace, node_ipam,
-    node_lifecycle, node_ttl, pod_gc, replicaset, root_ca, serviceaccount, taint_eviction,
+    node_lifecycle, node_ttl, pod_gc, replicaset, root_ca, serviceaccount, taint_eviction, volume_protection,
 };
 
 /// A controller: its name (as `--controllers` takes it) and how it starts.
@@ -39,4 +39,6 @@ pub const CONTROLLERS: &[Controller] = &[
     row("ttl-controller", node_ttl::start),
     row("garbage-collector-controller", garbage::start),
     row("pod-garbage-collector-controller", pod_gc::start),
+    row("persistentvolumeclaim-protection-controller", volume_protection::claims),
+    row("persistentvolume-protection-controller", volume_protection::volumes),
 ];
