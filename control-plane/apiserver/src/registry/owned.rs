@@ -6,6 +6,7 @@ use crate::patch::apply::{Owns, Paths};
 
 const STATUS: Owns = Owns::AllBut(&[&["status"]]);
 const SPEC: Owns = Owns::AllBut(&[&["spec"]]);
+const SPEC_AND_METADATA: Owns = Owns::AllBut(&[&["spec"], &["metadata"]]);
 const RESIZED: Paths = &[
     &["spec", "containers", "*", "resources"],
     &["spec", "containers", "*", "resizePolicy"],
@@ -23,9 +24,17 @@ const SPECIAL: &[(&str, &str, &str, Owns)] = &[
         Owns::AllBut(&[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]),
     ),
     ("", "Pod", "resize", Owns::Only(RESIZED)),
+    ("", "Pod", "ephemeralcontainers", Owns::Only(&[&["spec", "ephemeralContainers"]])),
     ("apps", "Deployment", "status", Owns::AllBut(&[&["spec"], &["metadata", "labels"]])),
-    ("storage.k8s.io", "VolumeAttachment", "status", Owns::AllBut(&[&["spec"], &["metadata"]])),
-    ("certificates.k8s.io", "CertificateSigningRequest", "approval", SPEC),
+    ("storage.k8s.io", "VolumeAttachment", "status", SPEC_AND_METADATA),
+    ("flowcontrol.apiserver.k8s.io", "FlowSchema", "status", SPEC_AND_METADATA),
+    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", "status", SPEC_AND_METADATA),
+    (
+        "certificates.k8s.io",
+        "CertificateSigningRequest",
+        "approval",
+        Owns::AllBut(&[&["spec"], &["status", "certificate"]]),
+    ),
 ];
 
 /// The fields that writes through a subresource (empty: the object itself) own.

@@ -66,14 +66,47 @@ pub(super) fn prepare_status(new: &mut Value, old: &Value) {
     let owners = old.pointer("/metadata/ownerReferences").cloned();
     crate::object::set_or_remove(meta_mut(new), "ownerReferences", owners);
     align_addresses(new);
+    keep_observed(new, old);
     let qos = old.pointer("/status/qosClass").cloned();
     if let Some(qos) = qos {
         map_mut(new, "status").insert("qosClass".into(), qos);
     }
 }
 
+/// What the status and its conditions were made for is not forgotten by writers who do not say it.
+fn keep_observed(new: &mut Value, old: &Value) {
+    const OBSERVED: &str = "observedGeneration";
+    let observed = |value: &Value| crate::object::int_at(value, &[OBSERVED]).filter(|g| *g != 0);
+    let Some(before) = old.get("status") else { return };
+    let mut conditions: Vec<&Value> = list_at(before, &["conditions"]).iter().collect();
+    let status = map_mut(new, "status");
+    if let Some(generation) = observed(before)
+        && status.get(OBSERVED).and_then(Value::as_i64).unwrap_or_default() == 0
+    {
+        status.insert(OBSERVED.to_owned(), generation.into());
+    }
+    for condition in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        let kind = str_at(condition, &["type"]).to_owned();
+        let Some(at) = conditions.iter().position(|c| str_at(c, &["type"]) == kind) else { continue };
+        let before = conditions.remove(at);
+        if observed(condition).is_none()
+            && let (Some(generation), Value::Object(map)) = (observed(before), condition)
+        {
+            map.insert(OBSERVED.to_owned(), generation.into());
+        }
+    }
+}
+
 /// Of a change through `ephemeralcontainers` or `resize`, what they are for.
 pub(super) fn prepare_part(subresource: &str, new: &mut Value, old: &Value) {
+    let names = |pod: &Value, list: &str| -> Vec<String> {
+        list_at(pod, &["spec", list]).iter().map(|c| str_at(c, &["name"]).to_owned()).collect()
+    };
+    let lists = ["containers", "initContainers"];
+    if subresource == "resize" && lists.iter().any(|list| names(new, list) != names(old, list)) {
+        // Containers that come, go or move are left for validation to refuse.
+        return;
+    }
     let mut out = old.clone();
     for field in ["name", "namespace", "uid", "resourceVersion", "managedFields"] {
         let value = new.pointer("/metadata").and_then(|m| m.get(field)).cloned();
@@ -221,6 +254,17 @@ pub(crate) fn bind(pod: &Value, binding: &Value) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn generations_once_observed_stay() {
+        let old = json!({"status": {"observedGeneration": 3, "conditions": [
+            {"type": "Ready", "observedGeneration": 2}, {"type": "Other"}]}});
+        let mut new = json!({"status": {"conditions": [{"type": "Other"}, {"type": "Ready"}]}});
+        keep_observed(&mut new, &old);
+        let want = json!({"observedGeneration": 3, "conditions": [
+            {"type": "Other"}, {"type": "Ready", "observedGeneration": 2}]});
+        assert_eq!(new["status"], want);
+    }
 
     #[test]
     fn quality_of_service() {

@@ -33,6 +33,9 @@ pub(super) fn resize(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mu
     if !node_resizes(old) {
         errs.push(FieldError::forbidden("spec", "Pod running on node without support for resize"));
     }
+    if reordered(after, before, errs) {
+        return;
+    }
     for field in ["initContainers", "containers"] {
         for (i, (n, o)) in list(after, field).iter().zip(list(before, field)).enumerate() {
             removed(at(n, "resources"), at(o, "resources"), &format!("spec.{field}[{i}].resources"), errs);
@@ -63,6 +66,24 @@ pub(super) fn resize(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mu
             format!("only cpu and memory resources are mutable\n{diff}"),
         ));
     }
+}
+
+/// Refuses containers that come, go or move.
+fn reordered(after: &Value, before: &Value, errs: &mut Errors) -> bool {
+    let known = errs.len();
+    for field in ["containers", "initContainers"] {
+        let (n, o) = (list(after, field), list(before, field));
+        if n.len() != o.len() {
+            let detail = format!("{field} may not be added or removed on resize");
+            errs.push(FieldError::forbidden(format!("spec.{field}"), detail));
+            continue;
+        }
+        for (i, _) in n.iter().zip(o).enumerate().filter(|(_, (n, o))| text(n, "name") != text(o, "name")) {
+            let detail = format!("{field} may not be renamed or reordered on resize");
+            errs.push(FieldError::forbidden(format!("spec.{field}[{i}].name"), detail));
+        }
+    }
+    errs.len() > known
 }
 
 /// Whether the pod's node does as told: one that does reports the resources of what runs.
@@ -128,6 +149,17 @@ mod tests {
         let mut errs = Errors::new();
         resize(&GroupVersionKind::new("", "v1", "Pod"), &new, &old, &mut errs);
         errs.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn containers_stay_where_they_are() {
+        let old = pod(json!({"requests": {"cpu": "1"}}));
+        let mut renamed = old.clone();
+        renamed["spec"]["containers"][0]["name"] = "d".into();
+        assert_eq!(
+            texts(renamed, old),
+            ["spec.containers[0].name: Forbidden: containers may not be renamed or reordered on resize"]
+        );
     }
 
     #[test]
