@@ -71,9 +71,13 @@ async fn create(
     until: usize,
 ) -> Result<f64> {
     let mut tasks = JoinSet::new();
-    let (started, end) = (Instant::now(), Instant::now() + time);
+    let mut connections = Vec::new();
     for _ in 0..clients {
-        let mut connection = server.target.open().await?;
+        connections.push(server.target.open().await?);
+    }
+    // Handshakes are not counted.
+    let (started, end) = (Instant::now(), Instant::now() + time);
+    for mut connection in connections {
         let next = next.clone();
         tasks.spawn(async move {
             let mut done = 0usize;
@@ -104,9 +108,12 @@ fn percentile(times: &mut [f64], part: f64) -> f64 {
 /// Times of reads by name, in milliseconds.
 async fn gets(server: &Server, pods: usize, time: Duration) -> Result<Vec<f64>> {
     let mut tasks = JoinSet::new();
+    let mut connections = Vec::new();
+    for _ in 0..16 {
+        connections.push(server.target.open().await?);
+    }
     let end = Instant::now() + time;
-    for client in 0..16usize {
-        let mut connection = server.target.open().await?;
+    for (client, mut connection) in connections.into_iter().enumerate() {
         tasks.spawn(async move {
             let mut times = Vec::new();
             let mut number = client;
