@@ -95,7 +95,11 @@ fn aggregated_lists_equal_the_recorded_ones() {
             }
         }
     }
-    eprintln!("{}", wrong.join("\n"));
+    // Credentials have no rows yet; one that comes takes its name from here.
+    wrong.retain(|lack| {
+        !["tokenreviews", "certificatesigningrequests"].iter().any(|part| lack.contains(part))
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
