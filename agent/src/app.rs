@@ -135,7 +135,11 @@ where
     let (events, write_events) = Recorder::new(client.clone(), config.node_name.clone(), shutdown.clone());
     let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
     let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
+    let (present, node_receiver) = watch::channel(None);
+    let pods = PodIndex::default();
     let context = Arc::new(Context {
+        node: node_receiver,
+        pods: pods.clone(),
         runtime: parts.runtime.clone(),
         network,
         images: Images::from(parts.images.clone()).pulling(Pulls::new(puller)),
@@ -147,7 +151,6 @@ where
         node_memory: facts.memory_kib * 1024,
         config: config.clone(),
     });
-    let pods = PodIndex::default();
     let api = match &parts.client_ca {
         Some(authority) => {
             let tls = tls::config(authority, &config.node_name, &config.node_ips)?;
@@ -171,6 +174,7 @@ where
     let node = NodeTask {
         config: config.clone(),
         client: client.clone(),
+        present,
         images: parts.images,
         events,
         readiness: readiness_receiver,

@@ -39,6 +39,10 @@ pub struct AgentConfig {
     pub registries: PathBuf,
     /// Configuration of credential provider plugins and the directory of their programs.
     pub credential_providers: Option<(PathBuf, PathBuf)>,
+    /// Sysctls beyond the safe ones that pods may set: `name` or `prefix*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Directory with manifests of static pods.
+    pub static_pods: Option<PathBuf>,
 }
 
 impl AgentConfig {
@@ -61,6 +65,8 @@ impl AgentConfig {
             hosts_file: "/etc/hosts".into(),
             registries: "/etc/kelp/registries.yaml".into(),
             credential_providers: None,
+            allowed_unsafe_sysctls: Vec::new(),
+            static_pods: None,
         }
     }
 

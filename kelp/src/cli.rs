@@ -180,6 +180,12 @@ pub struct NodeArgs {
     /// Directory of the plugins' programs.
     #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
+    /// The node's resolv.conf, from which pods inherit.
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Directory with manifests of static pods.
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
 }
 
 /// `kelp image …`.

@@ -95,7 +95,10 @@ pub async fn start(
     if let (Some(file), Some(programs)) = providers {
         config.credential_providers = Some((file.clone(), programs.clone()));
     }
-    config.cluster_dns = cluster.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).collect();
+    config.resolv_conf = node.resolv_conf.clone();
+    config.static_pods = node.pod_manifest_path.clone();
+    // One address: a resolver asks a second one only when the first is silent, which costs seconds.
+    config.cluster_dns = cluster.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).take(1).collect();
     let (synced, datapath_synced) = watch::channel(false);
     let shutdown = parts.shutdown();
     let agent = app::run_with(

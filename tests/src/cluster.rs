@@ -36,6 +36,20 @@ impl Cluster {
         client: &str,
         prepare: impl FnOnce(&Layout) -> Result<()>,
     ) -> Result<Self> {
+        Self::up_with(name, nodes, client, Vec::new(), prepare)
+    }
+
+    /// Like [`Cluster::up_after`], with further arguments for `kelp`.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::up_after`].
+    pub fn up_with(
+        name: &str,
+        nodes: u32,
+        client: &str,
+        kelp_arguments: Vec<String>,
+        prepare: impl FnOnce(&Layout) -> Result<()>,
+    ) -> Result<Self> {
         let kubectl = match std::env::var_os("KUBECTL") {
             Some(kubectl) => PathBuf::from(kubectl),
             None => xtask::setup::ensure_kubectl()?,
@@ -51,9 +65,34 @@ impl Cluster {
             Some(xtask) => PathBuf::from(xtask),
             None => xtask::build::build_xtask()?,
         };
-        let options = UpOptions { nodes, detach: true, sample: false, kelp, hello, xtask: Some(xtask) };
+        let options =
+            UpOptions { nodes, detach: true, sample: false, kelp, hello, xtask: Some(xtask), kelp_arguments };
         sandbox::up(&cluster.layout, &options)?;
         Ok(cluster)
+    }
+
+    /// Like [`Cluster::up_with`] with one node; with `keep`, one that is up is used as it is.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::up_with`].
+    pub fn up_or_keep(
+        name: &str,
+        keep: bool,
+        client: &str,
+        kelp_arguments: Vec<String>,
+        prepare: impl FnOnce(&Layout) -> Result<()>,
+    ) -> Result<Self> {
+        let layout = Layout::new(name)?;
+        if keep && layout.node(1).exists() {
+            let kubectl = xtask::setup::ensure_kubectl()?;
+            return Ok(Self { layout, kubectl, client: client.into() });
+        }
+        Self::up_with(name, 1, client, kelp_arguments, prepare)
+    }
+
+    /// The kubectl it uses.
+    pub fn kubectl_program(&self) -> &std::path::Path {
+        &self.kubectl
     }
 
     /// Its names and paths.

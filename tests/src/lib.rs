@@ -5,11 +5,15 @@
 
 mod apiserver;
 mod cluster;
+pub mod kubelet;
+mod node;
 mod snapshot;
 
 pub use apiserver::{ApiServer, clients};
 pub use cluster::{Client, Cluster};
+pub use node::NodeFacts;
 pub use snapshot::Snapshot;
+pub use xtask::sandbox::enter as sandbox_enter;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

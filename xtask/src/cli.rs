@@ -112,7 +112,15 @@ pub fn run() -> Result<ExitCode> {
         Task::Up { name, nodes, detach, no_sample, kelp } => {
             sandbox::up(
                 &name.layout()?,
-                &UpOptions { nodes, detach, sample: !no_sample, kelp, hello: None, xtask: None },
+                &UpOptions {
+                    nodes,
+                    detach,
+                    sample: !no_sample,
+                    kelp,
+                    hello: None,
+                    xtask: None,
+                    kelp_arguments: Vec::new(),
+                },
             )?;
         }
         Task::Down { name } => sandbox::down(&name.layout()?)?,

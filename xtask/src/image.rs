@@ -25,9 +25,17 @@ pub struct File<'a> {
 /// The archive cannot be written.
 pub fn write_archive(path: &Path, name: &str, config: &Value, files: &[File<'_>]) -> Result<()> {
     let layer_tar = layer(files).context("build the layer")?;
-    let diff_id = digest(&layer_tar);
+    write_archive_of(path, name, config, &layer_tar)
+}
+
+/// Like [`write_archive`], with a layer that is a finished tar.
+///
+/// # Errors
+/// The archive cannot be written.
+pub fn write_archive_of(path: &Path, name: &str, config: &Value, layer_tar: &[u8]) -> Result<()> {
+    let diff_id = digest(layer_tar);
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
-    gzip.write_all(&layer_tar)?;
+    gzip.write_all(layer_tar)?;
     let layer = gzip.finish()?;
 
     let architecture = match std::env::consts::ARCH {

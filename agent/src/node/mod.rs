@@ -24,6 +24,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -56,6 +57,8 @@ pub struct NodeTask {
     pub config: AgentConfig,
     /// The API server.
     pub client: kube::Client,
+    /// The newest Node, for who decides by it.
+    pub present: watch::Sender<Option<Arc<Node>>>,
     /// Images to list.
     pub images: ImageStore,
     /// Events about the node.
@@ -127,6 +130,14 @@ pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
         if let Some(present) = &node {
             task.take_cidrs(present);
         }
+        task.present.send_if_modified(|known| {
+            let version = |n: &Node| n.metadata.resource_version.clone();
+            let new = node.as_ref().map(version) != known.as_deref().map(version);
+            if new {
+                *known = node.clone().map(Arc::new);
+            }
+            new
+        });
     }
 }
 

@@ -161,7 +161,7 @@ pub fn status(
             swap: None,
         }),
         images: Some(images.iter().take(IMAGES).map(image).collect()),
-        features: Some(NodeFeatures { supplemental_groups_policy: Some(false) }),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         ..old.clone()
     }
 }

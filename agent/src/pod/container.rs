@@ -4,10 +4,11 @@ use crate::image::ImageConfig;
 use crate::pod::environment::Environment;
 use crate::pod::reference::PodRef;
 use crate::pod::volumes::{self, Paths};
-use crate::runtime::{ContainerSpec, Mount, Resources};
+use crate::runtime::{self, ContainerSpec, Mount, Propagation, Resources, seccomp};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 use kelp_model::pod::env::expand;
 use kelp_model::pod::resources::Limits;
+use kelp_model::pod::spec;
 use std::path::{Path, PathBuf};
 
 /// Default PATH of a container whose image names none.
@@ -24,6 +25,15 @@ pub struct User {
     pub image_user: Option<String>,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Without those of the image's /etc/group.
+    pub strict: bool,
+}
+
+/// Who runs, as a container's status shows it: the primary group is first among the groups.
+pub fn shown_user(uid: u32, gid: u32, groups: &[u32]) -> (i64, i64, Vec<i64>) {
+    let mut all = vec![i64::from(gid)];
+    all.extend(groups.iter().filter(|g| **g != gid).map(|g| i64::from(*g)));
+    (i64::from(uid), i64::from(gid), all)
 }
 
 impl User {
@@ -86,7 +96,8 @@ pub fn user(pod: &Pod, container: &Container, image: &ImageConfig) -> Result<Use
             }
         }
     }
-    Ok(User { uid, gid, image_user, groups })
+    let strict = of_pod.supplemental_groups_policy.as_deref() == Some("Strict");
+    Ok(User { uid, gid, image_user, groups, strict })
 }
 
 /// Resolves command and arguments.
@@ -114,11 +125,11 @@ pub fn argv(container: &Container, image: &ImageConfig, env: &Environment) -> Re
     Ok(argv)
 }
 
-/// The signal that asks a container to stop: of the Pod, else of the image, else SIGTERM.
-pub fn stop_signal(container: &Container, image: Option<&ImageConfig>) -> i32 {
-    let of_pod = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
+/// The signal that asks a container to stop: of the image, else SIGTERM. Upstream 1.36 leaves a Pod's own
+/// (`lifecycle.stopSignal`) alone unless its feature ContainerStopSignals is turned on.
+pub fn stop_signal(image: Option<&ImageConfig>) -> i32 {
     let of_image = image.map(|i| i.stop_signal.as_str()).filter(|s| !s.is_empty());
-    of_pod.or(of_image).and_then(signal).unwrap_or(libc::SIGTERM)
+    of_image.and_then(signal).unwrap_or(libc::SIGTERM)
 }
 
 /// A signal by name (with or without `SIG`) or number, real-time ones included.
@@ -168,6 +179,7 @@ pub struct Managed {
 /// # Errors
 /// A volume is missing or a subPath is refused; the text is that of `CreateContainerConfigError`.
 pub fn mounts(
+    pod: &Pod,
     container: &Container,
     paths: &Paths,
     managed: &Managed,
@@ -179,13 +191,14 @@ pub fn mounts(
     let mut mounts = Vec::new();
     let mut add = |source: &Path, destination: &str, read_only: bool| {
         if !own.contains(&destination) {
-            mounts.push(Mount { source: source.to_owned(), destination: destination.into(), read_only });
+            let (source, destination) = (source.to_owned(), destination.into());
+            mounts.push(Mount { source, destination, read_only, ..Mount::default() });
         }
     };
-    add(&managed.hosts, "/etc/hosts", read_only_root);
+    add(&managed.hosts, "/etc/hosts", false);
+    add(&managed.termination, termination_path(container), false);
     add(&managed.hostname, "/etc/hostname", read_only_root);
     add(&managed.resolv, "/etc/resolv.conf", read_only_root);
-    add(&managed.termination, termination_path(container), false);
     let mut asked: Vec<_> = container.volume_mounts.iter().flatten().collect();
     // An outer mount would hide an inner one that came before it.
     asked.sort_by_key(|m| Path::new(&m.mount_path).components().count());
@@ -197,12 +210,29 @@ pub fn mounts(
             (Some(sub), _) if !sub.is_empty() => Some(sub.clone()),
             _ => None,
         };
-        let source = match sub {
-            Some(sub) => volumes::sub_path(volume, &sub, &container.name, mount)?,
-            None => volume.clone(),
+        let (source, within) = match sub {
+            Some(sub) => {
+                let found = volumes::sub_path(volume, &sub, &container.name, mount)?;
+                (found, std::fs::canonicalize(volume).ok())
+            }
+            None => (volume.clone(), None),
         };
-        let destination = Path::new("/").join(&mount.mount_path);
-        mounts.push(Mount { source, destination, read_only: mount.read_only.unwrap_or(false) });
+        // What the agent writes is not the container's to change.
+        let of_pod = pod.spec.as_ref().and_then(|s| s.volumes.as_ref()).into_iter().flatten();
+        let kept = of_pod.filter(|v| v.name == mount.name).any(volumes::is_read_only);
+        let read_only = mount.read_only.unwrap_or(false) || kept;
+        mounts.push(Mount {
+            source,
+            destination: Path::new("/").join(&mount.mount_path),
+            read_only,
+            recursive_read_only: mount.read_only == Some(true) && spec::is_recursive_read_only(mount),
+            propagation: match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => Propagation::HostToContainer,
+                Some("Bidirectional") => Propagation::Bidirectional,
+                _ => Propagation::None,
+            },
+            within,
+        });
     }
     Ok(mounts)
 }
@@ -230,6 +260,10 @@ pub fn termination_path(container: &Container) -> &str {
 
 /// Everything that [`spec`] puts together.
 pub struct Parts<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Directory of the node's seccomp profiles.
+    pub profiles: PathBuf,
     /// The container.
     pub container: &'a Container,
     /// Restart count.
@@ -252,10 +286,46 @@ pub struct Parts<'a> {
     pub termination: PathBuf,
 }
 
+/// Which seccomp filter a container asks for. `profiles` is the directory of the node's own.
+///
+/// # Errors
+/// The profile cannot be read; the text is that of `CreateContainerError`.
+fn seccomp_of(
+    pod: &Pod,
+    spec: &ContainerSpec,
+    own: &SecurityContext,
+    profiles: &Path,
+) -> Result<Option<serde_json::Value>, String> {
+    if spec.privileged {
+        return Ok(None);
+    }
+    let of_pod =
+        pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.seccomp_profile.as_ref());
+    let Some(profile) = own.seccomp_profile.as_ref().or(of_pod) else { return Ok(None) };
+    match profile.type_.as_str() {
+        "RuntimeDefault" => Ok(Some(seccomp::runtime_default(&runtime::granted(spec)))),
+        "Localhost" => {
+            let path = profiles.join(profile.localhost_profile.as_deref().unwrap_or_default());
+            let failed = |why: String| {
+                format!("failed to create containerd container: cannot load seccomp profile {path:?}: {why}")
+            };
+            let text = std::fs::read(&path).map_err(|error| {
+                let why = match error.kind() {
+                    std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+                    _ => error.to_string(),
+                };
+                failed(format!("open {}: {why}", path.display()))
+            })?;
+            seccomp::parse(&text).map(Some).map_err(failed)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// The runtime's view of a container.
 ///
 /// # Errors
-/// There is no command to run.
+/// There is no command to run, or its seccomp profile cannot be had.
 pub fn spec(parts: Parts<'_>) -> Result<ContainerSpec, String> {
     let container = parts.container;
     let security: SecurityContext = container.security_context.clone().unwrap_or_default();
@@ -278,7 +348,7 @@ pub fn spec(parts: Parts<'_>) -> Result<ContainerSpec, String> {
         .clone()
         .filter(|d| !d.is_empty())
         .unwrap_or_else(|| parts.image.working_dir.clone());
-    Ok(ContainerSpec {
+    let mut spec = ContainerSpec {
         id: format!("{}.{}", container.name, parts.attempt),
         name: container.name.clone(),
         attempt: parts.attempt,
@@ -291,19 +361,25 @@ pub fn spec(parts: Parts<'_>) -> Result<ContainerSpec, String> {
         gid: parts.user.gid,
         user: parts.user.image_user.clone(),
         additional_gids: parts.user.groups.clone(),
+        strict_groups: parts.user.strict,
+        unmasked: security.proc_mount.as_deref() == Some("Unmasked"),
+        seccomp: None,
         mounts: parts.mounts,
         privileged,
         read_only_root: security.read_only_root_filesystem.unwrap_or(false),
+        joins: None,
         no_new_privileges: security.allow_privilege_escalation == Some(false),
-        cap_add: capabilities.add.unwrap_or_default(),
-        cap_drop: capabilities.drop.unwrap_or_default(),
+        cap_add: capabilities.add.clone().unwrap_or_default(),
+        cap_drop: capabilities.drop.clone().unwrap_or_default(),
         resources: resources(&parts.limits),
         log_path: PathBuf::from(&container.name).join(format!("{}.log", parts.attempt)),
         tty: container.tty.unwrap_or(false),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         termination_message: Some(parts.termination),
-    })
+    };
+    spec.seccomp = seccomp_of(parts.pod, &spec, &security, &parts.profiles)?;
+    Ok(spec)
 }
 
 #[cfg(test)]
@@ -374,8 +450,8 @@ mod tests {
         for bad in ["", "0", "65", "SIGNOPE", "SIGRTMIN+99", "SIGRTMIN+x"] {
             assert_eq!(signal(bad), None, "{bad}");
         }
-        let c = container(json!({"name": "c", "lifecycle": {"stopSignal": "SIGUSR1"}}));
-        assert_eq!(stop_signal(&c, None), libc::SIGUSR1);
+        let image = ImageConfig { stop_signal: "SIGUSR1".into(), ..ImageConfig::default() };
+        assert_eq!((stop_signal(Some(&image)), stop_signal(None)), (libc::SIGUSR1, libc::SIGTERM));
     }
 
     #[test]
@@ -386,15 +462,16 @@ mod tests {
         let managed =
             Managed { hosts: file("/h"), hostname: file("/n"), resolv: file("/r"), termination: file("/t") };
         let paths = Paths::from([("v".to_owned(), file("/vol"))]);
-        let list = mounts(&c, &paths, &managed, &Environment::default()).unwrap();
+        let list =
+            mounts(&pod(json!({"containers": []})), &c, &paths, &managed, &Environment::default()).unwrap();
         let text: Vec<String> =
             list.iter().map(|m| format!("{}>{}", m.source.display(), m.destination.display())).collect();
         assert_eq!(
             text,
             [
+                "/t>/dev/termination-log",
                 "/n>/etc/hostname",
                 "/r>/etc/resolv.conf",
-                "/t>/dev/termination-log",
                 "/vol>/a",
                 "/vol>/etc/hosts",
                 "/vol>/a/b"

@@ -7,7 +7,10 @@ use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
+use crate::server::PodIndex;
+use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// An image of the store, as far as pods need it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,6 +84,10 @@ pub struct Context<R, N> {
     pub status: StatusManager,
     /// Writer of events.
     pub events: Recorder,
+    /// The node's pods as the API server has them.
+    pub pods: PodIndex,
+    /// The newest Node; `None` until it is known.
+    pub node: watch::Receiver<Option<Arc<Node>>>,
     /// CPUs of the node, thousandths.
     pub node_milli_cpu: i64,
     /// Memory of the node, bytes.

@@ -4,6 +4,7 @@ use crate::pod::reference::PodRef;
 use crate::probe::http;
 use crate::runtime::{Runtime, RuntimeError};
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -16,6 +17,16 @@ const HTTP: Duration = Duration::from_secs(60);
 pub fn named_ports(container: &Container) -> Vec<(String, u16)> {
     let ports = container.ports.iter().flatten();
     ports.filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?))).collect()
+}
+
+/// What upstream says about a command that could not be started in a container. The number of the attempt, which is
+/// random there, is the container's here: repeated events are one.
+pub fn exec_error(container: &str, message: &str) -> String {
+    let id: String = Sha256::digest(container).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "rpc error: code = Unknown desc = failed to exec in container: failed to start exec {id:?}: \
+         OCI runtime exec failed: exec failed: unable to start container process: {message}"
+    )
 }
 
 /// Runs a hook to its end.
@@ -49,7 +60,9 @@ pub async fn run<R: Runtime>(
                     result.exit_code
                 )))
             }
-            Err(RuntimeError::Start { message, .. }) => Err(failed(message)),
+            Err(RuntimeError::Start { message, .. }) => {
+                Err(failed(format!("{}, message: \"\"", exec_error(id, &message))))
+            }
             Err(error) => Err(failed(error.to_string())),
         };
     }

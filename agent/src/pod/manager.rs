@@ -5,12 +5,23 @@
 
 use crate::network::PodNetwork;
 use crate::pod::context::Context;
+use crate::pod::events::Kind;
+use crate::pod::mirror::is_mirror;
+use crate::pod::reference::PodRef;
+use crate::pod::static_pods::{self, StaticPods};
 use crate::pod::worker::{Handle, Message, Slot, Worker};
 use crate::runtime::{Runtime, RuntimeEvent};
 use crate::server::PodIndex;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kelp_model::pod::admission::{self, Rejection};
+use kelp_model::pod::conditions;
+use kelp_model::pod::qos::qos_class;
+use kelp_model::pod::spec;
+use kelp_model::pod::status::now_seconds;
+use kelp_model::scheduling::{NodeInfo, PodInfo};
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{HashMap, HashSet};
@@ -19,15 +30,23 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+mod statics;
+
 /// The pods of this node.
 pub struct Manager<R, N> {
     context: Arc<Context<R, N>>,
     workers: HashMap<String, Handle>,
     tasks: JoinSet<String>,
+    /// UIDs of pods that were turned away and are not yet over for the API server.
+    rejected: HashSet<String>,
     /// UIDs of the list that is coming in.
     listing: HashSet<String>,
     /// The API server's pods, for those who ask this node.
     pods: PodIndex,
+    /// Pods of manifests of this node.
+    statics: StaticPods,
+    /// How the API server shows them, by their own UID.
+    mirrors: HashMap<String, Arc<Pod>>,
     shutdown: CancellationToken,
     synced: watch::Sender<bool>,
 }
@@ -39,6 +58,9 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
             context,
             workers: HashMap::new(),
             tasks: JoinSet::new(),
+            rejected: HashSet::new(),
+            statics: StaticPods::new(),
+            mirrors: HashMap::new(),
             listing: HashSet::new(),
             pods,
             shutdown,
@@ -55,11 +77,35 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
     pub async fn run(mut self, client: kube::Client) {
         let selector = format!("spec.nodeName={}", self.context.config.node_name);
         let config = watcher::Config::default().fields(&selector);
-        let mut pods = watcher(Api::<Pod>::all(client), config).default_backoff().boxed();
+        let mut pods = watcher(Api::<Pod>::all(client.clone()), config).default_backoff().boxed();
         let mut events = self.context.runtime.events();
+        let (sender, mut statics) = watch::channel(None);
+        if let Some(dir) = self.context.config.static_pods.clone() {
+            let name = self.context.config.node_name.clone();
+            tokio::spawn(static_pods::follow(dir, name, sender, self.shutdown.clone()));
+            // Those that ran before are not to be taken for nobody's.
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                _ = statics.wait_for(Option::is_some) => {}
+            }
+        }
+        // Whether the node takes a pod is judged by the Node; a pod that is bound to it is not older than it.
+        let mut node = self.context.node.clone();
+        tokio::select! {
+            () = self.shutdown.cancelled() => return,
+            _ = node.wait_for(Option::is_some) => {}
+        }
+        let set = statics.borrow_and_update().clone().unwrap_or_default();
+        self.take_statics(set);
+        // At most one request about mirrors at a time.
+        let mut mirroring = JoinSet::new();
         loop {
+            if let Some(step) = self.next_step().filter(|_| mirroring.is_empty()) {
+                mirroring.spawn(step.carry_out(client.clone()));
+            }
             tokio::select! {
                 () = self.shutdown.cancelled() => break,
+                Some(_) = mirroring.join_next() => {}
                 event = pods.next() => match event {
                     Some(Ok(event)) => self.take(event).await,
                     Some(Err(error)) => tracing::warn!(%error, "watch of pods failed, trying again"),
@@ -74,9 +120,15 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
                     }
                     Err(broadcast::error::RecvError::Closed) => events = self.context.runtime.events(),
                 },
+                Ok(()) = statics.changed() => {
+                    let set = statics.borrow_and_update().clone().unwrap_or_default();
+                    self.take_statics(set);
+                }
                 Some(ended) = self.tasks.join_next() => match ended {
                     Ok(uid) => {
                         self.workers.remove(&uid);
+                        // A manifest that changed while its pod was ending.
+                        self.start_statics();
                     }
                     Err(error) => tracing::error!(%error, "a pod worker failed"),
                 },
@@ -106,15 +158,70 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
 
     /// A pod is new or changed.
     pub fn apply(&mut self, pod: Pod) {
+        if is_mirror(&pod) {
+            self.take_mirror(pod);
+            return;
+        }
         let Some(uid) = pod.metadata.uid.clone() else { return };
-        let slot = Slot { pod: Arc::new(pod), gone: false };
+        let slot = Slot { pod: Arc::new(pod), gone: false, mirror: None };
         self.pods.write().insert(name_of(&slot.pod), slot.pod.clone());
         match self.workers.get(&uid) {
             Some(worker) => {
                 let _ = worker.slot.send(slot);
             }
-            None => self.start(uid, slot),
+            None => {
+                if let Err(rejection) = self.admit(&uid, &slot.pod) {
+                    self.reject(uid, &slot.pod, &rejection);
+                    return;
+                }
+                self.rejected.remove(&uid);
+                self.start(uid, slot);
+            }
         }
+    }
+
+    /// Whether this node takes a new pod. One that was started here before, or is over, was judged then.
+    fn admit(&self, uid: &str, pod: &Pod) -> Result<(), Rejection> {
+        let Some(node) = self.context.node.borrow().clone() else { return Ok(()) };
+        let config = &self.context.config;
+        let over = spec::is_terminal(pod) || pod.metadata.deletion_timestamp.is_some();
+        if over || config.pod_dir(uid).exists() {
+            return Ok(());
+        }
+        let mut node = NodeInfo::from_api(&node);
+        for other in self.pods.read().values() {
+            let known = other.metadata.uid.as_ref().is_some_and(|u| self.workers.contains_key(u));
+            if known && !spec::is_terminal(other) {
+                node.add_pod(Arc::new(PodInfo::from_api(other)));
+            }
+        }
+        admission::admit(pod, &node, &config.allowed_unsafe_sysctls)
+    }
+
+    /// Turns a pod away: told once, and it never starts here.
+    fn reject(&mut self, uid: String, pod: &Pod, rejection: &Rejection) {
+        if !self.rejected.insert(uid) {
+            return;
+        }
+        let reference = PodRef::from(pod);
+        let Rejection { reason, message } = rejection;
+        tracing::info!(pod = %reference, reason, message, "pod rejected");
+        self.context.events.pod(&reference, Kind::Warning, reason, message.clone());
+        let old = pod.status.clone().unwrap_or_default();
+        let foreign =
+            old.conditions.into_iter().flatten().filter(|c| !conditions::OWNED.contains(&c.type_.as_str()));
+        let foreign: Vec<_> = foreign.collect();
+        let status = PodStatus {
+            observed_generation: pod.metadata.generation,
+            phase: Some("Failed".into()),
+            reason: Some(reason.clone()),
+            message: Some(format!("Pod was rejected: {message}")),
+            qos_class: Some(qos_class(pod).as_str().to_owned()),
+            start_time: Some(Time(now_seconds(Timestamp::now()))),
+            conditions: (!foreign.is_empty()).then_some(foreign),
+            ..PodStatus::default()
+        };
+        self.context.status.set(pod, status);
     }
 
     /// The API server does not have a pod any more.
@@ -124,23 +231,38 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
             pods.remove(&name_of(&pod));
         }
         drop(pods);
-        if let Some(worker) = pod.metadata.uid.as_ref().and_then(|uid| self.workers.get(uid)) {
-            let _ = worker.slot.send(Slot { pod: Arc::new(pod), gone: true });
+        if is_mirror(&pod) {
+            self.forget_mirror(&pod);
+            return;
         }
+        if let Some(uid) = &pod.metadata.uid {
+            self.rejected.remove(uid);
+        }
+        if let Some(worker) = pod.metadata.uid.as_ref().and_then(|uid| self.workers.get(uid)) {
+            let _ = worker.slot.send(Slot { pod: Arc::new(pod), gone: true, mirror: None });
+        }
+        // Somebody may wait for what it used.
+        self.wake_all();
     }
 
     /// The complete list is in: everything else on this node has to go.
     pub async fn reset(&mut self, listed: &HashSet<String>) {
-        self.pods.write().retain(|_, pod| pod.metadata.uid.as_ref().is_some_and(|uid| listed.contains(uid)));
+        self.retain_mirrors(listed);
+        self.pods.write().retain(|_, pod| {
+            pod.metadata
+                .uid
+                .as_ref()
+                .is_some_and(|uid| listed.contains(uid) || self.statics.contains_key(uid))
+        });
         for (uid, worker) in &self.workers {
-            if !listed.contains(uid) {
+            if !listed.contains(uid) && !self.statics.contains_key(uid) {
                 worker.slot.send_modify(|slot| slot.gone = true);
             }
         }
         for pod in self.orphans(listed).await {
             if let Some(uid) = pod.metadata.uid.clone() {
                 tracing::info!(uid, name = pod.metadata.name, "ending a pod that was deleted meanwhile");
-                self.start(uid, Slot { pod: Arc::new(pod), gone: true });
+                self.start(uid, Slot { pod: Arc::new(pod), gone: true, mirror: None });
             }
         }
     }

@@ -11,16 +11,18 @@ const LOG: (usize, usize) = (2048, 80);
 
 /// The message of a container that ended: the file, or with `fallback` the end of its log when the file is empty.
 pub fn message(file: &Path, fallback: Option<&Path>) -> String {
-    let text = read_head(file);
+    let text = read_tail(file);
     match fallback {
         Some(log) if text.is_empty() => log_tail(log),
         _ => text,
     }
 }
 
-fn read_head(path: &Path) -> String {
-    let Ok(file) = File::open(path) else { return String::new() };
+fn read_tail(path: &Path) -> String {
+    let Ok(mut file) = File::open(path) else { return String::new() };
+    let length = file.metadata().map_or(0, |m| m.len());
     let mut bytes = Vec::new();
+    let _ = file.seek(SeekFrom::Start(length.saturating_sub(MESSAGE as u64)));
     let _ = file.take(MESSAGE as u64).read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }

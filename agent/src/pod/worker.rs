@@ -5,19 +5,23 @@
 
 mod end;
 mod pull;
+mod resize;
 mod run;
 mod start;
+mod usage;
 mod watchers;
 
 use crate::network::PodNetwork;
 use crate::pod::context::Context;
 use crate::pod::reference::PodRef;
+use crate::pod::static_pods::{SEEN, SOURCE};
 use crate::pod::termination;
 use crate::pod::volumes::Paths;
 use crate::probe::Verdict;
 use crate::runtime::{ContainerState, ContainerStatus, Runtime, SandboxStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kelp_model::pod::admission::is_static;
 use kelp_model::pod::spec;
 use kelp_model::pod::status::{self, pod_status};
 use kelp_model::pod::view::{Exit, Memories, Observed, Record, Sandbox, State};
@@ -33,8 +37,10 @@ use tokio_util::sync::CancellationToken;
 pub struct Slot {
     /// The newest Pod.
     pub pod: Arc<Pod>,
-    /// The API server does not have it any more.
+    /// The API server does not have it any more; of a static pod: its manifest is gone.
     pub gone: bool,
+    /// How the API server shows a static pod.
+    pub mirror: Option<Arc<Pod>>,
 }
 
 /// What happens to a worker from inside the agent.
@@ -71,7 +77,21 @@ pub enum Phase {
 /// A running pod worker's state.
 pub struct Worker<R, N> {
     context: Arc<Context<R, N>>,
+    /// The pod with the resources that it is allowed.
     pod: Arc<Pod>,
+    /// The newest Pod, as it is asked for.
+    wanted: Arc<Pod>,
+    /// How the API server shows it, for a static pod.
+    mirror: Option<Arc<Pod>>,
+    /// When this agent saw it first, as its annotations tell the containers.
+    seen: String,
+    resize: resize::Resize,
+    /// The pod uses too much: reason and message.
+    evicted: Option<(String, String)>,
+    /// Seconds to stop in, when the pod is not asked.
+    grace: Option<i64>,
+    /// When its use of the disk is looked at next.
+    measure_at: Wake,
     reference: PodRef,
     gone: bool,
     phase: Phase,
@@ -126,6 +146,9 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let (sender, inbox) = mpsc::channel(64);
         let reference = PodRef::from(slot.pod.as_ref());
         let last = slot.pod.status.clone().unwrap_or_default();
+        let file = context.config.pod_dir(&reference.uid).join("allocated.json");
+        let resize = resize::Resize::load(&file, &slot.pod);
+        let seen = Timestamp::now().to_string();
         let worker = Self {
             context,
             reference,
@@ -150,7 +173,14 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             told: HashSet::new(),
             errors: 0,
             failures: 0,
-            pod: slot.pod,
+            pod: as_seen(resize.view(&slot.pod), &seen),
+            seen,
+            mirror: slot.mirror,
+            wanted: slot.pod,
+            resize,
+            evicted: None,
+            grace: None,
+            measure_at: None,
         };
         (worker, Handle { slot: slot_sender, inbox: sender })
     }
@@ -221,12 +251,27 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     fn adopt(&mut self) {
         let slot = self.slot.borrow_and_update().clone();
         let meta = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
-        if meta(&self.pod) != meta(&slot.pod) {
+        if meta(&self.wanted) != meta(&slot.pod) {
             self.volumes = None; // downwardAPI files show them
         }
-        self.pod = slot.pod;
+        self.wanted = slot.pod;
+        self.mirror = slot.mirror;
+        self.pod = self.view();
         self.gone |= slot.gone;
         self.reference = PodRef::from(self.pod.as_ref());
+    }
+
+    /// The newest Pod with what it is allowed.
+    fn view(&self) -> Arc<Pod> {
+        as_seen(self.resize.view(&self.wanted), &self.seen)
+    }
+
+    /// The object of the API server that shows the pod; `None` when there is none (any more).
+    fn shown(&self) -> Option<&Pod> {
+        match is_static(&self.wanted) {
+            true => self.mirror.as_deref(),
+            false => (!self.gone).then_some(self.pod.as_ref()),
+        }
     }
 
     fn declare(&self) {
@@ -300,6 +345,14 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let state = match &container.state {
             ContainerState::Created => State::Created,
             ContainerState::Running { started_at, .. } => State::Running(*started_at),
+            ContainerState::Exited(exit) if exit.reason == "StartError" => State::Exited(Exit {
+                // Upstream's, whatever kept the command from starting.
+                exit_code: 128,
+                reason: exit.reason.clone(),
+                message: format!("{}{}", start::START_ERROR, exit.message),
+                started_at: exit.started_at,
+                finished_at: exit.finished_at,
+            }),
             ContainerState::Exited(exit) => State::Exited(Exit {
                 exit_code: exit.exit_code,
                 reason: exit.reason.clone(),
@@ -351,6 +404,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         for name in names {
             let Some(record) = observed.latest(&name) else { continue };
             if let (State::Exited(_), Some(memory)) = (&record.state, self.memories.get_mut(&name)) {
+                let hook_failed = memory.unhealthy.as_deref() == Some("FailedPostStartHook");
+                if memory.killing && !hook_failed {
+                    memory.killed = Some(record.attempt);
+                }
                 memory.killing = false;
                 memory.unhealthy = None;
                 memory.in_post_start = false;
@@ -384,6 +441,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             failure: self.failure.clone(),
             stopped,
             ending,
+            resize: self.resize.conditions.clone(),
+            evicted: self.evicted.clone(),
         }
     }
 
@@ -405,18 +464,30 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     }
 
     fn report(&self, status: PodStatus) {
-        if !self.gone {
-            self.context.status.set(&self.pod, status);
+        if let Some(pod) = self.shown() {
+            self.context.status.set(pod, status);
         }
     }
 
     fn field_path(&self, name: &str) -> String {
-        let kind = self.pod.spec.as_ref().and_then(|s| spec::find(s, name)).map(|(kind, _)| kind);
+        let kind = self.pod.spec.as_ref().and_then(|s| spec::find_any(s, name)).map(|(kind, _)| kind);
         match kind {
+            Some(spec::Kind::Ephemeral) => format!("spec.ephemeralContainers{{{name}}}"),
             Some(spec::Kind::Init | spec::Kind::Sidecar) => format!("spec.initContainers{{{name}}}"),
             _ => format!("spec.containers{{{name}}}"),
         }
     }
+}
+
+/// The pod with what its annotations say on its node: when and where it was found. `Arc`s of others are not changed.
+fn as_seen(mut pod: Arc<Pod>, seen: &str) -> Arc<Pod> {
+    if is_static(&pod) {
+        return pod;
+    }
+    let annotations = Arc::make_mut(&mut pod).metadata.annotations.get_or_insert_default();
+    annotations.entry(SEEN.into()).or_insert_with(|| seen.to_owned());
+    annotations.entry(SOURCE.into()).or_insert_with(|| "api".into());
+    pod
 }
 
 /// A time from now.

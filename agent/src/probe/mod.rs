@@ -24,6 +24,17 @@ pub enum Outcome {
     Failure(String),
     /// It could not be run (the runtime does not answer): counts as nothing.
     Unknown,
+    /// It cannot be run, for this reason: told, and counts as nothing.
+    Error(String),
+}
+
+/// Why a command has no exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecError {
+    /// It did not end in time.
+    Timeout,
+    /// It was never started, for this reason.
+    Start(String),
 }
 
 /// What a task reports.
@@ -45,13 +56,12 @@ pub struct Verdict {
 
 /// Runs commands in the probed container.
 pub trait Exec: Send + Sync + 'static {
-    /// Exit code and output (standard output and error), or `None` when the runtime does not answer; `Err` when the
-    /// command did not end in time.
+    /// Exit code and output (standard output and error), or `None` when the runtime does not answer.
     fn exec(
         &self,
         argv: &[String],
         timeout: Duration,
-    ) -> impl Future<Output = Result<Option<(i32, String)>, ()>> + Send;
+    ) -> impl Future<Output = Result<Option<(i32, String)>, ExecError>> + Send;
 }
 
 /// What is probed.
@@ -87,7 +97,14 @@ pub async fn run<E: Exec>(
     } else {
         Duration::ZERO
     };
-    tokio::time::sleep(timing.initial_delay.saturating_sub(since_start) + jitter).await;
+    // Upstream looks at readiness at once, and at the rest in step with a clock that began before the container: on
+    // average half a period after its start.
+    let settle = if purpose == Purpose::Liveness && since_start < timing.period {
+        timing.period / 2
+    } else {
+        Duration::ZERO
+    };
+    tokio::time::sleep(timing.initial_delay.max(settle).saturating_sub(since_start) + jitter).await;
     let mut timer = tokio::time::interval(timing.period);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -95,6 +112,17 @@ pub async fn run<E: Exec>(
         let outcome = once(&probe, &target, timing.timeout).await;
         let (success, event, warning) = match outcome {
             Outcome::Unknown => continue,
+            Outcome::Error(text) => {
+                let text =
+                    format!("{} probe errored and resulted in unknown state: {text}", purpose.as_str());
+                let (container, attempt) = (target.container.clone(), target.attempt);
+                let verdict =
+                    Verdict { container, attempt, purpose, passed: None, event: Some(text), warning: false };
+                if verdicts.send(verdict).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             Outcome::Success(None) => (true, None, false),
             Outcome::Success(Some(text)) => {
                 (true, Some(format!("{} probe warning: {text}", purpose.as_str())), true)
@@ -136,7 +164,8 @@ pub async fn once<E: Exec>(probe: &Probe, target: &Target<E>, timeout: Duration)
             Ok(Some((0, _))) => Outcome::Success(None),
             Ok(Some((_, output))) => Outcome::Failure(output),
             Ok(None) => Outcome::Unknown,
-            Err(()) => {
+            Err(ExecError::Start(text)) => Outcome::Error(text),
+            Err(ExecError::Timeout) => {
                 let shown = argv.join(" ");
                 Outcome::Failure(format!(
                     "command timed out: {shown:?} timed out after {}s",

@@ -4,10 +4,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct NoExec;
 impl Exec for NoExec {
-    async fn exec(&self, argv: &[String], _timeout: Duration) -> Result<Option<(i32, String)>, ()> {
+    async fn exec(&self, argv: &[String], _timeout: Duration) -> Result<Option<(i32, String)>, ExecError> {
         match argv.first().map(String::as_str) {
             Some("true") => Ok(Some((0, String::new()))),
-            Some("slow") => Err(()),
+            Some("slow") => Err(ExecError::Timeout),
+            Some("none") => Err(ExecError::Start("no such command".into())),
             Some("gone") => Ok(None),
             _ => Ok(Some((1, "not yet\n".into()))),
         }

@@ -129,6 +129,41 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Makes a container's cgroup in each v1 hierarchy, so that it can be shown to the container; names of the
+    /// hierarchies' directories, and where it is. Nothing on a unified host, where the container has a namespace.
+    pub(super) fn create_container(&self, path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+        let mut made = Vec::new();
+        for (_, mount) in &self.v1 {
+            let dir = mount.join(path);
+            fs::create_dir_all(&dir).map_err(|e| at("create", &dir, e))?;
+            if let Some(name) = mount.file_name() {
+                made.push((name.to_string_lossy().into_owned(), dir));
+            }
+        }
+        Ok(made)
+    }
+
+    /// Sets the limits of a cgroup that exists; a limit that is not given is lifted.
+    pub(super) fn update(&self, path: &Path, resources: &Resources) -> io::Result<()> {
+        let resources = Resources {
+            cpu_quota_us: resources.cpu_quota_us.or(Some(-1)),
+            memory_limit: resources.memory_limit.or(Some(-1)),
+            ..resources.clone()
+        };
+        if let (true, Some(mount)) = (self.is_unified(), &self.v2) {
+            return set_all(&mount.join(path), unified_values(&resources));
+        }
+        for (controllers, mount) in &self.v1 {
+            let dir = mount.join(path);
+            let mine = |file: &str| controllers.iter().any(|c| file.starts_with(&format!("{c}.")));
+            let values: Vec<_> = v1_values(&resources).into_iter().filter(|(file, _)| mine(file)).collect();
+            if !values.is_empty() {
+                set_all(&dir, values)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the directory of a shim.
     pub(super) fn create_shim(&self, sandbox: &str) -> io::Result<Option<PathBuf>> {
         let Some(dir) = self.shim(sandbox) else { return Ok(None) };

@@ -4,7 +4,7 @@
 //! exit is announced on the event channel. Tests end containers and shims by hand.
 
 use super::{
-    ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Runtime, RuntimeError,
+    ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Resources, Runtime, RuntimeError,
     RuntimeEvent, SandboxSpec, SandboxStatus, Session, Streams, session,
     usage::{ContainerUsage, PodUsage, Usage},
 };
@@ -252,6 +252,7 @@ impl Runtime for FakeRuntime {
             image_id: spec.image_id.clone(),
             image_ref: spec.image_ref.clone(),
             state: container_state,
+            user: None,
         };
         found.status.containers.push(status.clone());
         found.specs.insert(spec.id.clone(), spec.clone());
@@ -297,6 +298,29 @@ impl Runtime for FakeRuntime {
         state.calls.push(Call::RemoveSandbox(sandbox.to_owned()));
         state.sandboxes.remove(sandbox);
         Ok(())
+    }
+
+    async fn update_resources(
+        &self,
+        sandbox: &str,
+        container: Option<&str>,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        let mut state = self.state.lock();
+        let found = state.sandbox(sandbox)?;
+        match container {
+            None => found.spec.resources = resources.clone(),
+            Some(id) => {
+                let spec = found.specs.get_mut(id);
+                let missing = || RuntimeError::NotFound { kind: "container", id: id.to_owned() };
+                spec.ok_or_else(missing)?.resources = resources.clone();
+            }
+        }
+        Ok(())
+    }
+
+    async fn writable_bytes(&self, sandbox: &str, _container: &str) -> Result<u64, RuntimeError> {
+        self.state.lock().sandbox(sandbox).map(|_| 0)
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
@@ -495,6 +519,20 @@ impl<R: Runtime> Runtime for FaultyRuntime<R> {
 
     async fn remove_sandbox(&self, sandbox: &str) -> Result<(), RuntimeError> {
         self.faulted("remove_sandbox", self.inner.remove_sandbox(sandbox)).await
+    }
+
+    async fn update_resources(
+        &self,
+        sandbox: &str,
+        container: Option<&str>,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        let call = self.inner.update_resources(sandbox, container, resources);
+        self.faulted("update_resources", call).await
+    }
+
+    async fn writable_bytes(&self, sandbox: &str, container: &str) -> Result<u64, RuntimeError> {
+        self.faulted("writable_bytes", self.inner.writable_bytes(sandbox, container)).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {

@@ -9,6 +9,7 @@ pub mod fake;
 mod host;
 mod launch;
 mod layout;
+pub mod seccomp;
 pub mod session;
 mod shim;
 mod spec;
@@ -17,6 +18,7 @@ pub mod usage;
 
 pub use session::{Session, Streams};
 pub use shim::{LOG_MAX_FILES, LOG_MAX_SIZE, RuntimeConfig, ShimRuntime};
+pub(crate) use spec::granted;
 pub use types::*;
 pub use usage::PodUsage;
 
@@ -61,6 +63,22 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes a sandbox with all its containers; afterwards no process, cgroup, mount or file of it is left but its
     /// logs, which go with the Pod.
     fn remove_sandbox(&self, sandbox: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Sets the limits of a running container, or of the whole pod, without a restart. What `resources` leaves out
+    /// loses its limit.
+    fn update_resources(
+        &self,
+        sandbox: &str,
+        container: Option<&str>,
+        resources: &Resources,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Bytes that a container has written to its root filesystem.
+    fn writable_bytes(
+        &self,
+        sandbox: &str,
+        container: &str,
+    ) -> impl Future<Output = Result<u64, RuntimeError>> + Send;
 
     /// Everything on this node, read from the shims.
     fn list(&self) -> impl Future<Output = Result<Vec<SandboxStatus>, RuntimeError>> + Send;

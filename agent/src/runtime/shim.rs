@@ -8,7 +8,7 @@ use super::launch::Programs;
 use super::layout::{self, Layout, Record, check_id, io_error};
 use super::spec::{self, Surroundings};
 use super::{
-    ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Runtime, RuntimeError,
+    ContainerSpec, ContainerState, ContainerStatus, ExecResult, ExitRecord, Resources, Runtime, RuntimeError,
     RuntimeEvent, SandboxSpec, SandboxStatus, Session, Streams, host,
     usage::{self, PodUsage},
 };
@@ -332,6 +332,16 @@ impl ShimRuntime {
         Some(PodUsage { cgroup: sandbox.pod_cgroup.clone(), usage, containers, devices })
     }
 
+    /// Who a container runs as, which its image has a say in: the helper wrote it into the bundle.
+    fn resolved_user(&self, sandbox: &str, container: &str) -> Option<(u32, u32, Vec<u32>)> {
+        let config = self.inner.layout.bundle(sandbox, container).join(files::CONFIG);
+        let config: serde_json::Value = layout::read(&config).ok().flatten()?;
+        let user = &config["process"]["user"];
+        let number = |value: &serde_json::Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+        let groups = user["additionalGids"].as_array().into_iter().flatten().filter_map(number).collect();
+        Some((number(&user["uid"])?, number(&user["gid"])?, groups))
+    }
+
     async fn stop_shim(&self, sandbox: &str) -> Result<(), RuntimeError> {
         let dir = self.inner.layout.sandbox(sandbox);
         let Ok(Some(connection)) = Connection::open(&dir) else { return Ok(()) };
@@ -364,10 +374,16 @@ impl ShimRuntime {
             host_network: sandbox.host_network,
             host_pid: sandbox.host_pid,
             host_ipc: sandbox.host_ipc,
+            pause_pid: sandbox
+                .share_pid
+                .then(|| std::fs::read_to_string(layout.sandbox_file(&sandbox.id, files::PAUSE)).ok())
+                .flatten()
+                .and_then(|text| text.trim().parse().ok()),
             shm: layout.sandbox_file(&sandbox.id, "shm"),
             hostname_file: hostname_file.exists().then_some(hostname_file),
             hostname: sandbox.hostname.clone(),
             cgroup: sandbox.pod_cgroup.join(container),
+            v1: Vec::new(),
             unified: self.inner.cgroups.is_unified(),
             bounding: host::bounding_set(),
             host_devices: Vec::new(),
@@ -380,6 +396,7 @@ impl ShimRuntime {
         sandbox: &Sandbox,
         spec: &ContainerSpec,
         shim_pid: i32,
+        joined: Option<i32>,
     ) -> Result<protocol::Start, RuntimeError> {
         let Inner { layout, images, cgroups, .. } = &*self.inner;
         let bundle = layout.bundle(&sandbox.id, &spec.id);
@@ -392,6 +409,9 @@ impl ShimRuntime {
             layout::make_dir(dir)?;
         }
         let mut around = self.surroundings(sandbox, &spec.id, shim_pid);
+        around.pause_pid = joined.or(around.pause_pid);
+        let made = cgroups.create_container(&around.cgroup);
+        around.v1 = made.map_err(|e| io_error("create the cgroups of", &around.cgroup, e))?;
         if spec.privileged {
             around.host_devices = host::devices();
         }
@@ -433,8 +453,10 @@ impl ShimRuntime {
                     gid: spec.gid,
                     name: spec.user.clone(),
                     additional_gids: spec.additional_gids.clone(),
+                    strict: spec.strict_groups,
                 },
                 oom_score_adj: spec.resources.oom_score_adj,
+                late: spec::late_mounts(spec),
             },
         })
     }
@@ -474,6 +496,7 @@ impl ShimRuntime {
             host_network: spec.host_network,
             host_pid: spec.host_pid,
             host_ipc: spec.host_ipc,
+            share_pid: spec.share_pid && !spec.host_pid,
             sysctls: spec.sysctls.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
             shim_cgroup: cgroups.shim(&spec.id),
             pod_cgroup: cgroups.pod(&spec.cgroup).map_err(cgroup_error)?,
@@ -532,14 +555,26 @@ impl Runtime for ShimRuntime {
             return Err(shim_error(sandbox, "it is gone; remove and create the sandbox again"));
         };
         let (this, spec_copy) = (self.clone(), spec.clone());
-        let start =
-            tokio::task::spawn_blocking(move || this.prepare_container(&description, &spec_copy, shim.pid));
+        // It lives: its PID stays its own until the shim has seen its end, and the helper opens it before that counts.
+        let joined = shim.containers.iter().find(|c| Some(&c.id) == spec.joins.as_ref());
+        let joined = joined.and_then(|c| match c.state {
+            protocol::ContainerState::Running { pid, .. } => Some(pid),
+            _ => None,
+        });
+        let start = tokio::task::spawn_blocking(move || {
+            this.prepare_container(&description, &spec_copy, shim.pid, joined)
+        });
         let start = start.await.map_err(|e| shim_error(sandbox, e.to_string()))??;
         let connection = self.connect(sandbox)?;
         let answer = within(START, connection.call(&Request::Start(Box::new(start)), &[])).await;
         match answer.map_err(|e| shim_error(sandbox, e.to_string()))? {
-            Response::Started { .. } => find(self.observe(sandbox).await?)
-                .ok_or_else(|| RuntimeError::NotFound { kind: "container", id: spec.id.clone() }),
+            Response::Started { .. } => {
+                let found = find(self.observe(sandbox).await?);
+                let user = self.resolved_user(sandbox, &spec.id);
+                found
+                    .map(|status| ContainerStatus { user, ..status })
+                    .ok_or_else(|| RuntimeError::NotFound { kind: "container", id: spec.id.clone() })
+            }
             Response::Failed(failure) if failure.exit_code != 0 => {
                 Err(RuntimeError::Start { message: failure.message, exit_code: failure.exit_code })
             }
@@ -629,6 +664,31 @@ impl Runtime for ShimRuntime {
             action: "cannot remove a sandbox".into(),
             source: io::Error::other(e),
         })?
+    }
+
+    async fn update_resources(
+        &self,
+        sandbox: &str,
+        container: Option<&str>,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        let pod = self.sandbox(sandbox)?.pod_cgroup;
+        let path = match container {
+            Some(container) => {
+                check_id("container", container)?;
+                pod.join(container)
+            }
+            None => pod,
+        };
+        let (cgroups, resources) = (self.inner.cgroups.clone(), resources.clone());
+        blocking("change the limits of a cgroup", move || cgroups.update(&path, &resources)).await
+    }
+
+    async fn writable_bytes(&self, sandbox: &str, container: &str) -> Result<u64, RuntimeError> {
+        check_id("sandbox", sandbox)?;
+        check_id("container", container)?;
+        let upper = self.inner.layout.container_data(sandbox, container).join("u");
+        blocking("measure a root filesystem", move || Ok(crate::disk::usage(&upper))).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
@@ -833,6 +893,7 @@ fn container_status(record: Record, state: ContainerState) -> ContainerStatus {
         image_id: record.image_id,
         image_ref: record.image_ref,
         state,
+        user: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::cgroup::cpu_weight;
 use super::{ContainerSpec, Resources};
+use kelp_runtime_protocol::{LateMount, Propagation};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,8 @@ pub(super) struct Surroundings {
     pub host_network: bool,
     pub host_pid: bool,
     pub host_ipc: bool,
+    /// First process of the PID namespace that the pod's containers share.
+    pub pause_pid: Option<i32>,
     /// `/dev/shm` of the pod on the host.
     pub shm: PathBuf,
     /// `/etc/hostname` of the pod on the host.
@@ -104,6 +107,8 @@ pub(super) struct Surroundings {
     pub hostname: String,
     /// Container cgroup relative to a hierarchy.
     pub cgroup: PathBuf,
+    /// The container's cgroup of each v1 hierarchy: name of the hierarchy's directory, and where it is.
+    pub v1: Vec<(String, PathBuf)>,
     /// cgroup v2 only.
     pub unified: bool,
     /// Bounding set of the agent, a bit a capability.
@@ -160,8 +165,13 @@ pub(super) fn generate(spec: &ContainerSpec, around: &Surroundings) -> Value {
         linux["devices"] = json!(devices);
         linux["rootfsPropagation"] = json!("slave");
     } else {
-        linux["maskedPaths"] = json!(MASKED_PATHS);
-        linux["readonlyPaths"] = json!(READONLY_PATHS);
+        if !spec.unmasked {
+            linux["maskedPaths"] = json!(MASKED_PATHS);
+            linux["readonlyPaths"] = json!(READONLY_PATHS);
+        }
+        if let Some(profile) = &spec.seccomp {
+            linux["seccomp"] = profile.clone();
+        }
     }
     json!({
         "ociVersion": "1.2.0",
@@ -185,8 +195,10 @@ fn namespaces(around: &Surroundings) -> Value {
     if !around.host_ipc {
         join("ipc", "ipc");
     }
-    if !around.host_pid {
-        list.push(json!({ "type": "pid" }));
+    match (around.host_pid, around.pause_pid) {
+        (true, _) => {}
+        (false, Some(pid)) => list.push(json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") })),
+        (false, None) => list.push(json!({ "type": "pid" })),
     }
     if around.unified {
         list.push(json!({ "type": "cgroup" }));
@@ -231,18 +243,80 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
         let options = ["nosuid", "noexec", "nodev", "relatime", access];
         mounts.push(special("/sys/fs/cgroup", "cgroup", &options));
     }
+    if !around.v1.is_empty() {
+        let options = ["nosuid", "noexec", "nodev", "relatime", "mode=755"];
+        mounts.push(special("/sys/fs/cgroup", "tmpfs", &options));
+    }
+    for (name, source) in &around.v1 {
+        // A bind mount, as libcontainer's own mount of a v1 hierarchy is always writable.
+        let access = if spec.privileged { "rw" } else { "ro" };
+        mounts.push(json!({
+            "destination": Path::new("/sys/fs/cgroup").join(name),
+            "type": "bind",
+            "source": source,
+            "options": ["bind", "nosuid", "noexec", "nodev", "relatime", "rprivate", access],
+        }));
+    }
     let shm = if around.host_ipc { Path::new("/dev/shm") } else { &around.shm };
-    mounts.push(bind(shm, Path::new("/dev/shm"), false));
     if let Some(file) = &around.hostname_file
         && !spec.mounts.iter().any(|m| m.destination == Path::new("/etc/hostname"))
     {
         mounts.push(bind(file, Path::new("/etc/hostname"), spec.read_only_root));
     }
     // Outer mounts first: a mount below another's destination would be hidden by it.
-    let mut own: Vec<&super::Mount> = spec.mounts.iter().collect();
-    own.sort_by_key(|mount| mount.destination.components().count());
-    mounts.extend(own.iter().map(|m| bind(&m.source, &m.destination, m.read_only)));
+    let (own, late) = in_order(spec);
+    // As deep as the managed files and after them; a volume may take its place.
+    let here = Path::new("/dev/shm");
+    let mut shm =
+        Some(bind(shm, here, false)).filter(|_| !own.iter().chain(&late).any(|m| m.destination == here));
+    for mount in own {
+        if mount.destination.components().count() > 3 {
+            mounts.extend(shm.take());
+        }
+        mounts.push(bind(&mount.source, &mount.destination, mount.read_only));
+    }
+    mounts.extend(shm);
     mounts
+}
+
+/// The container's bind mounts, outer ones first: those that libcontainer makes, and those that come after it. What is
+/// below one that comes later comes later too.
+fn in_order(spec: &ContainerSpec) -> (Vec<&super::Mount>, Vec<&super::Mount>) {
+    let mut all: Vec<&super::Mount> = spec.mounts.iter().collect();
+    all.sort_by_key(|mount| mount.destination.components().count());
+    let (mut first, mut late): (Vec<&super::Mount>, Vec<&super::Mount>) = (Vec::new(), Vec::new());
+    for mount in all {
+        let special = mount.propagation != super::Propagation::None
+            || mount.recursive_read_only
+            || mount.within.is_some();
+        if special || late.iter().any(|outer| mount.destination.starts_with(&outer.destination)) {
+            late.push(mount);
+        } else {
+            first.push(mount);
+        }
+    }
+    (first, late)
+}
+
+/// What the helper mounts once libcontainer is done.
+pub(super) fn late_mounts(spec: &ContainerSpec) -> Vec<LateMount> {
+    let late = |m: &super::Mount| {
+        let below =
+            m.within.as_ref().and_then(|volume| m.source.strip_prefix(volume).ok().map(PathBuf::from));
+        LateMount {
+            source: m.within.clone().unwrap_or_else(|| m.source.clone()),
+            below,
+            destination: m.destination.clone(),
+            read_only: m.read_only,
+            recursive_read_only: m.recursive_read_only,
+            propagation: match m.propagation {
+                super::Propagation::None => Propagation::Private,
+                super::Propagation::HostToContainer => Propagation::Slave,
+                super::Propagation::Bidirectional => Propagation::Shared,
+            },
+        }
+    };
+    in_order(spec).1.into_iter().map(late).collect()
 }
 
 fn bind(source: &Path, destination: &Path, read_only: bool) -> Value {
@@ -312,6 +386,11 @@ fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
         resources["pids"] = json!({ "limit": limit });
     }
     resources
+}
+
+/// `CAP_…` names of the capabilities that a container of this spec gets from this agent.
+pub(crate) fn granted(spec: &ContainerSpec) -> Vec<String> {
+    capabilities(spec, super::host::bounding_set())
 }
 
 /// `CAP_…` names of the container's capabilities: `ALL` is added, then dropped, then names

@@ -20,6 +20,8 @@ pub struct SandboxSpec {
     pub host_pid: bool,
     /// Join the host's IPC namespace.
     pub host_ipc: bool,
+    /// All containers share one PID namespace, whose first process only waits.
+    pub share_pid: bool,
     /// Pod cgroup relative to the node's cgroup root, such as `kubepods/burstable/pod<uid>`.
     pub cgroup: PathBuf,
     /// Limits of the pod cgroup as a whole.
@@ -47,8 +49,20 @@ pub struct Resources {
     pub oom_score_adj: Option<i32>,
 }
 
+/// How mounts travel between a container and its host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Propagation {
+    /// Not at all.
+    #[default]
+    None,
+    /// From the host into the container.
+    HostToContainer,
+    /// Both ways.
+    Bidirectional,
+}
+
 /// A bind mount into a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mount {
     /// Absolute path on the host.
     pub source: PathBuf,
@@ -56,6 +70,13 @@ pub struct Mount {
     pub destination: PathBuf,
     /// Mount read-only.
     pub read_only: bool,
+    /// Also what is mounted below the source.
+    pub recursive_read_only: bool,
+    /// How later mounts travel.
+    pub propagation: Propagation,
+    /// The source is in this volume, whose contents the pod's other containers may change at any time: it is found by
+    /// a walk from here that no link leads out of.
+    pub within: Option<PathBuf>,
 }
 
 /// What a container runs; everything of the Pod spec and the image config is already resolved.
@@ -85,10 +106,18 @@ pub struct ContainerSpec {
     pub user: Option<String>,
     /// Supplementary groups.
     pub additional_gids: Vec<u32>,
+    /// Leave out the groups that the image's /etc/group gives the user.
+    pub strict_groups: bool,
     /// Bind mounts in order.
     pub mounts: Vec<Mount>,
     /// All capabilities and devices, no seccomp, no masked paths.
     pub privileged: bool,
+    /// Nothing of /proc and /sys is hidden or read-only.
+    pub unmasked: bool,
+    /// `linux.seccomp` of the OCI runtime spec; `None`: no filter.
+    pub seccomp: Option<serde_json::Value>,
+    /// Id of a running container of the sandbox whose PID namespace this one joins.
+    pub joins: Option<String>,
     /// Root filesystem read-only.
     pub read_only_root: bool,
     /// `no_new_privs`.
@@ -147,6 +176,8 @@ pub struct ContainerStatus {
     pub image_ref: String,
     /// Where it is in its life.
     pub state: ContainerState,
+    /// Who its first process runs as: user, group and supplementary groups. Only told by the call that starts it.
+    pub user: Option<(u32, u32, Vec<u32>)>,
 }
 
 /// Life of a container.

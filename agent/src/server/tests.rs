@@ -29,6 +29,7 @@ pub(super) async fn node() -> (Arc<Server<FakeRuntime>>, FakeRuntime) {
         host_network: true,
         host_pid: false,
         host_ipc: false,
+        share_pid: false,
         cgroup: PathBuf::from("kubepods/poduid-p"),
         resources: Default::default(),
         log_dir: "/nowhere".into(),

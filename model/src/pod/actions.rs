@@ -1,7 +1,7 @@
 //! What to do next for a pod that shall run.
 
 use crate::pod::backoff;
-use crate::pod::spec::{Kind, containers, restarts};
+use crate::pod::spec::{Kind, RestartPolicy, containers, ephemeral, restarts};
 use crate::pod::view::{Exit, Memories, Memory, Observed, Record, Sandbox, State};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
@@ -153,7 +153,7 @@ pub fn pod_actions(
             Kind::Init if main_started => true,
             Kind::Init => step.init(container, memory),
             Kind::Sidecar => step.long_running(kind, container, memory) || main_started,
-            Kind::Main => {
+            Kind::Main | Kind::Ephemeral => {
                 step.long_running(kind, container, memory);
                 true
             }
@@ -161,6 +161,15 @@ pub fn pod_actions(
         if !done {
             break;
         }
+    }
+    for container in ephemeral(spec) {
+        let memory = memories.get(&container.name).unwrap_or(&none);
+        if observed.latest(&container.name).is_none() {
+            step.start(&container, memory, None);
+        }
+    }
+    if step.plan.finished {
+        step.plan.actions.clear();
     }
     step.plan
 }
@@ -210,9 +219,19 @@ impl Step<'_> {
     /// `true` when this container runs and has started up, so that the next one may start.
     fn long_running(&mut self, kind: Kind, container: &Container, memory: &Memory) -> bool {
         match self.observed.latest(&container.name) {
-            Some(Record { state: State::Exited(exit), .. }) => {
+            Some(Record { state: State::Exited(exit), attempt, .. }) => {
                 if restarts(self.spec, kind, container, exit.exit_code) {
-                    self.start(container, memory, Some(exit));
+                    // Upstream starts what it killed itself in the same round, when it only knows of the end before.
+                    let before = match memory.killed {
+                        Some(killed) if killed == *attempt => {
+                            match self.observed.before(&container.name, *attempt).map(|r| &r.state) {
+                                Some(State::Exited(before)) => Some(before),
+                                _ => None,
+                            }
+                        }
+                        _ => Some(exit),
+                    };
+                    self.start(container, memory, before);
                 }
                 false
             }
@@ -224,6 +243,15 @@ impl Step<'_> {
                 let changed = new_image
                     .then(|| format!("Container {} definition changed, will be restarted", container.name));
                 if let (Some(message), false) = (memory.unhealthy.clone().or(changed), memory.killing) {
+                    let probed = message.ends_with(" probe");
+                    let again =
+                        RestartPolicy::parse(self.spec.restart_policy.as_deref()) != RestartPolicy::Never;
+                    if probed && !again && kind == Kind::Main && self.is_last(container) {
+                        self.plan.finished = true;
+                        return false;
+                    }
+                    let message =
+                        if probed && again { format!("{message}, will be restarted") } else { message };
                     self.plan.actions.push(Action::KillContainer {
                         name: container.name.clone(),
                         attempt: record.attempt,
@@ -245,6 +273,15 @@ impl Step<'_> {
                 false
             }
         }
+    }
+
+    /// No other main container runs or will.
+    fn is_last(&self, container: &Container) -> bool {
+        let mut others = self.spec.containers.iter().filter(|c| c.name != container.name);
+        others.all(|c| match self.observed.latest(&c.name).map(|r| &r.state) {
+            Some(State::Exited(exit)) => !restarts(self.spec, Kind::Main, c, exit.exit_code),
+            _ => false,
+        })
     }
 
     fn start(&mut self, container: &Container, memory: &Memory, exit: Option<&Exit>) {

@@ -1,4 +1,5 @@
-//! Pod conditions, in upstream's order and with upstream's texts.
+//! Pod conditions, in upstream's order and with upstream's texts: those of other writers, then those of a resize, then
+//! the agent's own.
 
 use crate::pod::spec::{Kind, containers};
 use crate::pod::status::now_seconds;
@@ -7,8 +8,15 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodSpec, Po
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// The conditions that the agent writes, in order.
-pub const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWNED: [&str; 7] = [
+    "PodResizePending",
+    "PodResizeInProgress",
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
 
 /// What the conditions summarize.
 #[derive(Debug, Clone, Copy)]
@@ -25,15 +33,17 @@ pub struct Summary<'a> {
     pub network_ready: bool,
     /// Generation of the pod.
     pub generation: Option<i64>,
+    /// What became of a change of resources, when it is not done.
+    pub resize: &'a [PodCondition],
     /// Time of the observation.
     pub now: Timestamp,
 }
 
-/// All conditions of the status: the agent's own, then those of other writers as they are.
+/// All conditions of the status: those of other writers as they are, then the agent's own.
 pub fn conditions(pod: &Pod, spec: &PodSpec, old: &PodStatus, of: &Summary<'_>) -> Vec<PodCondition> {
     let containers_ready = containers_ready(spec, of);
     let ready = ready(pod, spec, &containers_ready);
-    let mine = [
+    let own = [
         condition("PodReadyToStartContainers", of.network_ready, None, None),
         initialized(spec, of),
         ready,
@@ -41,24 +51,20 @@ pub fn conditions(pod: &Pod, spec: &PodSpec, old: &PodStatus, of: &Summary<'_>) 
         condition("PodScheduled", true, None, None),
     ];
     let old_list = old.conditions.as_deref().unwrap_or_default();
-    let mut list: Vec<PodCondition> = mine
-        .into_iter()
-        .map(|mut c| {
-            let before = old_list.iter().find(|o| o.type_ == c.type_);
-            c.last_transition_time = match before {
-                Some(o) if o.status == c.status => o.last_transition_time.clone(),
-                _ => None,
-            }
-            .or_else(|| Some(Time(now_seconds(of.now))));
-            c.last_probe_time = before.and_then(|o| o.last_probe_time.clone());
-            c.observed_generation = of.generation;
-            c
-        })
-        .collect();
+    let mine = of.resize.iter().cloned().chain(own).map(|mut c| {
+        let before = old_list.iter().find(|o| o.type_ == c.type_);
+        c.last_transition_time = match before {
+            Some(o) if o.status == c.status => o.last_transition_time.clone(),
+            _ => None,
+        }
+        .or_else(|| Some(Time(now_seconds(of.now))));
+        c.last_probe_time = before.and_then(|o| o.last_probe_time.clone());
+        c.observed_generation = of.generation;
+        c
+    });
     // Other writers' conditions are taken from the newest Pod, the agent's memory of them may be old.
     let theirs = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    list.extend(theirs.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
-    list
+    theirs.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned().chain(mine).collect()
 }
 
 fn condition(type_: &str, status: bool, reason: Option<&str>, message: Option<String>) -> PodCondition {

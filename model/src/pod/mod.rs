@@ -5,6 +5,7 @@
 //! (probe results, back-off, the reason a start failed).
 
 pub mod actions;
+pub mod admission;
 pub mod backoff;
 pub mod conditions;
 pub mod env;

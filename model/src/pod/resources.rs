@@ -3,6 +3,7 @@
 use crate::pod::qos::{Qos, qos_class};
 use crate::pod::quantity;
 use crate::pod::spec::{Kind, containers};
+use crate::quantity::Quantity as Amount;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -57,13 +58,25 @@ fn limit(resources: &ResourceRequirements, key: &str) -> Option<i128> {
     get(resources.limits.as_ref(), key, key == "cpu").filter(|v| *v > 0)
 }
 
+/// A container without a limit of its own may use what the pod as a whole may.
+fn effective(pod: &Pod, container: &Container) -> ResourceRequirements {
+    let mut resources = requirements(container);
+    let whole = pod.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.limits.as_ref());
+    for key in ["cpu", "memory"] {
+        if let (None, Some(q)) = (limit(&resources, key), whole.and_then(|l| l.get(key))) {
+            resources.limits.get_or_insert_default().insert(key.to_owned(), q.clone());
+        }
+    }
+    resources
+}
+
 fn requirements(container: &Container) -> ResourceRequirements {
     container.resources.clone().unwrap_or_default()
 }
 
 /// cgroup values of one container. `node_memory` is the node's capacity in bytes.
 pub fn container_limits(pod: &Pod, container: &Container, node_memory: u64) -> Limits {
-    let resources = requirements(container);
+    let resources = effective(pod, container);
     let cpu_limit = limit(&resources, "cpu");
     Limits {
         cpu_shares: Some(shares(request(&resources, "cpu").unwrap_or(0))),
@@ -86,7 +99,7 @@ pub fn pod_limits(pod: &Pod) -> Limits {
             all &= amount.is_some();
             let amount = amount.unwrap_or(0);
             match kind {
-                Kind::Main => main += amount,
+                Kind::Main | Kind::Ephemeral => main += amount,
                 Kind::Sidecar => {
                     sidecars += amount;
                     init_peak = init_peak.max(sidecars);
@@ -118,6 +131,71 @@ pub fn pod_limits(pod: &Pod) -> Limits {
     }
 }
 
+type List = BTreeMap<String, Quantity>;
+
+/// A list of the pod as a whole, as its status shows it: what `of` gives of each container, summed as the pod's
+/// cgroup is, with the pod's own values in their place.
+fn whole(pod: &Pod, of: &dyn Fn(&ResourceRequirements) -> Option<List>) -> List {
+    let Some(spec) = &pod.spec else { return List::new() };
+    let amount = |q: &Quantity| Amount::parse(&q.0).unwrap_or(Amount::ZERO);
+    let add = |sum: &mut BTreeMap<String, Amount>, list: &List| {
+        for (name, q) in list {
+            let old = sum.get(name).copied().unwrap_or(Amount::ZERO);
+            sum.insert(name.clone(), old + amount(q));
+        }
+    };
+    let raise = |most: &mut BTreeMap<String, Amount>, list: &BTreeMap<String, Amount>| {
+        for (name, q) in list {
+            if most.get(name).is_none_or(|old| old < q) {
+                most.insert(name.clone(), *q);
+            }
+        }
+    };
+    let (mut sum, mut sidecars, mut peak) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (kind, container) in containers(spec) {
+        let Some(list) = container.resources.as_ref().and_then(of) else { continue };
+        match kind {
+            Kind::Main | Kind::Ephemeral => add(&mut sum, &list),
+            Kind::Sidecar => {
+                add(&mut sum, &list);
+                add(&mut sidecars, &list);
+                raise(&mut peak, &sidecars);
+            }
+            Kind::Init => {
+                let mut at_once = sidecars.clone();
+                add(&mut at_once, &list);
+                raise(&mut peak, &at_once);
+            }
+        }
+    }
+    raise(&mut sum, &peak);
+    let mut list: List = sum.into_iter().map(|(name, q)| (name, Quantity(q.to_string()))).collect();
+    list.extend(spec.resources.as_ref().and_then(of).unwrap_or_default());
+    list
+}
+
+/// `status.allocatedResources` of a pod: what its containers request together.
+pub fn status_allocated(pod: &Pod) -> List {
+    whole(pod, &|r| r.requests.clone())
+}
+
+/// `status.resources` of a pod: what its cgroup is set to.
+pub fn status_resources(pod: &Pod) -> ResourceRequirements {
+    let limits = pod_limits(pod);
+    let mut list = whole(pod, &|r| r.limits.clone());
+    // Without a limit on every container the pod has none.
+    list.retain(|name, _| match name.as_str() {
+        "cpu" => limits.cpu_quota_us.is_some(),
+        "memory" => limits.memory.is_some(),
+        "ephemeral-storage" => false,
+        _ => true,
+    });
+    let mut requests = status_allocated(pod);
+    requests.remove("ephemeral-storage");
+    let some = |list: List| (!list.is_empty()).then_some(list);
+    ResourceRequirements { limits: some(list), requests: some(requests), claims: None }
+}
+
 /// `oom_score_adj` of a container: −997 for guaranteed and node-critical pods, 1000 for best effort, and in between
 /// the less the more memory it asks for.
 pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory: u64) -> i32 {
@@ -130,7 +208,16 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory: u64) -> i32 
         Qos::Guaranteed => -997,
         Qos::BestEffort => 1000,
         Qos::Burstable => {
-            let asked = request(&requirements(container), "memory").unwrap_or(0).max(0);
+            let own = |c: &Container| request(&requirements(c), "memory").unwrap_or(0).max(0);
+            let mut asked = own(container);
+            // What the pod as a whole asks for beyond its containers is shared out evenly.
+            let spec = pod.spec.as_ref();
+            let whole = spec.and_then(|s| s.resources.as_ref()).and_then(|r| request(r, "memory"));
+            if let (Some(whole), Some(spec)) = (whole, spec) {
+                let together: i128 = spec.containers.iter().map(own).sum();
+                let count = i128::try_from(spec.containers.len().max(1)).unwrap_or(1);
+                asked += (whole - together).max(0) / count;
+            }
             let capacity = i128::from(node_memory.max(1));
             let score = 1000 - 1000 * asked / capacity;
             i32::try_from(score.clamp(3, 999)).unwrap_or(999)

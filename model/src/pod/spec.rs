@@ -1,7 +1,8 @@
 //! Questions about a Pod's specification.
 
 use jiff::{Timestamp, ToSpan};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, VolumeMount};
+use std::borrow::Cow;
 
 /// Which list of the Pod spec a container is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub enum Kind {
     Sidecar,
     /// A main container.
     Main,
+    /// Added to a pod that runs, to look into it: never restarted, and without a say in what becomes of the pod.
+    Ephemeral,
 }
 
 /// Pod-wide restart policy.
@@ -45,7 +48,26 @@ pub fn containers(spec: &PodSpec) -> impl Iterator<Item = (Kind, &Container)> {
     init.chain(spec.containers.iter().map(|c| (Kind::Main, c)))
 }
 
-/// A container by name.
+/// The ephemeral containers, as the ordinary containers that they are but for their target.
+pub fn ephemeral(spec: &PodSpec) -> Vec<Container> {
+    let as_container = |e: &EphemeralContainer| {
+        let mut value = serde_json::to_value(e).ok()?;
+        value.as_object_mut()?.remove("targetContainerName");
+        serde_json::from_value(value).ok()
+    };
+    spec.ephemeral_containers.iter().flatten().filter_map(as_container).collect()
+}
+
+/// A container of any kind by name.
+pub fn find_any<'a>(spec: &'a PodSpec, name: &str) -> Option<(Kind, Cow<'a, Container>)> {
+    let ordinary = find(spec, name).map(|(kind, container)| (kind, Cow::Borrowed(container)));
+    ordinary.or_else(|| {
+        let mut all = ephemeral(spec).into_iter();
+        all.find(|c| c.name == name).map(|c| (Kind::Ephemeral, Cow::Owned(c)))
+    })
+}
+
+/// A container by name, but for ephemeral ones.
 pub fn find<'a>(spec: &'a PodSpec, name: &str) -> Option<(Kind, &'a Container)> {
     containers(spec).find(|(_, c)| c.name == name)
 }
@@ -54,8 +76,10 @@ pub fn find<'a>(spec: &'a PodSpec, name: &str) -> Option<(Kind, &'a Container)> 
 ///
 /// Order of upstream: the container's restart rules, the container's own policy, the pod's policy.
 pub fn restarts(spec: &PodSpec, kind: Kind, container: &Container, exit_code: i32) -> bool {
-    if kind == Kind::Sidecar {
-        return true;
+    match kind {
+        Kind::Sidecar => return true,
+        Kind::Ephemeral => return false,
+        Kind::Init | Kind::Main => {}
     }
     for rule in container.restart_policy_rules.iter().flatten() {
         let Some(codes) = &rule.exit_codes else { continue };
@@ -76,6 +100,11 @@ pub fn restarts(spec: &PodSpec, kind: Kind, container: &Container, exit_code: i3
         RestartPolicy::OnFailure => exit_code != 0,
         RestartPolicy::Never => false,
     }
+}
+
+/// A read-only mount that is read-only all the way down: asked for, and this runtime can.
+pub fn is_recursive_read_only(mount: &VolumeMount) -> bool {
+    matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"))
 }
 
 /// The pod shares the node's network.

@@ -2,19 +2,22 @@
 
 use crate::pod::conditions::{self, Summary};
 use crate::pod::qos::qos_class;
-use crate::pod::spec::{Kind, containers, host_network, is_terminal_phase, restarts};
+use crate::pod::resources::{status_allocated, status_resources};
+use crate::pod::spec::{
+    Kind, containers, ephemeral as ephemeral_containers, host_network, is_terminal_phase, restarts,
+};
 use crate::pod::view::{Exit, Memories, Memory, Observed, Record, Sandbox, State};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodSpec, PodStatus,
     VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::net::IpAddr;
 
 /// What the status needs beside the pod and its containers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Context {
     /// Addresses of the node, primary first.
     pub host_ips: Vec<IpAddr>,
@@ -26,6 +29,11 @@ pub struct Context {
     pub stopped: bool,
     /// The agent is ending the pod (deleted, finished or failed): nothing is started again.
     pub ending: bool,
+    /// Conditions about a change of resources that is not done.
+    pub resize: Vec<PodCondition>,
+    /// The agent ends the pod because it uses too much, with this reason and message: a pod whose containers all end
+    /// well all the same has succeeded.
+    pub evicted: Option<(String, String)>,
 }
 
 /// Computes the status. `old` is the last status that the agent reported (or found at its start): it carries what the
@@ -50,6 +58,14 @@ pub fn pod_status(
             _ => init.push(one.status(find(old.init_container_statuses.as_deref(), &container.name))),
         }
     }
+    let own_ephemeral = ephemeral_containers(spec);
+    let ephemeral = own_ephemeral.iter().map(|container| {
+        let memory = memories.get(&container.name).unwrap_or(&none);
+        let one = Of { pod, spec, kind: Kind::Ephemeral, container, memory, observed, context };
+        let old = find(old.ephemeral_container_statuses.as_deref(), &container.name);
+        ContainerStatus { ready: false, started: None, ..one.status(old) }
+    });
+    let ephemeral: Vec<ContainerStatus> = ephemeral.collect();
     let main_started = main.iter().any(has_run);
     let computed = match &context.failure {
         Some(_) => "Failed",
@@ -68,8 +84,16 @@ pub fn pod_status(
     let generation = pod.metadata.generation;
     let network_ready = !context.stopped && observed.sandbox == Sandbox::Ready;
     // Conditions speak of the end as soon as it is decided; the phase waits until everything has stopped.
-    let summary =
-        Summary { phase: computed, init: &init, main: &main, main_started, network_ready, generation, now };
+    let summary = Summary {
+        phase: computed,
+        init: &init,
+        main: &main,
+        main_started,
+        network_ready,
+        generation,
+        resize: &context.resize,
+        now,
+    };
     let condition_list = conditions::conditions(pod, spec, old, &summary);
     if context.stopped {
         mark_unaccounted(&mut init, &mut main);
@@ -83,8 +107,13 @@ pub fn pod_status(
     };
     let (reason, message) = match &context.failure {
         Some((reason, message)) if context.stopped => (Some(reason.clone()), Some(message.clone())),
+        None if context.stopped && phase == "Failed" && context.evicted.is_some() => {
+            context.evicted.clone().unzip()
+        }
         _ => (old.reason.clone(), old.message.clone()),
     };
+    // Upstream shows main containers by name, init containers as they run.
+    main.sort_by(|a, b| a.name.cmp(&b.name));
     let some = |list: Vec<ContainerStatus>| (!list.is_empty()).then_some(list);
     PodStatus {
         phase: Some(phase.to_owned()),
@@ -103,7 +132,10 @@ pub fn pod_status(
         start_time: old.start_time.clone().or(Some(Time(now_seconds(now)))),
         init_container_statuses: some(init),
         container_statuses: some(main),
+        ephemeral_container_statuses: some(ephemeral),
         qos_class: Some(qos_class(pod).as_str().to_owned()),
+        allocated_resources: Some(status_allocated(pod)).filter(|list| !list.is_empty()),
+        resources: Some(status_resources(pod)).filter(|r| r.limits.is_some() || r.requests.is_some()),
         ..old.clone()
     }
 }
@@ -330,7 +362,10 @@ impl Of<'_> {
                 name: mount.name.clone(),
                 mount_path: mount.mount_path.clone(),
                 read_only: read_only.then_some(true),
-                recursive_read_only: read_only.then(|| "Disabled".to_owned()),
+                recursive_read_only: read_only.then(|| {
+                    let all = crate::pod::spec::is_recursive_read_only(mount);
+                    if all { "Enabled" } else { "Disabled" }.to_owned()
+                }),
                 ..VolumeMountStatus::default()
             }
         };

@@ -101,6 +101,8 @@ pub struct Memory {
     pub in_post_start: bool,
     /// It is being killed.
     pub killing: bool,
+    /// The attempt that the agent itself killed to start the container again.
+    pub killed: Option<u32>,
     /// User ids the running attempt was started with: uid, gid, supplementary groups.
     pub user: Option<(i64, i64, Vec<i64>)>,
 }

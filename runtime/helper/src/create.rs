@@ -3,7 +3,7 @@
 use crate::diagnosis::Diagnosis;
 use crate::executor::Outcome;
 use crate::terminal::ConsoleSocket;
-use crate::{Refusal, Started, mounts, sys, user};
+use crate::{Refusal, Started, late, mounts, sys, user};
 use anyhow::{Context, Result, anyhow};
 use kelp_runtime_protocol::{CreateJob, HELPER_STDIO_FD, files};
 use libcontainer::container::builder::ContainerBuilder;
@@ -15,7 +15,9 @@ use std::path::PathBuf;
 /// Makes the container and starts its process.
 pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
     let diagnosis = Diagnosis::start().context("cannot collect errors")?;
+    let late = late::detach(&job.late)?;
     mounts::prepare(job)?;
+    late::make_targets(&job.bundle.join(files::ROOTFS), &late)?;
     let config = job.bundle.join(files::CONFIG);
     let mut spec = Spec::load(&config).map_err(|e| anyhow!("cannot read the OCI spec: {e}"))?;
     complete(&mut spec, job)?;
@@ -50,6 +52,7 @@ pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
         .map_err(|e| diagnosis.explain(anyhow!(e).context("cannot make the container")))?;
     let pid = container.pid().context("the container has no process")?.as_raw();
     let terminal = console.map(|console| console.receive()).transpose()?;
+    late::attach(pid, &late)?;
     container.start().map_err(|e| diagnosis.explain(anyhow!(e).context("cannot start the container")))?;
     match outcome.wait().context("cannot learn whether the command runs")? {
         None => Ok(Started { pid, terminal, warnings }),
@@ -70,8 +73,17 @@ fn complete(spec: &mut Spec, job: &CreateJob) -> Result<()> {
         .collect();
     let process = spec.process_mut().as_mut().context("the OCI spec has no process")?;
     let ids = user::resolve(&job.user, &root)?;
+    // The primary group is among the others, as other runtimes have it.
+    let mut groups = ids.groups;
+    if !groups.contains(&ids.gid) {
+        groups.insert(0, ids.gid);
+    }
+    let env = process.env_mut().get_or_insert_default();
+    if !env.iter().any(|line| line.starts_with("HOME=")) {
+        env.push(format!("HOME={}", ids.home));
+    }
     let who = process.user_mut();
-    who.set_uid(ids.uid).set_gid(ids.gid).set_additional_gids(Some(ids.groups));
+    who.set_uid(ids.uid).set_gid(ids.gid).set_additional_gids(Some(groups));
     mounts::make_cwd(&rootfs, process.cwd(), &binds)
 }
 

@@ -8,6 +8,7 @@ mod create;
 mod diagnosis;
 mod exec;
 mod executor;
+mod late;
 mod mounts;
 mod sys;
 mod terminal;

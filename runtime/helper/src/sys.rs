@@ -19,14 +19,17 @@ fn own(fd: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Undoes what a container must not inherit from the agent, the shim or Rust's start-up code: an ignored SIGPIPE, the
+/// Undoes what a container must not inherit from the agent, the shim or Rust's start-up code: ignored signals, the
 /// umask and the host's supplementary groups. The descriptors passed by the shim become close-on-exec.
 pub fn reset_process() -> io::Result<()> {
     // SAFETY: plain system calls; an empty group list needs no pointer.
     unsafe {
         // The shim knows what a killed helper left behind by this name.
         check(libc::prctl(libc::PR_SET_NAME, c"kelp-helper".as_ptr(), 0, 0, 0))?;
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in 1..=64 {
+            // Those that cannot be set are nobody's.
+            libc::signal(signal, libc::SIG_DFL);
+        }
         libc::umask(0o022);
         check(libc::setgroups(0, std::ptr::null()))?;
     }
@@ -66,6 +69,81 @@ pub fn copy_root_mount() -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     // SAFETY: the path is a terminated constant; open_tree returns a new descriptor.
     own(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c"/".as_ptr(), flags) })
+}
+
+/// Opens a file or directory of the host as a place only.
+pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    // SAFETY: the path is terminated; open returns a new descriptor.
+    own(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }.into())
+}
+
+/// Opens `path` below `root` as a place only; fails when a link or `..` on the way leads out of `root`.
+pub fn open_beneath(root: &impl AsRawFd, path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(if path.as_os_str().is_empty() { Path::new(".") } else { path })?;
+    // SAFETY: open_how is plain integers, for which zero is valid.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((libc::O_PATH | libc::O_CLOEXEC).cast_unsigned());
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
+    // SAFETY: the string is terminated, `how` lives for the call and its true size is given.
+    own(unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            root.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    })
+}
+
+/// A detached copy of what is mounted at `place` and below it.
+pub fn copy_mount(place: &impl AsRawFd) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC
+        | (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE).cast_unsigned();
+    // SAFETY: the path is a terminated constant; open_tree returns a new descriptor.
+    own(unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) })
+}
+
+/// Sets the propagation (0: as it is) of a detached mount, and makes it read-only; with `recursive` all that is below.
+pub fn set_mount(
+    mount: &OwnedFd,
+    recursive: bool,
+    propagation: libc::c_ulong,
+    read_only: bool,
+) -> io::Result<()> {
+    // SAFETY: mount_attr is plain integers, for which zero is valid.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.propagation = propagation;
+    attributes.attr_set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a terminated constant, the structure lives for the call and its true size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes an empty file `path` below `root` with the directories above it, unless something is there.
+pub fn make_file_in_root(root: &impl AsRawFd, path: &Path) -> io::Result<()> {
+    if open_in_root(root, path, libc::O_PATH).is_ok() {
+        return Ok(());
+    }
+    let above = path.parent().unwrap_or(Path::new("/"));
+    make_dirs_in_root(root, above)?;
+    let above = open_in_root(root, above, libc::O_PATH | libc::O_DIRECTORY)?;
+    let name = c_path(Path::new(path.file_name().unwrap_or_default()))?;
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    // SAFETY: `above` is open and `name` terminated; openat returns a new descriptor.
+    own(unsafe { libc::openat(above.as_raw_fd(), name.as_ptr(), flags, 0o644_u32) }.into()).map(drop)
 }
 
 /// Attaches a detached mount at `target`.

@@ -20,12 +20,15 @@ pub struct Ids {
     pub gid: u32,
     /// Further groups, sorted.
     pub groups: Vec<u32>,
+    /// Home directory, `/` for a user without an account.
+    pub home: String,
 }
 
 struct Account<'a> {
     name: &'a str,
     uid: u32,
     gid: u32,
+    home: &'a str,
 }
 
 /// Resolves `user` with the account files below `root`.
@@ -69,12 +72,13 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Ids> {
     };
     let mut groups = user.additional_gids.clone();
     // `user:group` names all groups there are; otherwise the memberships of the user count.
-    if let (Some(account), None) = (&account, group_name) {
+    if let (Some(account), None, false) = (&account, group_name, user.strict) {
         groups.extend(memberships(group, account.name));
     }
     groups.sort_unstable();
     groups.dedup();
-    Ok(Ids { uid, gid, groups })
+    let home = account.map(|a| a.home).filter(|h| !h.is_empty()).unwrap_or("/").to_owned();
+    Ok(Ids { uid, gid, groups, home })
 }
 
 fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
@@ -83,7 +87,8 @@ fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
         let name = fields.next()?;
         let uid = fields.nth(1)?.trim().parse().ok()?;
         let gid = fields.next()?.trim().parse().ok()?;
-        Some(Account { name, uid, gid })
+        let home = fields.nth(1).unwrap_or_default();
+        Some(Account { name, uid, gid, home })
     })
 }
 
@@ -138,9 +143,15 @@ mod tests {
 
     #[test]
     fn the_pod_overrides_the_image() {
-        let user =
-            User { uid: Some(101), gid: None, name: Some("root".to_owned()), additional_gids: vec![7, 201] };
+        let user = User {
+            uid: Some(101),
+            name: Some("root".to_owned()),
+            additional_gids: vec![7, 201],
+            ..User::default()
+        };
         assert_eq!(ids(&user), (101, 102, vec![7, 200, 201]));
+        let strict = User { strict: true, ..user.clone() };
+        assert_eq!(ids(&strict), (101, 102, vec![7, 201]));
         let user = User { gid: Some(9), ..user };
         assert_eq!(ids(&user), (101, 9, vec![7, 200, 201]));
         let group_only = User { gid: Some(9), ..named("web") };

@@ -39,6 +39,8 @@ pub mod files {
     pub const SOCKET: &str = "shim.sock";
     /// Locked by the shim while it lives.
     pub const LOCK: &str = "shim.lock";
+    /// PID of the first process of the pod's shared PID namespace.
+    pub const PAUSE: &str = "pause.pid";
     /// Messages of the shim and its helpers.
     pub const LOG: &str = "shim.log";
     /// Directory with one bundle a container.
@@ -70,6 +72,9 @@ pub struct Sandbox {
     pub host_pid: bool,
     /// Keep the host's IPC namespace.
     pub host_ipc: bool,
+    /// Make one PID namespace for all containers. Its first process is the shim's file [`files::PAUSE`].
+    #[serde(default)]
+    pub share_pid: bool,
     /// Namespaced sysctls, key to value.
     pub sysctls: Vec<(String, String)>,
     /// cgroup v2 directory that the shim moves itself and so its containers to; the agent made it.
@@ -317,6 +322,39 @@ pub struct CreateJob {
     pub user: User,
     /// `oom_score_adj`.
     pub oom_score_adj: Option<i32>,
+    /// Mounts that [`files::CONFIG`] cannot express: they are attached once the container's own are in place.
+    #[serde(default)]
+    pub late: Vec<LateMount>,
+}
+
+/// A bind mount that travels, that is read-only all the way down, or whose source others may change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateMount {
+    /// Directory or file on the host.
+    pub source: PathBuf,
+    /// Path below `source` to mount: it is walked as it is when the container is made, and leads nowhere else.
+    pub below: Option<PathBuf>,
+    /// Absolute path in the container.
+    pub destination: PathBuf,
+    /// Read-only.
+    pub read_only: bool,
+    /// Also what is mounted below.
+    pub recursive_read_only: bool,
+    /// How later mounts travel.
+    pub propagation: Propagation,
+}
+
+/// How mounts travel between a container and its host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Propagation {
+    /// Not at all.
+    #[default]
+    Private,
+    /// From the host into the container.
+    Slave,
+    /// Both ways.
+    Shared,
 }
 
 /// An overlay mount.
@@ -343,6 +381,9 @@ pub struct User {
     pub name: Option<String>,
     /// Further groups.
     pub additional_gids: Vec<u32>,
+    /// Leave out the groups of /etc/group.
+    #[serde(default)]
+    pub strict: bool,
 }
 
 /// A process to be started in a container.

@@ -1,5 +1,7 @@
 //! Per-pod shim: owns the pod's namespaces and log pipes, starts helpers, reaps containers.
 //!
+//! Called `/pause` it is the first process of a PID namespace that a pod's containers share: it waits, and reaps.
+//!
 //! One process a pod, single-threaded, one poll loop. It is started with the sandbox's run directory as its only
 //! argument and the runtime helper's executable as standard input, detaches itself, writes `ok` to standard output
 //! when its socket listens, and lives until it is told to shut down: an agent's end, restart or upgrade does not
@@ -17,6 +19,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == setup::PAUSE) {
+        sys::wait_for_ever();
+    }
     let mut arguments = std::env::args_os().skip(1);
     let (Some(dir), None) = (arguments.next(), arguments.next()) else {
         eprintln!("usage: kelp-shim <run directory of a sandbox>; the agent starts it");

@@ -8,6 +8,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+/// Name under which the shim's program waits as the first process of a PID namespace; `ps` in the pod shows it.
+pub const PAUSE: &str = "/pause";
+
 /// A shim that is ready to serve.
 pub struct Prepared {
     /// Listening socket.
@@ -62,9 +65,30 @@ pub fn prepare(dir: &Path) -> io::Result<Prepared> {
     for (key, value) in &sandbox.sysctls {
         set_sysctl(key, value)?;
     }
+    if sandbox.share_pid {
+        let pid = doing("make the pod's PID namespace", start_pause())?;
+        doing("note its first process", fs::write(dir.join(files::PAUSE), pid.to_string()))?;
+    }
     let shm = if sandbox.host_ipc { None } else { Some(doing("make the pod's shm", make_shm(dir))?) };
     let listener = doing("make the socket", listen_in(dir))?;
     Ok(Prepared { listener, helper, shm, _lock: lock })
+}
+
+/// Starts the first process of a new PID namespace. It ends with the shim, and all others there with it.
+fn start_pause() -> io::Result<i32> {
+    let own = File::open("/proc/self/ns/pid")?;
+    let executable: OwnedFd = File::open("/proc/self/exe")?.into();
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let table = [
+        sys::duplicate(null.as_raw_fd())?,
+        sys::duplicate(null.as_raw_fd())?,
+        sys::duplicate(null.as_raw_fd())?,
+    ];
+    // Only children are born there, the shim stays where it is; the next ones are to be born here again.
+    sys::unshare(libc::CLONE_NEWPID)?;
+    let started = sys::spawn(&sys::duplicate(executable.as_raw_fd())?, c"/pause", &table);
+    sys::enter_pids(&own)?;
+    started
 }
 
 fn set_sysctl(key: &str, value: &str) -> io::Result<()> {
@@ -106,8 +130,8 @@ fn make_shm(dir: &Path) -> io::Result<OwnedFd> {
     sys::unshare(libc::CLONE_NEWNS)?;
     let make = || {
         sys::mount(c"none", Path::new("/"), c"", libc::MS_REC | libc::MS_PRIVATE, c"")?;
-        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        sys::mount(c"shm", dir, c"tmpfs", flags, c"mode=1777,size=65536k")?;
+        // Programs map code there: without MS_NOEXEC, as containers see it elsewhere.
+        sys::mount(c"shm", dir, c"tmpfs", 0, c"mode=1777,size=65536k")?;
         std::env::set_current_dir(dir)?;
         sys::pivot_here()?;
         sys::open_at(&own, c"mnt")

@@ -92,6 +92,24 @@ pub fn enter_mounts(namespace: &OwnedFd) -> io::Result<()> {
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) }).map(drop)
 }
 
+/// Children are born in this PID namespace from now on.
+pub fn enter_pids(namespace: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: setns takes integers only.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) }).map(drop)
+}
+
+/// Waits until it is killed; children that end meanwhile are reaped by the kernel.
+pub fn wait_for_ever() -> ! {
+    // SAFETY: plain system calls without memory of ours; the name is a terminated constant.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, c"pause".as_ptr(), 0, 0, 0);
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        loop {
+            libc::pause();
+        }
+    }
+}
+
 /// mount(2).
 pub fn mount(source: &CStr, target: &Path, kind: &CStr, flags: libc::c_ulong, data: &CStr) -> io::Result<()> {
     let target = CString::new(target.as_os_str().as_bytes())?;

@@ -13,6 +13,6 @@ mod up;
 
 pub use down::down;
 pub use exec::{enter, exec};
-pub use layout::{Layout, NodeLayout};
+pub use layout::{Layout, NodeLayout, cgroup_mounts};
 pub use supervisor::supervise;
 pub use up::{UpOptions, up};

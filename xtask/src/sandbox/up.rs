@@ -42,6 +42,8 @@ pub struct UpOptions {
     pub hello: Option<PathBuf>,
     /// The `xtask` binary, which keeps `kelp` running; `None` when the caller is it.
     pub xtask: Option<PathBuf>,
+    /// Further arguments of `kelp`, the same on each host.
+    pub kelp_arguments: Vec<String>,
 }
 
 /// Brings a sandbox up; one that is up gets the newly built `kelp`, and its pods run on.
@@ -87,6 +89,7 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
         stop_supervisor(&node)?;
         step(&format!("kelp on {}", node.name()));
         let mut arguments = arguments(&node);
+        arguments.extend(options.kelp_arguments.iter().cloned());
         if number == 1 {
             let kubeconfig = layout.kubeconfig();
             arguments.extend(words(&[

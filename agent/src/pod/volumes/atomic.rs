@@ -50,13 +50,13 @@ pub fn publish(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool
         link_names(dir, files)?;
         return Ok(false);
     }
-    let target = (0..)
-        .map(|n| format!("..{}.{n}", jiff::Timestamp::now().as_nanosecond()))
+    let now = jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S").to_string();
+    let target = std::iter::repeat_with(|| format!("..{now}.{}", rand::random::<u32>()))
         .find(|name| !dir.join(name).exists())
         .unwrap_or_default();
     let new = dir.join(&target);
     fs::create_dir(&new)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+    open_dir(&new, group)?;
     write(&new, files, group)?;
     let swap = dir.join("..data_tmp");
     let _ = fs::remove_file(&swap);
@@ -97,12 +97,21 @@ fn link_names(dir: &Path, files: &Files) -> io::Result<()> {
     Ok(())
 }
 
+/// A directory that everyone may read; what is made in it is its group's.
+fn open_dir(dir: &Path, group: Option<u32>) -> io::Result<()> {
+    std::os::unix::fs::chown(dir, None, group)?;
+    let mode = if group.is_some() { 0o2755 } else { 0o755 };
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+}
+
 fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
     for (path, file) in files {
         let full = dir.join(path);
         if let Some(parent) = full.parent() {
             fs::create_dir_all(parent)?;
-            fs::set_permissions(parent, fs::Permissions::from_mode(0o755))?;
+            for made in parent.ancestors().take_while(|made| *made != dir) {
+                open_dir(made, group)?;
+            }
         }
         fs::write(&full, &file.data)?;
         let mut mode = file.mode & 0o7777;

@@ -24,6 +24,14 @@ pub use project::Downward;
 /// Where each volume of a pod is on the host.
 pub type Paths = BTreeMap<String, PathBuf>;
 
+/// Containers must not write to it: its contents are the agent's.
+pub fn is_read_only(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
 /// A volume that cannot be set up: its name, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("MountVolume.SetUp failed for volume {volume:?} : {message}")]
@@ -83,9 +91,16 @@ pub fn references(pod: &Pod) -> BTreeSet<Key> {
 
 /// What a volume is made of, gathered before anything is written.
 enum Source {
-    Empty { memory: bool, limit: Option<i64> },
-    Host { path: PathBuf, kind: String },
-    Files(Files),
+    Empty {
+        memory: bool,
+        limit: Option<i64>,
+    },
+    Host {
+        path: PathBuf,
+        kind: String,
+    },
+    /// Files, in memory or on disk.
+    Files(Files, bool),
 }
 
 /// Sets up all volumes of a pod below `dir` and returns their paths. `changed` is notified when one is to be set up
@@ -215,7 +230,8 @@ async fn gather(
     } else {
         return Err("this kind of volume is not supported".into());
     }
-    Ok(Source::Files(files))
+    // Only a ConfigMap by itself is nothing that must stay off the disk.
+    Ok(Source::Files(files, volume.config_map.is_none()))
 }
 
 fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<PathBuf, String> {
@@ -230,15 +246,11 @@ fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<Pa
             let fresh = !own.exists();
             fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
             if memory && !is_mount(&own) {
-                let mut options = String::from("mode=0777");
-                if let Some(limit) = limit {
-                    options.push_str(&format!(",size={limit}"));
-                }
-                mount(Some("tmpfs"), &own, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-                    .map_err(|e| io("mount a tmpfs at", &own, e.into()))?;
+                mount_memory(&own, limit).map_err(|e| io("mount a tmpfs at", &own, e))?;
             }
             if fresh || memory {
-                let mode = if group.is_some() { 0o2777 } else { 0o777 };
+                let sticky = if memory { 0o1000 } else { 0 };
+                let mode = sticky | if group.is_some() { 0o2777 } else { 0o777 };
                 std::os::unix::fs::chown(&own, None, group)
                     .map_err(|e| io("change the group of", &own, e))?;
                 fs::set_permissions(&own, fs::Permissions::from_mode(mode))
@@ -246,14 +258,14 @@ fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<Pa
             }
             Ok(own)
         }
-        Source::Files(files) => {
+        Source::Files(files, memory) => {
             fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
             // Secrets and tokens never touch a disk.
-            if !is_mount(&own) {
-                mount(Some("tmpfs"), &own, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
-                    .map_err(|e| io("mount a tmpfs at", &own, e.into()))?;
+            if memory && !is_mount(&own) {
+                mount_memory(&own, None).map_err(|e| io("mount a tmpfs at", &own, e))?;
             }
-            let mode = if group.is_some() { 0o2755 } else { 0o755 };
+            let sticky = if memory { 0o1000 } else { 0 };
+            let mode = sticky | if group.is_some() { 0o2777 } else { 0o777 };
             std::os::unix::fs::chown(&own, None, group).map_err(|e| io("change the group of", &own, e))?;
             fs::set_permissions(&own, fs::Permissions::from_mode(mode))
                 .map_err(|e| io("set the mode of", &own, e))?;
@@ -261,6 +273,18 @@ fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<Pa
             Ok(own)
         }
     }
+}
+
+/// A tmpfs that is never swapped out where the kernel can promise that, of at most `limit` bytes.
+fn mount_memory(at: &Path, limit: Option<i64>) -> io::Result<()> {
+    let size = limit.map_or_else(String::new, |limit| format!("size={limit},"));
+    for options in [format!("{size}mode=1777,noswap"), format!("{size}mode=1777")] {
+        match mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())) {
+            Err(nix::errno::Errno::EINVAL) => {} // noswap came with Linux 6.3
+            other => return Ok(other?),
+        }
+    }
+    Err(io::ErrorKind::InvalidInput.into())
 }
 
 /// Something is mounted exactly here.
@@ -319,12 +343,14 @@ pub fn sub_path(volume: &Path, sub: &str, container: &str, mount: &VolumeMount) 
         return Err(refused());
     }
     let root = fs::canonicalize(volume).map_err(|_| refused())?;
+    // What is made is as open as the volume itself.
+    let mode = fs::metadata(&root).map_err(|_| refused())?.permissions().mode() & 0o777;
     let mut at = root.clone();
     for component in relative.components().filter(|c| matches!(c, Component::Normal(_))) {
         let next = at.join(component);
         if fs::symlink_metadata(&next).is_err() {
             fs::create_dir(&next)
-                .and_then(|()| fs::set_permissions(&next, fs::Permissions::from_mode(0o750)))
+                .and_then(|()| fs::set_permissions(&next, fs::Permissions::from_mode(mode)))
                 .map_err(|_| refused())?;
         }
         at = fs::canonicalize(&next).map_err(|_| refused())?;

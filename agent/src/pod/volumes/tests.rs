@@ -56,6 +56,7 @@ async fn every_kind_is_set_up_twice_and_removed_without_a_trace() {
         assert_eq!(fs::read_to_string(paths["p"].join("labels")).unwrap(), "a=\"b\"");
         assert_eq!(fs::read_to_string(paths["p"].join("mem")).unwrap(), "64");
         assert!(is_mount(&paths["m"]) && is_mount(&paths["s"]) && !is_mount(&paths["e"]));
+        assert!(!is_mount(&paths["cm"]) && is_mount(&paths["p"]));
         assert!(paths["o"].is_dir());
         fs::write(paths["e"].join("kept"), "").unwrap();
     }

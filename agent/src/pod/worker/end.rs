@@ -10,7 +10,8 @@ use crate::pod::reference::PodRef;
 use crate::pod::volumes;
 use crate::runtime::Runtime;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, PodStatus};
-use kelp_model::pod::spec::{self, Kind, containers};
+use kelp_model::pod::admission::is_static;
+use kelp_model::pod::spec::{self, Kind, containers, ephemeral};
 use kelp_model::pod::view::{Observed, Sandbox, State};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -158,7 +159,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             field_path: self.field_path(&container.name),
             pre_stop: container.lifecycle.as_ref().and_then(|l| l.pre_stop.clone()),
             ip: self.downward().pod_ips.first().copied(),
-            signal: stop_signal(container, image.as_ref().map(|i| &i.config)),
+            signal: stop_signal(image.as_ref().map(|i| &i.config)),
             deadline,
         };
         let task = tokio::spawn(kill.run());
@@ -209,7 +210,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         if observed.sandbox == Sandbox::Lost {
             return false; // removing the sandbox kills what is left
         }
-        let grace = spec::grace_seconds(&pod);
+        let grace =
+            self.grace.map_or_else(|| spec::grace_seconds(&pod), |own| own.min(spec::grace_seconds(&pod)));
         let until = Instant::now() + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
         match &self.kills.deadline {
             None => self.kills.deadline = Some(watch::channel(until).0),
@@ -225,7 +227,9 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         }
         self.kills.grace = Some(grace);
         let Some(deadline) = self.kills.deadline.as_ref().map(watch::Sender::subscribe) else { return false };
+        let added = ephemeral(spec);
         let running: Vec<(Kind, Container, String)> = containers(spec)
+            .chain(added.iter().map(|c| (Kind::Ephemeral, c)))
             .filter_map(|(kind, c)| {
                 let record = observed.latest(&c.name)?;
                 let alive = !matches!(record.state, State::Exited(_));
@@ -300,7 +304,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     fn write_final_status(&mut self, observed: &Observed) -> Result<(), String> {
         let ended = self.last.phase.as_deref().is_some_and(spec::is_terminal_phase);
         if !(ended && observed.containers.is_empty()) {
-            let context = self.status_context(true, true);
+            // A static pod whose manifest is gone has not come to an end of its own: its mirror says what ran last.
+            let removed = self.gone && is_static(&self.wanted);
+            let context = self.status_context(!removed, !removed);
+            let gone = Observed { sandbox: Sandbox::Absent, ..observed.clone() };
+            let observed = if removed { &gone } else { observed };
             let now = jiff::Timestamp::now();
             self.last = kelp_model::pod::status::pod_status(
                 &self.pod,
@@ -341,7 +349,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         if !deleted {
             return Ok(None);
         }
-        if !self.gone {
+        let shown = self.shown().cloned();
+        if let Some(shown) = &shown {
             let mut status = self.last.clone();
             status.observed_generation = self.pod.metadata.generation.or(status.observed_generation);
             for condition in status.conditions.iter_mut().flatten() {
@@ -349,7 +358,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                     self.pod.metadata.generation.or(condition.observed_generation);
             }
             self.report(status);
-            let flushed = self.context.status.flush(&self.pod);
+            let flushed = self.context.status.flush(shown);
             if self.or_shutdown(flushed).await.is_none() {
                 return Ok(None);
             }
@@ -364,8 +373,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 _ => {}
             }
         }
-        if !self.gone {
-            let deleted = self.context.status.delete(&self.pod);
+        if let Some(shown) = &shown {
+            let deleted = self.context.status.delete(shown);
             if self.or_shutdown(deleted).await.is_none() {
                 return Ok(None);
             }

@@ -26,6 +26,12 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.phase = Phase::Terminating;
                 return Ok(None);
             }
+            self.consider_resize(&observed).await?;
+            let (too_much, measure) = self.uses_too_much(&observed).await;
+            if too_much {
+                self.phase = Phase::Terminating;
+                return Ok(None);
+            }
             let now = Timestamp::now();
             let plan = pod_actions(&self.pod, Some(&self.last), &observed, &self.memories, now);
             self.publish(&observed, plan.finished, false);
@@ -39,7 +45,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
             self.watch_containers(&observed);
             self.refresh_volumes(&observed).await;
-            wake = earlier(plan.wake_at, self.deadline());
+            wake = earlier(measure, earlier(plan.wake_at, self.deadline()));
             let changed = self.execute(&plan, &mut wake).await?;
             if !changed {
                 let observed = self.observe().await?;
@@ -185,6 +191,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             host_network,
             host_pid: spec.host_pid.unwrap_or(false),
             host_ipc: spec.host_ipc.unwrap_or(false),
+            share_pid: spec.share_process_namespace.unwrap_or(false),
             cgroup: pod_cgroup(&self.pod).into(),
             resources: resources(&pod_limits(&self.pod)),
             log_dir: self.context.config.pod_logs(&self.reference.namespace, &self.reference.name, &uid),

@@ -23,6 +23,11 @@ pub struct ImageBackoff {
     pub(super) cause: String,
 }
 
+/// What comes before the reason why a command does not start. Clients know it from the runtime that upstream is used
+/// with, and look for what follows.
+pub(super) const START_ERROR: &str = "failed to create containerd task: failed to create shim task: OCI runtime create failed: \
+    runc create failed: unable to start container process: error during container init: ";
+
 /// Reason and message of a container that cannot be started.
 pub(super) type Waiting = (String, String);
 
@@ -35,9 +40,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         ended: Option<Timestamp>,
     ) -> bool {
         let pod = self.pod.clone();
-        let Some((kind, container)) = pod.spec.as_ref().and_then(|s| spec::find(s, name)) else {
+        let Some((kind, container)) = pod.spec.as_ref().and_then(|s| spec::find_any(s, name)) else {
             return false;
         };
+        let container = container.as_ref();
         let (image, text) = match self.image(container).await {
             Ok(found) => found,
             Err(NoImage::Pulling) => return false,
@@ -64,7 +70,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let started = self.context.runtime.start_container(&self.reference.uid, &spec).await;
         let events = &self.context.events;
         match started {
-            Ok(_) => {
+            Ok(status) => {
                 events.container(&self.reference, &path, Kind::Normal, "Created", "Container created");
                 events.container(&self.reference, &path, Kind::Normal, "Started", "Container started");
                 self.failures = 0;
@@ -75,7 +81,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 memory.killing = false;
                 memory.started = container.startup_probe.is_none();
                 memory.ready = container.readiness_probe.is_none();
-                memory.user = user.known();
+                memory.user = match &status.user {
+                    Some((uid, gid, groups)) => Some(container::shown_user(*uid, *gid, groups)),
+                    None => user.known(),
+                };
                 self.attempts.insert(name.to_owned(), attempt);
                 if kind != spec::Kind::Init {
                     self.post_start(container, attempt, &spec.id);
@@ -89,7 +98,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                     &path,
                     Kind::Warning,
                     "Failed",
-                    format!("Error: {message}"),
+                    format!("Error: {START_ERROR}{message}"),
                 );
                 let memory = self.memories.entry(name.to_owned()).or_default();
                 memory.waiting = Some(("RunContainerError".into(), message));
@@ -138,9 +147,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             termination: termination.clone(),
         };
         let paths = self.volumes.clone().unwrap_or_default();
-        let mounts = container::mounts(container, &paths, &managed, &env).map_err(config_error)?;
+        let mounts = container::mounts(&self.pod, container, &paths, &managed, &env).map_err(config_error)?;
         let hostname = self.kernel_hostname();
-        let spec = container::spec(Parts {
+        let mut spec = container::spec(Parts {
+            pod: &self.pod,
+            profiles: self.context.config.data_dir.join("seccomp"),
             container,
             attempt,
             image_id: &image.id,
@@ -153,7 +164,16 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             termination,
         })
         .map_err(create_error)?;
+        spec.joins = self.target_of(&container.name);
         Ok((spec, user))
+    }
+
+    /// The container whose processes an ephemeral container sees.
+    fn target_of(&self, name: &str) -> Option<String> {
+        let spec = self.pod.spec.as_ref()?;
+        let own = spec.ephemeral_containers.iter().flatten().find(|c| c.name == name)?;
+        let target = own.target_container_name.as_ref().filter(|t| !t.is_empty())?;
+        self.attempts.get(target).map(|attempt| format!("{target}.{attempt}"))
     }
 
     fn post_start(&mut self, container: &Container, attempt: u32, id: &str) {

@@ -248,6 +248,8 @@ impl World {
             None => images,
         };
         let context = Arc::new(Context {
+            node: tokio::sync::watch::channel(None).1,
+            pods: Default::default(),
             config,
             runtime,
             network: self.network.clone(),
@@ -430,7 +432,7 @@ async fn deletion_kills_after_the_grace_period_and_leaves_no_trace() {
     let last = node.api.0.lock().history.last().unwrap().1.clone();
     assert_eq!(last.phase.as_deref(), Some("Failed"));
     assert_eq!(
-        last.container_statuses.unwrap()[0].state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code,
+        last.container_statuses.unwrap()[1].state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code,
         137
     );
     assert!(node.runtime.list().await.unwrap().is_empty() && node.network.0.lock().is_empty());

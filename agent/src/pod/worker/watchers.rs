@@ -4,8 +4,8 @@ use super::{Message, Worker};
 use crate::network::PodNetwork;
 use crate::pod::context::Context;
 use crate::pod::events::Kind as EventKind;
-use crate::pod::hooks::named_ports;
-use crate::probe::{self, Exec, Target, Verdict};
+use crate::pod::hooks::{exec_error, named_ports};
+use crate::probe::{self, Exec, ExecError, Target, Verdict};
 use crate::runtime::{Runtime, RuntimeError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Probe};
@@ -63,14 +63,14 @@ struct InContainer<R, N> {
 }
 
 impl<R: Runtime, N: PodNetwork> Exec for InContainer<R, N> {
-    async fn exec(&self, argv: &[String], timeout: Duration) -> Result<Option<(i32, String)>, ()> {
+    async fn exec(&self, argv: &[String], timeout: Duration) -> Result<Option<(i32, String)>, ExecError> {
         match self.context.runtime.exec(&self.uid, &self.id, argv, timeout).await {
-            Ok(result) if result.timed_out => Err(()),
+            Ok(result) if result.timed_out => Err(ExecError::Timeout),
             Ok(result) => {
                 let output = [result.stdout, result.stderr].concat();
                 Ok(Some((result.exit_code, String::from_utf8_lossy(&output).into_owned())))
             }
-            Err(RuntimeError::Start { message, exit_code }) => Ok(Some((exit_code, message))),
+            Err(RuntimeError::Start { message, .. }) => Err(ExecError::Start(exec_error(&self.id, &message))),
             Err(_) => Ok(None),
         }
     }
@@ -160,12 +160,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             (Purpose::Startup, Some(true)) => memory.started = true,
             (Purpose::Readiness, Some(passed)) => memory.ready = passed,
             (Purpose::Startup, Some(false)) => {
-                memory.unhealthy =
-                    Some(format!("Container {} failed startup probe, will be restarted", verdict.container));
+                memory.unhealthy = Some(format!("Container {} failed startup probe", verdict.container));
             }
             (Purpose::Liveness, Some(false)) => {
-                memory.unhealthy =
-                    Some(format!("Container {} failed liveness probe, will be restarted", verdict.container));
+                memory.unhealthy = Some(format!("Container {} failed liveness probe", verdict.container));
             }
             (Purpose::Liveness, Some(true)) | (_, None) => {}
         }

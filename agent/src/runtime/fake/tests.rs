@@ -10,6 +10,7 @@ fn sandbox(id: &str) -> SandboxSpec {
         host_network: false,
         host_pid: false,
         host_ipc: false,
+        share_pid: false,
         cgroup: PathBuf::from("kubepods/besteffort/pod1"),
         resources: Resources::default(),
         log_dir: PathBuf::from("/nonexistent"),

@@ -61,6 +61,7 @@ impl Node {
             host_network: false,
             host_pid: false,
             host_ipc: false,
+            share_pid: false,
             cgroup: PathBuf::from(format!("kubepods/besteffort/pod{id}")),
             resources: Resources::default(),
             log_dir: self.dir.path().join("logs").join(id),
@@ -318,6 +319,7 @@ async fn a_container_is_confined() {
         source: shared.clone(),
         destination: destination.into(),
         read_only,
+        ..Mount::default()
     };
     let spec = ContainerSpec {
         user: Some("web".to_owned()),
@@ -720,6 +722,7 @@ async fn what_a_node_cannot_do_is_said() {
         source: node.dir.path().join("missing-source"),
         destination: "/data".into(),
         read_only: false,
+        ..Mount::default()
     };
     let cases = [
         (ContainerSpec { mounts: vec![mount], ..node.container("mount", &["true"]) }, "missing-source"),
@@ -750,7 +753,7 @@ async fn what_a_crash_leaves_is_finished_or_removed() {
     node.runtime.create_sandbox(&node.sandbox_spec("a")).await.unwrap();
     let spec = node.container("main", &["true"]);
     let description = node.runtime.sandbox("a").unwrap();
-    node.runtime.prepare_container(&description, &spec, 1).unwrap();
+    node.runtime.prepare_container(&description, &spec, 1, None).unwrap();
     let half = node.config.run_dir.join("pods/half");
     fs::create_dir_all(half.join("c/x.0")).unwrap();
     fs::create_dir_all(node.config.data_dir.join("containers/gone/x.0/u")).unwrap();

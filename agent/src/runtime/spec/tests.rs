@@ -9,10 +9,12 @@ fn around() -> Surroundings {
         host_network: false,
         host_pid: false,
         host_ipc: false,
+        pause_pid: None,
         shm: "/run/shm".into(),
         hostname_file: Some("/run/hostname".into()),
         hostname: "web-0".to_owned(),
         cgroup: "kelp/kubepods/podu/c.0".into(),
+        v1: Vec::new(),
         unified: false,
         bounding: ALL,
         host_devices: Vec::new(),
@@ -76,8 +78,12 @@ fn namespaces_are_the_pods() {
 
 #[test]
 fn mounts_come_outermost_first() {
-    let mount =
-        |destination: &str| Mount { source: "/src".into(), destination: destination.into(), read_only: true };
+    let mount = |destination: &str| Mount {
+        source: "/src".into(),
+        destination: destination.into(),
+        read_only: true,
+        ..Mount::default()
+    };
     let spec = ContainerSpec {
         mounts: vec![mount("/a/b/c"), mount("/a"), mount("/etc/hostname"), mount("/a/b")],
         ..container()

@@ -92,6 +92,8 @@ impl Host {
             (key(Kind::Secret, "sec"), Data::from([("password".to_owned(), b"x".to_vec())])),
         ]);
         let context = Arc::new(Context {
+            node: tokio::sync::watch::channel(None).1,
+            pods: Default::default(),
             network: Network::new(NoDatapath, &self.config.data_dir, cidrs, 1500).unwrap(),
             runtime: runtime.clone(),
             images: Images::from(images),
@@ -264,7 +266,7 @@ fn a_pod_sees_what_it_was_promised_and_leaves_nothing() {
             "WHERE=10.244.9.2",
             "SECRET=x",
             "hellox",
-            "2777 0:2000",
+            "3777 0:2000",
             "666 0:0",
             "inet 10.244.9.2/32",
             "default via 169.254.1.1 dev eth0",

@@ -1,0 +1,80 @@
+//! Bind mounts that the OCI runtime spec, or libcontainer, cannot express: propagation of single mounts, read-only all
+//! the way down, and sources that another container may swap for a link between the check and the mount.
+//!
+//! Each is copied as a detached mount while this process still sees the host's mounts, and attached in the container's
+//! mount namespace once that is complete, before the container's program starts.
+
+use crate::sys;
+use anyhow::{Context, Result};
+use kelp_runtime_protocol::{LateMount, Propagation};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// A detached mount and where it goes.
+pub struct Detached {
+    mount: OwnedFd,
+    is_dir: bool,
+    wanted: LateMount,
+}
+
+/// Copies the mounts. Must be called in the host's mount namespace: a copy made elsewhere would not be the host's peer.
+pub fn detach(list: &[LateMount]) -> Result<Vec<Detached>> {
+    list.iter().map(|wanted| one(wanted).with_context(|| describe(wanted))).collect()
+}
+
+fn describe(wanted: &LateMount) -> String {
+    let below = wanted.below.as_deref().unwrap_or(Path::new(""));
+    format!("cannot mount {} at {}", wanted.source.join(below).display(), wanted.destination.display())
+}
+
+fn one(wanted: &LateMount) -> Result<Detached> {
+    let root = sys::open_path(&wanted.source).context("cannot open the source")?;
+    let source = match &wanted.below {
+        Some(below) => sys::open_beneath(&root, below).context("the path leaves its volume")?,
+        None => root,
+    };
+    let is_dir = File::from(source.try_clone()?).metadata()?.is_dir();
+    let mount = sys::copy_mount(&source).context("cannot copy the mount")?;
+    let propagation = match wanted.propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => libc::MS_SHARED,
+    };
+    sys::set_mount(&mount, true, propagation, wanted.recursive_read_only)
+        .context("cannot set its propagation")?;
+    if wanted.read_only {
+        sys::set_mount(&mount, false, 0, true).context("cannot make it read-only")?;
+    }
+    Ok(Detached { mount, is_dir, wanted: wanted.clone() })
+}
+
+/// Makes the mount points in the root filesystem.
+pub fn make_targets(rootfs: &Path, list: &[Detached]) -> Result<()> {
+    let root = File::open(rootfs).context("cannot open the root filesystem")?;
+    for mount in list {
+        let target = &mount.wanted.destination;
+        let made = if mount.is_dir {
+            sys::make_dirs_in_root(&root, target)
+        } else {
+            sys::make_file_in_root(&root, target)
+        };
+        made.with_context(|| format!("cannot make the mount point {}", target.display()))?;
+    }
+    Ok(())
+}
+
+/// Attaches the mounts in the mount namespace of the container's first process, which waits to be started.
+pub fn attach(pid: i32, list: &[Detached]) -> Result<()> {
+    if list.is_empty() {
+        return Ok(());
+    }
+    let own = File::open("/proc/self/ns/mnt").context("cannot open the mount namespace")?;
+    let theirs = File::open(format!("/proc/{pid}/ns/mnt")).context("cannot open the container's mounts")?;
+    sys::enter_mounts(&theirs).context("cannot enter the container's mounts")?;
+    let result = list.iter().try_for_each(|mount| {
+        sys::attach_mount(&mount.mount, &mount.wanted.destination).with_context(|| describe(&mount.wanted))
+    });
+    sys::enter_mounts(&own).context("cannot return from the container's mounts")?;
+    result
+}

@@ -1,0 +1,158 @@
+//! What the recordings use of upstream's test image of this name: `netexec`, `liveness`, `grpc-health-checking`, and
+//! `absent-registry`, a registry that has nothing.
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+
+type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(text.into()).boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+fn parameter(query: &str, key: &str) -> String {
+    let value =
+        query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('=')).unwrap_or_default();
+    let mut bytes = Vec::new();
+    let mut rest = value.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escaped =
+            tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        match (first, escaped) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            (b'+', _) => {
+                bytes.push(b' ');
+                rest = tail;
+            }
+            (byte, _) => {
+                bytes.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn netexec(request: Request<Incoming>) -> Response<Body> {
+    let query = request.uri().query().unwrap_or_default();
+    match request.uri().path() {
+        "/" => text(StatusCode::OK, format!("NOW: {:?}", std::time::SystemTime::now())),
+        "/healthz" => text(StatusCode::OK, ""),
+        "/hostname" | "/hostName" => {
+            let name = nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned());
+            text(StatusCode::OK, name.unwrap_or_default())
+        }
+        "/redirect" => {
+            let location = parameter(query, "location");
+            let code = parameter(query, "code").parse().ok().and_then(|c| StatusCode::from_u16(c).ok());
+            // As Go's http.Redirect answers.
+            let code = code.unwrap_or(StatusCode::FOUND);
+            let body =
+                format!("<a href=\"{location}\">{}</a>.\n\n", code.canonical_reason().unwrap_or_default());
+            let mut response = text(code, body);
+            if let Ok(value) = location.parse() {
+                response.headers_mut().insert(header::LOCATION, value);
+            }
+            response
+        }
+        "/shell" => {
+            let run =
+                tokio::process::Command::new("/bin/sh").arg("-c").arg(parameter(query, "cmd")).output().await;
+            let output = run.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+            text(StatusCode::OK, serde_json::json!({"output": output}).to_string())
+        }
+        // As upstream's: everything else is the front page.
+        _ => text(StatusCode::OK, format!("NOW: {:?}", std::time::SystemTime::now())),
+    }
+}
+
+/// A gRPC message: not compressed, four bytes of length.
+fn grpc(message: &[u8]) -> Response<Body> {
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).unwrap_or_default().to_be_bytes());
+    frame.extend(message);
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", header::HeaderValue::from_static("0"));
+    let frames = [Ok(Frame::data(Bytes::from(frame))), Ok(Frame::trailers(trailers))];
+    let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
+    response
+}
+
+async fn serve(port: u16, what: &'static str) -> Result<()> {
+    // A little later than a probe comes at first, as upstream's larger program.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let started = Instant::now();
+    let listener = match TcpListener::bind(("::", port)).await {
+        Ok(listener) => listener,
+        Err(_) => TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("listen on {port}"))?,
+    };
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            let answer = service_fn(move |request: Request<Incoming>| async move {
+                let response = match what {
+                    "netexec" => netexec(request).await,
+                    "liveness" => match started.elapsed() {
+                        age if age > Duration::from_secs(10) => {
+                            text(StatusCode::INTERNAL_SERVER_ERROR, format!("error: {}", age.as_secs_f64()))
+                        }
+                        _ => text(StatusCode::OK, "ok"),
+                    },
+                    // HealthCheckResponse { status: SERVING }
+                    "grpc-health-checking" => grpc(&[8, 1]),
+                    _ => text(
+                        StatusCode::NOT_FOUND,
+                        r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
+                    ),
+                };
+                Ok::<_, Infallible>(response)
+            });
+            let _ =
+                auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
+        });
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let option = |key: &str, default: u16| {
+        arguments.iter().find_map(|a| a.strip_prefix(key)?.parse().ok()).unwrap_or(default)
+    };
+    let serving = async {
+        match arguments.first().map(String::as_str) {
+            Some("netexec") => serve(option("--http-port=", 8080), "netexec").await,
+            Some("liveness") => serve(8080, "liveness").await,
+            Some("grpc-health-checking") => serve(option("--port=", 5000), "grpc-health-checking").await,
+            Some("absent-registry") => {
+                serve(arguments.get(1).and_then(|p| p.parse().ok()).unwrap_or(5001), "registry").await
+            }
+            Some("pause") | None => std::future::pending().await,
+            Some(other) => bail!("unknown command {other:?}"),
+        }
+    };
+    tokio::select! {
+        result = serving => result,
+        _ = terminate.recv() => match arguments.first().map(String::as_str) {
+            // It handles no signal; this is how upstream's ends.
+            Some("liveness") => std::process::exit(2),
+            _ => Ok(()),
+        },
+    }
+}

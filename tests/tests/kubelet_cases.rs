@@ -1,0 +1,102 @@
+//! Pods recorded under the real kubelet, on a sandbox cluster.
+//!
+//! They take minutes and depend on the clock, so that they run only when asked for: `KELP_CASES` selects by name or
+//! area (words, `*` allowed; `*` alone is all of them), `KELP_CASES_JOBS` says how many run at once,
+//! `KELP_CASES_VERBOSE` shows every state. `KELP_CASES_KEEP` keeps the cluster and uses the one that is there.
+
+use anyhow::{Context, Result, ensure};
+use kelp_tests::kubelet::{Runner, import_images, load, run_all};
+use kelp_tests::{Cluster, sandbox_enter};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::path::Path;
+
+const NAME: &str = "t-cases";
+
+/// The directory that the recordings name in hostPath volumes, on a shared mount as hosts have it.
+struct HostDir;
+
+impl HostDir {
+    const PATH: &str = "/run/kubelet-cases";
+
+    fn make() -> Result<Self> {
+        drop(Self);
+        std::fs::create_dir_all(Self::PATH)?;
+        mount(Some("tmpfs"), Self::PATH, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .context("mount a tmpfs")?;
+        mount(None::<&str>, Self::PATH, None::<&str>, MsFlags::MS_SHARED, None::<&str>)
+            .context("share it")?;
+        Ok(Self)
+    }
+}
+
+impl Drop for HostDir {
+    fn drop(&mut self) {
+        while umount2(Self::PATH, MntFlags::MNT_DETACH).is_ok() {}
+        let _ = std::fs::remove_dir_all(Self::PATH);
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+#[test]
+fn recorded_pods() -> Result<()> {
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/kubernetes-1.36/kubelet-cases.json");
+    if !file.exists() {
+        println!("no recordings here: nothing to compare with");
+        return Ok(());
+    }
+    let Some(selection) = variable("KELP_CASES") else {
+        println!("KELP_CASES selects no recording");
+        return Ok(());
+    };
+    let cases = load(&file, &selection)?;
+    ensure!(!cases.is_empty(), "no case has this name or area");
+    let keep = variable("KELP_CASES_KEEP").is_some();
+    let layout = xtask::sandbox::Layout::new(NAME)?;
+    let scratch = layout.dir().join("cases");
+    let resolv_conf = scratch.join("resolv.conf");
+    let arguments =
+        [("--resolv-conf", resolv_conf.as_path()), ("--pod-manifest-path", &scratch.join("static"))];
+    let arguments: Vec<String> =
+        arguments.iter().flat_map(|(k, v)| [(*k).to_owned(), v.to_string_lossy().into_owned()]).collect();
+    let cluster = Cluster::up_or_keep(NAME, keep, env!("CARGO_BIN_EXE_client"), arguments, |layout| {
+        let scratch = layout.dir().join("cases");
+        std::fs::create_dir_all(scratch.join("static")).context("make the scratch directory")?;
+        std::fs::write(
+            scratch.join("resolv.conf"),
+            "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch example.test corp.example.test\noptions timeout:2 attempts:3\n",
+        )?;
+        Ok(())
+    })?;
+    let host_dir = HostDir::make()?;
+    let node = cluster.node(1);
+    let agnhost = env!("CARGO_BIN_EXE_agnhost");
+    if !scratch.join("images").exists() {
+        let kelp =
+            variable("KELP_BIN").map_or_else(|| xtask::build::target_dir().join("release/kelp"), Into::into);
+        import_images(&kelp, Path::new(agnhost), &node.data_dir(), &scratch)?;
+        std::fs::write(scratch.join("images"), "")?;
+    }
+    let mut registry =
+        sandbox_enter(&node, &[agnhost, "absent-registry", "5001"]).spawn().context("start the registry")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let failed = runtime.block_on(async {
+        let runner = Runner::new(&cluster, variable("KELP_CASES_VERBOSE").is_some()).await?;
+        let jobs = variable("KELP_CASES_JOBS").and_then(|j| j.parse().ok()).unwrap_or(8);
+        run_all(&runner, cases, jobs).await
+    });
+    let _ = registry.kill();
+    let _ = registry.wait();
+    if keep {
+        std::mem::forget(cluster);
+    } else {
+        drop(cluster);
+    }
+    drop(host_dir);
+    let failed = failed?;
+    ensure!(failed.is_empty(), "{} cases differ", failed.len());
+    Ok(())
+}
