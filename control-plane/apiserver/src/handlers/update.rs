@@ -105,14 +105,18 @@ pub(super) fn computed(
     Err(ApiError::invalid(resource.error_group(), resource.kind, &context.info.name, &errors))
 }
 
-/// Warnings about what an object says; its status says nothing of the kind.
+/// Warnings about what the written part of an object says.
 fn warnings_of(
     resource: &crate::registry::Resource,
     part: Part,
     object: &Value,
     before: Option<i64>,
 ) -> Vec<String> {
-    if part == Part::Main { resource.strategy.update_warnings(object, before) } else { Vec::new() }
+    match part {
+        Part::Main => resource.strategy.update_warnings(object, before),
+        Part::Status => (resource.strategy.status_warnings)(object),
+        Part::Finalize | Part::Named(_) => Vec::new(),
+    }
 }
 
 fn generation(object: &Value) -> Option<i64> {

@@ -72,6 +72,7 @@ static POD: Strategy = Strategy {
     prepare_status: super::pod::prepare_status,
     prepare_part: super::pod::prepare_part,
     warnings: super::warnings::of_pod,
+    status_warnings: super::warnings::of_pod_status,
     warn_at_creation_only: true,
     grace: Grace::Pod,
     delete_returns_object: true,

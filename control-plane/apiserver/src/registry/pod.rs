@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 pub(super) fn prepare_create(object: &mut Value) {
     select_by_own_labels(object);
+    profiles_of_annotations(object);
     let qos = qos_class(object);
     object["status"] = json!({"phase": "Pending", "qosClass": qos});
     let gated = !list_at(object, &["spec", "schedulingGates"]).is_empty();
@@ -14,6 +15,51 @@ pub(super) fn prepare_create(object: &mut Value) {
         object["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False",
             "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates",
             "lastProbeTime": null, "lastTransitionTime": crate::object::now()}]);
+    }
+}
+
+/// Annotations of containers' AppArmor profiles, from before there was a field.
+pub(super) const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// The profile an annotation names; none when it is no valid one.
+pub(super) fn annotated_profile(annotation: &str) -> Option<Value> {
+    match annotation {
+        "unconfined" => Some(json!({"type": "Unconfined"})),
+        "runtime/default" => Some(json!({"type": "RuntimeDefault"})),
+        other => {
+            let file = other.strip_prefix("localhost/")?;
+            let valid = !file.is_empty() && file.trim() == file && file.len() <= 4095;
+            valid.then(|| json!({"type": "Localhost", "localhostProfile": file}))
+        }
+    }
+}
+
+/// Profiles that only annotations name become fields.
+fn profiles_of_annotations(object: &mut Value) {
+    let Some(annotations) = object.pointer("/metadata/annotations").and_then(Value::as_object) else {
+        return;
+    };
+    let named: Vec<(String, Value)> = annotations
+        .iter()
+        .filter_map(|(key, value)| {
+            let container = key.strip_prefix(APP_ARMOR)?;
+            Some((container.to_owned(), annotated_profile(value.as_str()?)?))
+        })
+        .collect();
+    if named.is_empty() || str_at(object, &["spec", "os", "name"]) == "windows" {
+        return;
+    }
+    let of_pod = object.pointer("/spec/securityContext/appArmorProfile").cloned();
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let containers = object.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let name = str_at(container, &["name"]);
+            let Some((_, profile)) = named.iter().find(|(named, _)| named == name) else { continue };
+            let own = get(container, &["securityContext", "appArmorProfile"]).is_some_and(|p| !p.is_null());
+            if !own && of_pod.as_ref() != Some(profile) && container.is_object() {
+                map_mut(container, "securityContext").insert("appArmorProfile".into(), profile.clone());
+            }
+        }
     }
 }
 
@@ -67,8 +113,9 @@ pub(super) fn prepare_status(new: &mut Value, old: &Value) {
     crate::object::set_or_remove(meta_mut(new), "ownerReferences", owners);
     align_addresses(new);
     keep_observed(new, old);
-    let qos = old.pointer("/status/qosClass").cloned();
-    if let Some(qos) = qos {
+    if let Some(qos) = old.pointer("/status/qosClass").cloned()
+        && str_at(new, &["status", "qosClass"]).is_empty()
+    {
         map_mut(new, "status").insert("qosClass".into(), qos);
     }
 }
@@ -306,6 +353,39 @@ mod tests {
         let spread = &pod["spec"]["topologySpreadConstraints"][0]["labelSelector"];
         assert_eq!(spread["matchExpressions"], json!([requirement("b", "In", "2")]));
         assert_eq!(spread["matchLabels"], json!({"x": "y"}));
+    }
+
+    #[test]
+    fn profiles_become_fields() {
+        let key = |name: &str| format!("{APP_ARMOR}{name}");
+        let mut pod = json!({"metadata": {"annotations": {key("a"): "runtime/default", key("b"): "localhost/p",
+            key("c"): "localhost/", key("d"): "unconfined"}}, "spec": {
+            "securityContext": {"appArmorProfile": {"type": "Unconfined"}},
+            "initContainers": [{"name": "a"}],
+            "containers": [{"name": "b"}, {"name": "c"}, {"name": "d"}, {"name": "e"}]}});
+        profiles_of_annotations(&mut pod);
+        let profile =
+            |pointer: &str| pod.pointer(pointer).map(|c| c["securityContext"]["appArmorProfile"].clone());
+        assert_eq!(profile("/spec/initContainers/0"), Some(json!({"type": "RuntimeDefault"})));
+        let local = json!({"type": "Localhost", "localhostProfile": "p"});
+        assert_eq!(profile("/spec/containers/0"), Some(local));
+        for i in 1..4 {
+            assert_eq!(profile(&format!("/spec/containers/{i}")), Some(Value::Null), "{i}");
+        }
+    }
+
+    #[test]
+    fn observed_generations_stay() {
+        let old = json!({"status": {"observedGeneration": 3, "conditions": [
+            {"type": "A", "observedGeneration": 1}, {"type": "A", "observedGeneration": 2}, {"type": "B"}]}});
+        let mut new = json!({"status": {"conditions": [
+            {"type": "A"}, {"type": "B"}, {"type": "A", "observedGeneration": 5}]}});
+        keep_observed(&mut new, &old);
+        assert_eq!(
+            new,
+            json!({"status": {"observedGeneration": 3, "conditions": [
+                {"type": "A", "observedGeneration": 1}, {"type": "B"}, {"type": "A", "observedGeneration": 5}]}})
+        );
     }
 
     #[test]

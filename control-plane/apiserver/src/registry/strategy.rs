@@ -64,6 +64,8 @@ pub struct Strategy {
     /// Warnings about a written object, given before the others at creation (told by the second argument), and when an
     /// update made a new generation.
     pub generation_warnings: fn(&Value, bool) -> Vec<String>,
+    /// Warnings about a written status.
+    pub status_warnings: fn(&Value) -> Vec<String>,
     /// Deletion answers with the object, not with a Status.
     pub delete_returns_object: bool,
     /// A deletion that names no propagation policy leaves the dependents behind.
@@ -91,6 +93,7 @@ impl Strategy {
         warnings: |_| Vec::new(),
         warn_at_creation_only: false,
         generation_warnings: |_, _| Vec::new(),
+        status_warnings: |_| Vec::new(),
         delete_returns_object: false,
         orphan_dependents: false,
         orphan_warning: None,

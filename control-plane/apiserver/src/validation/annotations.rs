@@ -134,3 +134,74 @@ pub(super) fn changes(new: &Value, old: &Value, errs: &mut Errors) {
     }
     check(at(after, "annotations"), at(new, "spec"), "metadata.annotations", errs);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(errs: &Errors) -> Vec<String> {
+        errs.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let spec = json!({"containers": [{"name": "c"}]});
+        let annotations = json!({MIRROR: "x", COST: "+1", SECCOMP_POD: "bad",
+            (format!("{SECCOMP}c")): "localhost/../x", (format!("{APP_ARMOR}d")): "runtime/default",
+            (format!("{APP_ARMOR}c")): "bad", TOLERATIONS: "[{\"operator\":\"Equal\"}]"});
+        let mut errs = Errors::new();
+        check(&annotations, &spec, "metadata.annotations", &mut errs);
+        assert_eq!(
+            told(&errs),
+            [
+                "metadata.annotations[kubernetes.io/config.mirror]: Invalid value: \"x\": must set spec.nodeName if mirror pod annotation is set",
+                "metadata.annotations.scheduler.alpha.kubernetes.io/tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+                "metadata.annotations[controller.kubernetes.io/pod-deletion-cost]: Invalid value: \"+1\": must be a 32bit integer",
+                "metadata.annotations.container.seccomp.security.alpha.kubernetes.io/c: Invalid value: \"../x\": must not contain '..'",
+                "metadata.annotations.seccomp.security.alpha.kubernetes.io/pod: Invalid value: \"bad\": must be a valid seccomp profile",
+                "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: Invalid value: \"bad\": invalid AppArmor profile name: \"bad\"",
+                "metadata.annotations[container.apparmor.security.beta.kubernetes.io/d]: Invalid value: \"d\": container not found",
+            ]
+        );
+    }
+
+    #[test]
+    fn annotations_and_fields_agree() {
+        let spec = json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"},
+                "appArmorProfile": {"type": "Localhost", "localhostProfile": "a"}},
+            "initContainers": [{"name": "i", "securityContext": {"appArmorProfile": {"type": "Unconfined"}}}],
+            "containers": [{"name": "c"}]});
+        let mut errs = Errors::new();
+        let annotations = json!({SECCOMP_POD: "unconfined", (format!("{APP_ARMOR}c")): "localhost/b",
+            (format!("{APP_ARMOR}i")): "unconfined"});
+        match_fields(&annotations, &spec, "spec", &mut errs);
+        assert_eq!(
+            told(&errs),
+            [
+                "spec.securityContext.seccompProfile.type: Forbidden: seccomp type in annotation and field must match",
+                "spec.containers[0].securityContext.appArmorProfile.localhostProfile: Forbidden: apparmor profile in annotation and field must match",
+            ]
+        );
+        let mut errs = Errors::new();
+        match_fields(&json!({SECCOMP_POD: "docker/default"}), &spec, "spec", &mut errs);
+        assert!(errs.is_empty(), "{errs:?}");
+    }
+
+    #[test]
+    fn some_never_change() {
+        let pod = |annotations: Value| json!({"metadata": {"annotations": annotations}, "spec": {"nodeName": "n", "containers": [{"name": "c"}]}});
+        let key = format!("{APP_ARMOR}c");
+        let mut errs = Errors::new();
+        changes(&pod(json!({(key.clone()): "unconfined", "a": "b"})), &pod(json!({MIRROR: "x"})), &mut errs);
+        assert_eq!(
+            told(&errs),
+            [
+                "metadata.annotations[kubernetes.io/config.mirror]: Forbidden: may not remove or update mirror pod annotation",
+                "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: Forbidden: may not add AppArmor annotations",
+            ]
+        );
+        let mut errs = Errors::new();
+        changes(&pod(json!({(key.clone()): "unconfined"})), &pod(json!({key: "unconfined"})), &mut errs);
+        assert!(errs.is_empty(), "{errs:?}");
+    }
+}

@@ -74,8 +74,40 @@ const OF_PODS: &str = "Pod names and hostnames";
 /// Of a pod, when it is created.
 pub(super) fn of_pod(object: &Value) -> Vec<String> {
     let mut out = Vec::new();
+    annotated_profiles(object, &mut out);
     name(object, "the Pod's hostname", &mut out);
     pod::warn(object, "", &mut out);
+    out
+}
+
+/// Profiles of containers that an annotation names and no other field; its own field follows the annotation.
+fn annotated_profiles(pod: &Value, out: &mut Vec<String>) {
+    use super::pod::{APP_ARMOR, annotated_profile};
+    if str_at(pod, &["spec", "os", "name"]) == "windows" {
+        return;
+    }
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in list_at(pod, &["spec", list]) {
+            let key = format!("{APP_ARMOR}{}", str_at(container, &["name"]));
+            let Some(annotation) = get(pod, &["metadata", "annotations", &key]) else { continue };
+            let profile = annotated_profile(annotation.as_str().unwrap_or_default());
+            let field = get(container, &["securityContext", "appArmorProfile"]).filter(|p| !p.is_null());
+            if field == profile.as_ref() {
+                out.push(format!("metadata.annotations[{key}]: {}", pod::APP_ARMOR));
+            }
+        }
+    }
+}
+
+/// Of the addresses a pod's status tells.
+pub(super) fn of_pod_status(object: &Value) -> Vec<String> {
+    let mut out = Vec::new();
+    for field in ["podIPs", "hostIPs"] {
+        for (i, address) in list_at(object, &["status", field]).iter().enumerate() {
+            let path = format!("status.{field}[{i}].ip");
+            out.extend(crate::validation::ip_warnings(&path, str_at(address, &["ip"])));
+        }
+    }
     out
 }
 

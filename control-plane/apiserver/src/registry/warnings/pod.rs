@@ -26,7 +26,7 @@ const OLD_ANNOTATIONS: &[(&str, &str)] = &[
 ];
 
 const SECCOMP: &str = r#"non-functional in v1.27+; use the \"seccompProfile\" field instead"#;
-const APP_ARMOR: &str = r#"deprecated since v1.30; use the \"appArmorProfile\" field instead"#;
+pub(super) const APP_ARMOR: &str = r#"deprecated since v1.30; use the \"appArmorProfile\" field instead"#;
 
 /// The containers of a pod with their paths, as upstream visits them.
 fn containers<'a>(spec: &'a Value, path: &'a str) -> impl Iterator<Item = (&'a Value, String)> {
