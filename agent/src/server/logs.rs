@@ -37,6 +37,7 @@ pub type Ended = BoxFuture<'static, ()>;
 /// One line of a log.
 struct Line<'a> {
     time: &'a str,
+    stream: &'a [u8],
     text: &'a [u8],
     partial: bool,
 }
@@ -44,8 +45,8 @@ struct Line<'a> {
 /// `<time> <stream> <tag> <text>`.
 fn parse(line: &[u8]) -> Option<Line<'_>> {
     let mut parts = line.splitn(4, |b| *b == b' ');
-    let (time, _stream, tag, text) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    Some(Line { time: std::str::from_utf8(time).ok()?, text, partial: tag == b"P" })
+    let (time, stream, tag, text) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    Some(Line { time: std::str::from_utf8(time).ok()?, stream, text, partial: tag == b"P" })
 }
 
 /// Turns raw log bytes into what the client gets.
@@ -86,6 +87,9 @@ impl Filter {
     }
 
     fn one(&mut self, line: &Line<'_>, out: &mut Vec<u8>) {
+        if self.options.stream.is_some_and(|stream| stream.as_bytes() != line.stream) {
+            return;
+        }
         let old = self
             .options
             .since
@@ -299,6 +303,10 @@ mod tests {
         assert_eq!(all(&path, "limitBytes=9").await, "line 0\nli");
         assert_eq!(all(&path, "timestamps=true&tailLines=1").await, "2026-01-01T00:00:30Z long one\n");
         assert_eq!(all(&path, "sinceTime=2026-01-01T00:00:02Z").await, "line 2\nlong one\n");
+        std::fs::write(&path, "2026-01-01T00:00:30Z stdout F out\n2026-01-01T00:00:30Z stderr F err\n")
+            .unwrap();
+        assert_eq!(all(&path, "stream=Stderr").await, "err\n");
+        assert_eq!(all(&path, "stream=Stdout").await, "out\n");
         std::fs::write(&path, "not a log\n\n2026-01-01T00:00:30Z stdout F ok\nunfinished").unwrap();
         assert_eq!(all(&path, "").await, "ok\n");
     }

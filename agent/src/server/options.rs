@@ -18,6 +18,8 @@ pub struct LogOptions {
     pub since: Option<Timestamp>,
     /// Stop after so many bytes.
     pub limit: Option<u64>,
+    /// Only `stdout` or `stderr`.
+    pub stream: Option<&'static str>,
 }
 
 fn flag(value: &str) -> Result<bool, String> {
@@ -41,7 +43,17 @@ impl LogOptions {
                 "follow" => options.follow = flag(value)?,
                 "previous" => options.previous = flag(value)?,
                 "timestamps" => options.timestamps = flag(value)?,
-                "tailLines" => options.tail = Some(number()?),
+                // The older name; `all` is no limit.
+                "tail" if value == "all" => options.tail = None,
+                "tailLines" | "tail" if !value.is_empty() => options.tail = Some(number()?),
+                "stream" => {
+                    options.stream = match value {
+                        "" | "All" => None,
+                        "Stdout" => Some("stdout"),
+                        "Stderr" => Some("stderr"),
+                        other => return Err(format!("invalid stream {other:?}")),
+                    };
+                }
                 "limitBytes" => options.limit = Some(number()?),
                 "sinceSeconds" => {
                     let seconds =
@@ -74,7 +86,16 @@ mod tests {
         assert!(o.follow && o.timestamps && !o.previous);
         assert_eq!((o.tail, o.since), (Some(5), Some("2026-01-01T00:00:00Z".parse().unwrap())));
         assert_eq!(parsed("").unwrap(), LogOptions::default());
-        for bad in ["follow=maybe", "tailLines=-1", "sinceTime=yesterday", "limitBytes=x", "tailLines=%zz"] {
+        assert_eq!(parsed("stream=Stderr&tail=all").unwrap().stream, Some("stderr"));
+        assert_eq!(parsed("tail=7&stream=All").unwrap().tail, Some(7));
+        for bad in [
+            "stream=x",
+            "follow=maybe",
+            "tailLines=-1",
+            "sinceTime=yesterday",
+            "limitBytes=x",
+            "tailLines=%zz",
+        ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }
     }

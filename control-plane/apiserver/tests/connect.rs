@@ -73,6 +73,11 @@ async fn answer(mut request: Request<Incoming>, open: Open) -> Result<Response<F
             Response::builder().status(101).header("upgrade", protocol).header("connection", "Upgrade");
         return Ok(response.header("x-stream-protocol-version", "v4").body(Full::default()).expect("valid"));
     }
+    if request.uri().query() == Some("only_cpu_and_memory=true") {
+        let used = json!({"cpu": {"time": "2026-01-01T00:00:00Z", "usageNanoCores": 5}, "memory": {"workingSetBytes": 2048}});
+        let response = Response::new(Full::from(json!({"node": used, "pods": []}).to_string()));
+        return Ok(response);
+    }
     if path == "/moved" {
         let response = Response::builder().status(302).header("location", "/elsewhere");
         return Ok(response.body(Full::default()).expect("valid"));
@@ -415,5 +420,30 @@ async fn proxies_pass_requests_on() -> Result<()> {
     let (_, mut stream) =
         world.upgrade("system:masters", "GET", &format!("{PODS}/p/proxy/ws"), "websocket").await?;
     ensure!(line(&mut stream).await? == "GET /ws\n");
+    Ok(())
+}
+
+#[tokio::test]
+async fn use_of_nodes_is_asked_of_them() -> Result<()> {
+    let world = World::begin().await?;
+    let group = "/apis/metrics.k8s.io/v1beta1";
+    let get = async |path: &str| -> Result<(u16, Value)> {
+        let (code, text) = world.send("GET", &format!("{group}{path}"), &[], "").await?;
+        Ok((code, serde_json::from_str(&text).with_context(|| format!("{code} {text}"))?))
+    };
+    let (code, list) = get("/nodes").await?;
+    ensure!(code == 200 && list["kind"] == "NodeMetricsList", "{list}");
+    ensure!(list["items"][0]["metadata"]["name"] == "n", "{list}");
+    let (code, node) = get("/nodes/n").await?;
+    ensure!(code == 200 && node["kind"] == "NodeMetrics", "{node}");
+    ensure!(node["usage"] == json!({"cpu": "5n", "memory": "2Ki"}), "{node}");
+    ensure!(get("/nodes/other").await?.0 == 404);
+    let (code, list) = get("/namespaces/default/pods").await?;
+    ensure!(code == 200 && list["kind"] == "PodMetricsList" && list["items"] == json!([]), "{list}");
+    ensure!(get("/namespaces/default/pods/p").await?.0 == 404, "the node does not know it");
+    let (code, groups) = world.send("GET", "/apis", &[], "").await?;
+    ensure!(code == 200 && groups.contains("metrics.k8s.io/v1beta1"), "{groups}");
+    ensure!(world.send("GET", "/openapi/v3", &[], "").await?.0 == 200);
+    ensure!(world.send("GET", "/openapi/v2", &[], "").await?.0 == 200);
     Ok(())
 }

@@ -11,6 +11,7 @@ mod kubelet;
 mod lifecycle;
 mod list;
 mod managed;
+mod metrics;
 mod modify;
 mod reply;
 mod review;
@@ -203,6 +204,8 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
         return Err(ApiError::method_not_allowed());
     }
     match info.verb {
+        "get" if metrics::is_metrics(&context.resource) => metrics::get(&context).await,
+        "list" if metrics::is_metrics(&context.resource) => metrics::list(&context).await,
         "get" => get::get(&context).await,
         "list" => list::list(&context).await,
         "watch" => watch::watch(&context).await,

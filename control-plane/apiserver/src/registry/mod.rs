@@ -13,6 +13,7 @@ pub(crate) mod event;
 mod extensions;
 mod fields;
 mod flowcontrol;
+mod metrics;
 mod networking;
 pub(crate) mod node;
 pub(crate) mod owned;
@@ -28,6 +29,7 @@ mod warnings;
 
 pub(crate) use claims::protect;
 pub(crate) use core::label_namespace;
+pub(crate) use metrics::GROUP as METRICS_GROUP;
 pub use strategy::*;
 
 use crate::gvk::GroupVersionKind;
@@ -262,6 +264,16 @@ impl Registry {
         rows.extend(flowcontrol::rows().into_iter().map(Arc::new));
         rows.extend(admissionregistration::rows().into_iter().map(Arc::new));
         rows.extend(extensions::rows().into_iter().map(Arc::new));
+        Self::of(rows)
+    }
+
+    /// With the resource metrics API, for a server that can ask nodes.
+    pub(crate) fn with_metrics(mut self) -> Self {
+        self.rows.extend(metrics::rows().into_iter().map(Arc::new));
+        Self::of(self.rows)
+    }
+
+    fn of(mut rows: Vec<Arc<Resource>>) -> Self {
         // Stable: the versions of a group stay in the order of their rows, the preferred one first.
         rows.sort_by_key(|row| group_rank(row.group));
         let index = rows

@@ -65,7 +65,8 @@ impl Core {
     ) -> Result<Arc<Self>, ServerError> {
         let store_times = Arc::new(StoreTimes::default());
         let store: StoreHandle = Arc::new(Metered::new(store, store_times.clone()));
-        let registry = Registry::builtin();
+        let builtin = Registry::builtin();
+        let registry = if config.kubelet_client.is_some() { builtin.with_metrics() } else { builtin };
         let addresses = registry.find("networking.k8s.io", "v1", "ipaddresses").cloned();
         let addresses = addresses
             .ok_or_else(|| ServerError::Config("addresses have no row in the registry".to_owned()))?;

@@ -1,0 +1,22 @@
+//! Rows of the group `metrics.k8s.io`: what nodes and pods use, asked of the nodes and not stored.
+
+use super::core::BASE;
+use super::*;
+
+const ROW: Resource = Resource {
+    group: GROUP,
+    version: "v1beta1",
+    verbs: &["get", "list"],
+    storage_prefix: "/registry/metrics.k8s.io/",
+    ..BASE
+};
+
+/// The group.
+pub(crate) const GROUP: &str = "metrics.k8s.io";
+
+pub(super) fn rows() -> Vec<Resource> {
+    vec![
+        Resource { plural: "nodes", singular: "node", kind: "NodeMetrics", namespaced: false, ..ROW },
+        Resource { plural: "pods", singular: "pod", kind: "PodMetrics", ..ROW },
+    ]
+}
