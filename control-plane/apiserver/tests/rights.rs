@@ -218,3 +218,48 @@ async fn default_roles_are_completed_at_the_next_start() -> Result<()> {
     server.done(&admin, "GET", bound, Value::Null).await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn certificates_are_approved_and_signed_by_who_may() -> Result<()> {
+    use base64::Engine;
+    let server = Server::start().await?;
+    let (admin, bob) = (admin(), user("bob"));
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "bob");
+    let request = params.serialize_request(&rcgen::KeyPair::generate()?)?.pem()?;
+    let request = base64::engine::general_purpose::STANDARD.encode(request);
+    let object = json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": "c"}, "spec": {"request": request, "signerName": "example.com/s",
+        "usages": ["client auth"], "username": "somebody else"}});
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let mut wide = role(
+        "csr",
+        json!([{"apiGroups": ["certificates.k8s.io"], "verbs": ["create", "update", "patch"],
+        "resources": ["certificatesigningrequests", "certificatesigningrequests/approval"]}]),
+    );
+    wide["kind"] = "ClusterRole".into();
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    server.done(&admin, "POST", roles, wide).await?;
+    let mut bound = binding("csr", "ClusterRole", "csr", "bob");
+    bound["kind"] = "ClusterRoleBinding".into();
+    server.done(&admin, "POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", bound).await?;
+    let made = server.done(&bob, "POST", requests, object).await?;
+    ensure!(made["spec"]["username"] == "bob", "who asks is said by the server: {made}");
+    let approve = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "R"}]}});
+    let path = format!("{requests}/c/approval");
+    let (status, answer) = server.ask(&bob, "PATCH", &path, approve.clone()).await?;
+    ensure!(status == 403);
+    let text = answer["message"].as_str().context("a message")?;
+    ensure!(
+        text.ends_with("user not permitted to approve requests with signerName \"example.com/s\""),
+        "{text}"
+    );
+    let signer = json!({"rules": [{"apiGroups": ["certificates.k8s.io"], "verbs": ["create", "update", "patch"],
+        "resources": ["certificatesigningrequests", "certificatesigningrequests/approval"]},
+        {"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": ["example.com/*"],
+        "verbs": ["approve"]}]});
+    server.done(&admin, "PATCH", &format!("{roles}/csr"), signer).await?;
+    let approved = server.done(&bob, "PATCH", &path, approve).await?;
+    ensure!(approved["status"]["conditions"][0]["lastUpdateTime"].is_string(), "{approved}");
+    Ok(())
+}

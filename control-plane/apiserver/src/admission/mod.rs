@@ -1,6 +1,7 @@
 //! Built-in admission: changes and checks after authorization that need more than the object.
 
 mod account;
+pub(crate) mod certificates;
 mod classes;
 mod limits;
 pub(crate) mod node;
@@ -33,6 +34,7 @@ pub(crate) async fn create(
             runtime::mutate(core, object).await?;
         }
         ("", "Node") => not_ready(object),
+        ("certificates.k8s.io", _) => crate::registry::certificates::set_requester(user, object),
         ("", "PersistentVolume") => crate::registry::protect(resource.kind, object),
         ("", "PersistentVolumeClaim") => {
             classes::default_storage_class(core, object).await?;

@@ -124,6 +124,10 @@ pub(crate) async fn create(
         ("coordination.k8s.io", "Lease") => own_lease(resource, node, object),
         ("storage.k8s.io", "CSINode") => own_csi_node(resource, node, name),
         ("resource.k8s.io", "ResourceSlice") => own_slice(resource, node, object, "create"),
+        ("certificates.k8s.io", "CertificateSigningRequest") => {
+            crate::registry::certificates::node_request(node, object)
+                .map_err(|why| refuse(resource, name, &why))
+        }
         _ => Ok(()),
     }
 }

@@ -130,6 +130,7 @@ async fn made<'a>(
     }
     machinery::as_stored(&resource.gvk(), object);
     let held = context.core.allocate(resource, None, object, dry).await?;
+    crate::admission::certificates::validate(context, "", object, None).await?;
     crate::admission::validate(&context.core, resource, "", object, None, dry).await?;
     Ok(held)
 }

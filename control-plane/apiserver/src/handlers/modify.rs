@@ -112,6 +112,8 @@ async fn put(
         revision,
         removed: false,
     };
+    let part = context.info.subresource.as_str();
+    crate::admission::certificates::validate(context, part, &object, Some(&stored.object)).await?;
     if !stored.is_same(&bytes) {
         let (core, subresource) = (&context.core, context.info.subresource.as_str());
         crate::admission::validate(core, resource, subresource, &object, Some(&stored.object), dry).await?;

@@ -28,6 +28,7 @@ pub(super) static POD_FIELDS: &[SelectableField] = &[
     },
     field!("status.nominatedNodeName", "status"."nominatedNodeName"),
 ];
+pub(super) static CSR_FIELDS: &[SelectableField] = &[field!("spec.signerName", "spec"."signerName")];
 pub(super) static NODE_FIELDS: &[SelectableField] = &[SelectableField {
     label: "spec.unschedulable",
     value: |object| crate::object::bool_at(object, &["spec", "unschedulable"]).to_string(),

@@ -6,6 +6,7 @@ mod apps;
 mod auth;
 mod autoscaling;
 mod batch;
+pub(crate) mod certificates;
 mod claims;
 mod core;
 mod deployment;
@@ -254,6 +255,7 @@ impl Registry {
         rows.extend(apps::rows().into_iter().map(Arc::new));
         rows.extend(auth::reviews().into_iter().map(Arc::new));
         rows.extend(auth::rbac().into_iter().map(Arc::new));
+        rows.extend(certificates::rows().into_iter().map(Arc::new));
         rows.extend(autoscaling::rows().into_iter().map(Arc::new));
         rows.extend(batch::rows().into_iter().map(Arc::new));
         rows.extend(policy::rows().into_iter().map(Arc::new));

@@ -35,6 +35,7 @@ const SPECIAL: &[(&str, &str, &str, Owns)] = &[
         "approval",
         Owns::AllBut(&[&["spec"], &["status", "certificate"]]),
     ),
+    ("certificates.k8s.io", "CertificateSigningRequest", "", Owns::AllBut(&[&["spec"], &["status"]])),
 ];
 
 /// The fields that writes through a subresource (empty: the object itself) own.

@@ -503,3 +503,21 @@ pub const CLUSTER_ROLE_BINDING: &[Column] = &[
         description: "ServiceAccounts in the clusterRoleBinding",
     },
 ];
+
+/// Columns of certificate signing request tables.
+pub const CERTIFICATE_SIGNING_REQUEST: &[Column] = &[
+    name_column(),
+    age_column(),
+    shown(
+        "SignerName",
+        "string",
+        "Requested signer for the request. It is a qualified name in the form: `scope-hostname.io/name`.",
+    ),
+    shown("Requestor", "string", "Base64-encoded PKCS#10 CSR data"),
+    shown(
+        "RequestedDuration",
+        "string",
+        "expirationSeconds is the requested duration of validity of the issued certificate.",
+    ),
+    shown("Condition", "string", "Conditions applied to the request, such as approval or denial."),
+];

@@ -3,6 +3,7 @@
 mod admission;
 mod autoscaling;
 mod batch;
+mod certificates;
 mod claims;
 mod columns;
 mod config;
@@ -22,6 +23,7 @@ mod workload;
 pub use admission::*;
 pub use autoscaling::*;
 pub use batch::*;
+pub use certificates::*;
 pub use claims::*;
 pub use columns::*;
 pub use config::*;

@@ -7,6 +7,7 @@ mod annotations;
 mod apps;
 mod autoscaling;
 mod batch;
+mod certificates;
 mod claims;
 mod conditions;
 mod container;
@@ -138,6 +139,9 @@ fn update_spec(gvk: &GroupVersionKind, new: &Value, old: &Value, errs: &mut Erro
             spec(gvk, new, errs, Some(old));
             apps::update(&gvk.kind, new, old, errs);
         }
+        ("certificates.k8s.io", "CertificateSigningRequest") => {
+            certificates::update(new, old, certificates::Writer::Main, errs);
+        }
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             spec(gvk, new, errs, Some(old));
             rbac::binding_update(new, old, errs);
@@ -167,6 +171,7 @@ pub fn update_status(gvk: &GroupVersionKind, new: &Value, old: &Value) -> Vec<Fi
         ("batch", "Job") => batch::status(new, old, &mut errs),
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::status(new, &mut errs),
         ("policy", "PodDisruptionBudget") => policy::status(new, &mut errs),
+        ("certificates.k8s.io", _) => certificates::update(new, old, certificates::Writer::Status, &mut errs),
         _ => {}
     }
     errs
@@ -197,6 +202,11 @@ pub fn update_subresource(
             meta::update(new, old, &mut errs);
             meta::update(new, old, &mut errs);
             resize::resize(gvk, new, old, &mut errs);
+        }
+        ("CertificateSigningRequest", "approval") => {
+            meta::update(new, old, &mut errs);
+            meta::update(new, old, &mut errs);
+            certificates::update(new, old, certificates::Writer::Approval, &mut errs);
         }
         (_, "status") => return update_status(gvk, new, old),
         _ => return update(gvk, new, old),
@@ -245,6 +255,7 @@ fn spec(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors, old: Option<&
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(object, old, errs),
         ("policy", "PodDisruptionBudget") => policy::budget(object, errs),
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => rbac::role(&gvk.kind, object, errs),
+        ("certificates.k8s.io", "CertificateSigningRequest") => certificates::request(object, old, errs),
         ("rbac.authorization.k8s.io", _) => rbac::binding(&gvk.kind, object, errs),
         _ => {}
     }
