@@ -67,12 +67,33 @@ pub fn test(unit_only: bool) -> Result<()> {
     let kelp = build::build_kelp()?;
     let hello = build::build_hello()?;
     timed("end-to-end tests", || {
+        // By name out of the whole workspace, and not by package: a package alone would get other features of its
+        // dependencies, and all of them would be built again.
+        let mut tests = cargo(&["test", "--workspace", "--exclude", "kelp-ebpf"]);
+        for name in end_to_end()? {
+            tests.args(["--test", &name]);
+        }
         // One at a time: each brings up hosts and measures what it leaves behind.
-        let mut tests = cargo(&["test", "--package", "kelp-tests", "--", "--test-threads=1", "--nocapture"]);
+        tests.args(["--", "--test-threads=1", "--nocapture"]);
         let xtask = std::env::current_exe().context("find the xtask binary")?;
         tests.env("KELP_BIN", &kelp).env("KELP_HELLO", &hello).env("KUBECTL", &kubectl);
         run(tests.env("XTASK_BIN", xtask))
     })
+}
+
+/// Names of the end-to-end tests.
+fn end_to_end() -> Result<BTreeSet<String>> {
+    let dir = workspace_root().join("tests/tests");
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(name) = path.file_stem()
+        {
+            names.insert(name.to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn timed(what: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
