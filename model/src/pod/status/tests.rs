@@ -265,7 +265,10 @@ fn readiness_gates_and_foreign_conditions() {
         serde_json::from_value(json!({"conditions": [{"type": "x.test/g", "status": "True"}]})).unwrap(),
     );
     let status = of(&p, &status, records, &healthy(&["c"]), &context());
-    assert!(summary(&status).contains(" Ready=True// ") && summary(&status).starts_with("x.test/g=True//"));
+    assert!(
+        summary(&status).contains(" Ready=True// ")
+            && summary(&status).starts_with("Running x.test/g=True// ")
+    );
 }
 
 #[test]
