@@ -38,14 +38,20 @@ fn messages() -> Result<()> {
 
     let command = ",\"imagePullPolicy\":\"Never\",\"command\":[\"/no/such/program\"]";
     cluster.apply(&pod("command", "kelp/hello:dev", command))?;
-    let exit_code = "jsonpath={.status.containerStatuses[0].lastState.terminated.exitCode}";
-    cluster.wait("pod/command", &format!("{exit_code}=127"), 60).or_else(|_| {
-        cluster.wait(
-            "pod/command",
-            "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=127",
-            30,
-        )
-    })?;
+    // As the real kubelet reports a program that cannot be started, whether the next try has begun or not.
+    let started = |field: &str| {
+        format!("jsonpath={{.status.containerStatuses[0].{field}.terminated.reason}}=StartError")
+    };
+    cluster
+        .wait("pod/command", &started("lastState"), 60)
+        .or_else(|_| cluster.wait("pod/command", &started("state"), 30))?;
+    let message = "{.status.containerStatuses[0].lastState.terminated.exitCode} \
+                   {.status.containerStatuses[0].lastState.terminated.message}";
+    let said = cluster.field("pod/command", message)?;
+    ensure!(
+        said.starts_with("128 ") && said.contains("/no/such/program: no such file or directory"),
+        "{said}"
+    );
 
     // Nothing else broke.
     cluster.apply(&pod("good", "kelp/hello:dev", ",\"imagePullPolicy\":\"Never\""))?;
