@@ -258,7 +258,7 @@ pub fn termination_path(container: &Container) -> &str {
     container.termination_message_path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/dev/termination-log")
 }
 
-/// Everything that [`spec`] puts together.
+/// Everything that [`spec()`] puts together.
 pub struct Parts<'a> {
     /// The pod.
     pub pod: &'a Pod,
