@@ -49,6 +49,7 @@ pub fn check() -> Result<()> {
 /// Something could not be installed or built, or a test failed.
 pub fn test(unit_only: bool) -> Result<()> {
     let kubectl = setup::ensure_all()?;
+    setup::ensure_packages(setup::TEST_PACKAGES)?;
     build_ebpf::run(build::workspace_root())?;
     timed("unit, property and packet tests", || {
         run(&mut cargo(&[

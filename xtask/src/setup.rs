@@ -10,7 +10,6 @@ const PACKAGES: &[&str] = &[
     "build-essential", // cc for crates with C code
     "busybox-static",  // root filesystem of test images
     "curl",            // requests in the sandbox
-    "docker-registry", // images are pulled from it in tests
     "iproute2",        // namespaces, links
     "libelf-dev",      // libcontainer's device programs
     "libseccomp-dev",  // libcontainer
@@ -19,6 +18,11 @@ const PACKAGES: &[&str] = &[
     "util-linux",  // nsenter
     "zlib1g-dev",  // libelf, when linked statically
     "bpftool",     // tests look for programs and maps left behind
+];
+
+/// Debian packages that only the tests need. A registry is a service: whoever brings up a cluster does not get one.
+pub const TEST_PACKAGES: &[&str] = &[
+    "docker-registry", // images are pulled from it
 ];
 
 /// Package of the Python registry that carries the kubectl binary.
