@@ -115,31 +115,20 @@ async fn round_trip(client: &Client, object: &Value) -> Result<()> {
 
 #[tokio::test]
 async fn every_kind_there_and_back() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let tls = TlsFiles { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
-    let config = Config::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), tls);
-    let store = Arc::new(EmbeddedStore::open(directory.path(), StoreOptions::default())?);
-    let shutdown = CancellationToken::new();
-    let server = ApiServer::new(config, store.clone(), shutdown.clone())?;
-    server.bootstrap().await?;
-    let client = Client::new(server.client_service(UserInfo::admin("admin")), "default");
+    let cluster = Cluster::begin().await?;
     let mut kinds = 0;
     let mut failures = Vec::new();
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    let accounts = "/api/v1/namespaces/default/serviceaccounts";
-    call(&client, "POST", accounts, "application/json", &account).await?;
     let objects = [include_str!("objects/cluster.yaml"), include_str!("objects/workloads.yaml")];
     for document in objects.into_iter().flat_map(serde_norway::Deserializer::from_str) {
         let object = Value::deserialize(document)?;
-        if let Err(error) = round_trip(&client, &object).await {
+        if let Err(error) = round_trip(&cluster.client, &object).await {
             failures.push(format!("{}: {error:#}", object["kind"]));
         }
         kinds += 1;
     }
     ensure!(failures.is_empty(), "{} of {kinds}:\n{}", failures.len(), failures.join("\n"));
     ensure!(kinds > 45, "{kinds}");
-    shutdown.cancel();
-    store.close().await;
+    cluster.end().await;
     Ok(())
 }
 

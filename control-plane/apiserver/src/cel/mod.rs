@@ -9,7 +9,7 @@ mod functions;
 mod infer;
 mod types;
 
-pub use types::Type;
+pub use types::{RESERVED, Type};
 
 use cel::common::ast::SourceInfo;
 use serde_json::Value;

@@ -142,8 +142,8 @@ fn embedded(schema: &Value) -> bool {
     schema.get("x-kubernetes-embedded-resource").and_then(Value::as_bool) == Some(true)
 }
 
-/// Words of the language, which fields cannot be called as they are.
-const RESERVED: &[&str] = &[
+/// Words of the language: no variable has such a name, and a field is spelled otherwise.
+pub const RESERVED: &[&str] = &[
     "true",
     "false",
     "null",

@@ -76,37 +76,9 @@ impl Discovery {
     }
 }
 
-/// Groups in the order that discovery shows them, which is that of upstream's priorities: it decides whose kind a short
-/// or plural name means.
-const GROUPS: &[&str] = &[
-    "",
-    "apiregistration.k8s.io",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "resource.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-];
-
 /// Groups with their versions, both in the order of discovery.
 fn groups(registry: &Registry) -> Vec<(&'static str, Vec<&'static str>)> {
     let mut out = registry.groups();
-    let place = |group: &str| GROUPS.iter().position(|g| *g == group).unwrap_or(GROUPS.len());
-    out.sort_by(|a, b| place(a.0).cmp(&place(b.0)).then(a.0.cmp(b.0)));
     for (_, versions) in &mut out {
         versions.sort_by_key(|version| std::cmp::Reverse(version_key(version)));
     }

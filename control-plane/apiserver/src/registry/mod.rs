@@ -211,7 +211,8 @@ impl Resource {
     }
 }
 
-/// Groups in the order in which discovery lists them (by upstream's group priorities); others follow them.
+/// Groups in the order in which discovery lists them, by upstream's group priorities: it decides whose kind a short or
+/// plural name means. Others follow by name.
 const GROUP_ORDER: &[&str] = &[
     "",
     "apiregistration.k8s.io",
@@ -277,7 +278,7 @@ impl Registry {
 
     fn of(mut rows: Vec<Arc<Resource>>) -> Self {
         // Stable: the versions of a group stay in the order of their rows, the preferred one first.
-        rows.sort_by_key(|row| group_rank(row.group));
+        rows.sort_by_key(|row| (group_rank(row.group), row.group));
         let index = rows
             .iter()
             .map(|row| ((row.group.to_owned(), row.version.to_owned(), row.plural.to_owned()), row.clone()))

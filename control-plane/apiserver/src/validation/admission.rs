@@ -66,31 +66,10 @@ fn head(object: &Value, old: Option<&Value>, errs: &mut Errors) {
 
 /// A name that expressions may use.
 fn identifier(name: &str) -> bool {
-    const RESERVED: [&str; 21] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-    ];
     let start = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    start && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !RESERVED.contains(&name)
+    start
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && !crate::cel::RESERVED.contains(&name)
 }
 
 fn expression(holder: &Value, field: &str, path: &str, errs: &mut Errors) {

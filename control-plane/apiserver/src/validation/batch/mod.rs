@@ -175,28 +175,9 @@ fn job_spec(spec: &Value, path: &str, errs: &mut Errors) {
 }
 
 fn managed_by(value: &str, path: &str, errs: &mut Errors) {
-    domain_prefixed_path(value, path, errs);
+    super::networking::domain_prefixed_path(path, value, errs);
     if value.len() > MAX_MANAGER {
         errs.push(FieldError::too_long(path, MAX_MANAGER));
-    }
-}
-
-/// `acme.io/foo`: a domain, a slash, and a path.
-fn domain_prefixed_path(value: &str, path: &str, errs: &mut Errors) {
-    const FORMAT: &str = "[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+";
-    if value.is_empty() {
-        errs.push(FieldError::required(path, ""));
-        return;
-    }
-    let Some((host, rest)) = value.split_once('/').filter(|(h, r)| !h.is_empty() && !r.is_empty()) else {
-        let detail = "must be a domain-prefixed path (such as \"acme.io/foo\")";
-        errs.push(FieldError::invalid(path, value, detail));
-        return;
-    };
-    invalid_each(errs, path, host, names::dns1123_subdomain(host));
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b);
-    if !rest.bytes().all(allowed) {
-        errs.push(FieldError::invalid(path, rest, names::regex_error("Invalid path", FORMAT, &[])));
     }
 }
 
