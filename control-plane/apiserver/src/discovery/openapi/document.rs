@@ -1,10 +1,12 @@
 //! Whole documents, written part by part into their compressed form.
 
+use super::descriptions::Descriptions;
 use super::gnostic::{Version, Writer};
 use super::paths::{self, Paths, Sink};
 use super::schema::Schemas;
 use super::v2;
 use crate::registry::Registry;
+use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -64,51 +66,50 @@ fn bearer() -> Value {
 }
 
 /// A document in its compressed form.
+#[derive(Clone)]
 pub(super) struct Packed {
     /// gzip of the document.
-    pub(super) gzip: Vec<u8>,
-    /// Fingerprint of the document: upper-case hexadecimal SHA-512, as upstream's.
-    pub(super) hash: String,
+    pub(super) gzip: Bytes,
 }
 
-/// Compresses and hashes what is written.
-struct Packer {
-    gzip: GzEncoder<Vec<u8>>,
-    hash: Sha512,
-}
+/// Compresses what is written.
+struct Packer(GzEncoder<Vec<u8>>);
 
 impl Packer {
     fn new() -> Self {
-        Packer { gzip: GzEncoder::new(Vec::new(), Compression::default()), hash: Sha512::new() }
+        Packer(GzEncoder::new(Vec::new(), Compression::default()))
     }
 
     fn finish(self) -> io::Result<Packed> {
-        let mut gzip = self.gzip.finish()?;
+        let mut gzip = self.0.finish()?;
         gzip.shrink_to_fit();
-        Ok(Packed { gzip, hash: hex(&self.hash.finalize()) })
+        Ok(Packed { gzip: Bytes::from(gzip) })
     }
 }
 
 impl Write for Packer {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.gzip.write_all(buf)?;
-        self.hash.update(buf);
-        Ok(buf.len())
+        self.0.write(buf)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.0.flush()
     }
 }
 
-/// Upper-case hexadecimal.
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02X}")).collect()
+/// Fingerprint of a body: upper-case hexadecimal SHA-512, as upstream's.
+pub(super) fn fingerprint(body: &[u8]) -> String {
+    Sha512::digest(body).iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// Fingerprint of small bodies.
-pub(super) fn fingerprint(body: &[u8]) -> String {
-    hex(&Sha512::digest(body))
+/// Fingerprint of the document with this name. It is known before the document is built: it changes with the code and
+/// the tables that all documents are made from.
+pub(super) fn tag(name: &str) -> String {
+    fingerprint(format!("{}/{name}", env!("KELP_SOURCE_TAG")).as_bytes())
+}
+
+fn schemas(scope: Vec<(&'static str, &'static str)>) -> io::Result<Schemas> {
+    Ok(Schemas::of(scope, Descriptions::unpack()?))
 }
 
 /// The document again.
@@ -163,16 +164,17 @@ fn scope(about: &About) -> Vec<(&'static str, &'static str)> {
 /// A v3 document as JSON.
 pub(super) fn v3_json(registry: &Registry, about: &About) -> io::Result<Packed> {
     let mut out = Packer::new();
-    let mut schemas = Schemas::of(scope(about));
+    let mut schemas = schemas(scope(about))?;
     write!(out, "{{\"openapi\":\"3.0.0\",\"info\":{},\"paths\":", info())?;
     let mut members = Members::open(&mut out);
     paths(registry, about, &mut schemas, &mut |path, item| members.add(path, item));
     members.close()?;
     write!(out, ",\"components\":{{")?;
-    let schemas = schemas.finish();
     if !schemas.is_empty() {
         write!(out, "\"schemas\":")?;
-        serde_json::to_writer(&mut out, &schemas)?;
+        let mut members = Members::open(&mut out);
+        schemas.finish(&mut |name, schema| members.add(name, schema));
+        members.close()?;
         write!(out, ",")?;
     }
     write!(out, "\"securitySchemes\":{}}}}}", bearer())?;
@@ -182,28 +184,26 @@ pub(super) fn v3_json(registry: &Registry, about: &About) -> io::Result<Packed> 
 /// A v3 document as protobuf.
 pub(super) fn v3_protobuf(registry: &Registry, about: &About) -> io::Result<Packed> {
     let mut writer = Writer::new(Version::V3);
-    let mut schemas = Schemas::of(scope(about));
+    let mut schemas = schemas(scope(about))?;
     paths(registry, about, &mut schemas, &mut |path, item| writer.path(path, item));
-    for (name, schema) in schemas.finish() {
-        writer.schema(&name, &schema);
-    }
+    schemas.finish(&mut |name, schema| writer.schema(name, schema));
     let rest = json!({"openapi": "3.0.0", "info": info(), "components": {"securitySchemes": bearer()}});
     let mut out = Packer::new();
     out.write_all(&writer.finish(&rest))?;
     out.finish()
 }
 
-/// The v2 document in two passes over the same parts: paths, then all else.
-fn v2_parts(registry: &Registry, sink: Sink<'_>) -> (BTreeMap<String, Value>, Value) {
+/// The paths of the v2 document; the schemas that they need, and all else.
+fn v2_parts(registry: &Registry, sink: Sink<'_>) -> io::Result<(Schemas, Value)> {
     let all = all(registry);
-    let mut schemas = Schemas::of(all.values().flat_map(scope).collect());
+    let mut schemas = schemas(all.values().flat_map(scope).collect())?;
     let mut parameters = v2::Parameters::default();
     for about in all.values() {
         paths(registry, about, &mut schemas, &mut |path, item| sink(path, &parameters.item(item)));
     }
     let rest = json!({"swagger": "2.0", "info": info(), "parameters": parameters.all,
         "security": [{"BearerToken": []}], "securityDefinitions": bearer()});
-    (schemas.finish(), rest)
+    Ok((schemas, rest))
 }
 
 /// The v2 document as JSON.
@@ -211,13 +211,11 @@ pub(super) fn v2_json(registry: &Registry) -> io::Result<Packed> {
     let mut out = Packer::new();
     write!(out, "{{\"paths\":")?;
     let mut members = Members::open(&mut out);
-    let (schemas, rest) = v2_parts(registry, &mut |path, item| members.add(path, item));
+    let (schemas, rest) = v2_parts(registry, &mut |path, item| members.add(path, item))?;
     members.close()?;
     write!(out, ",\"definitions\":")?;
     let mut members = Members::open(&mut out);
-    for (name, schema) in &schemas {
-        members.add(name, &v2::schema(schema));
-    }
+    schemas.finish(&mut |name, schema| members.add(name, &v2::schema(schema)));
     members.close()?;
     for (name, value) in rest.as_object().into_iter().flatten() {
         write!(out, ",\"{name}\":{value}")?;
@@ -229,10 +227,8 @@ pub(super) fn v2_json(registry: &Registry) -> io::Result<Packed> {
 /// The v2 document as protobuf.
 pub(super) fn v2_protobuf(registry: &Registry) -> io::Result<Packed> {
     let mut writer = Writer::new(Version::V2);
-    let (schemas, rest) = v2_parts(registry, &mut |path, item| writer.path(path, item));
-    for (name, schema) in &schemas {
-        writer.schema(name, &v2::schema(schema));
-    }
+    let (schemas, rest) = v2_parts(registry, &mut |path, item| writer.path(path, item))?;
+    schemas.finish(&mut |name, schema| writer.schema(name, &v2::schema(schema)));
     let mut out = Packer::new();
     out.write_all(&writer.finish(&rest))?;
     out.finish()

@@ -1,6 +1,7 @@
 //! OpenAPI documents, made from the registry and the type table when they are first asked for: v3, an index and a
 //! document for every group version, and v2, one for all. Only their compressed forms are kept.
 
+mod descriptions;
 mod document;
 mod facts;
 mod gnostic;
@@ -15,12 +16,11 @@ use crate::error::ApiError;
 use crate::handlers::Reply;
 use crate::registry::Registry;
 use crate::request::Query;
-use bytes::Bytes;
 use document::{About, Packed};
 use http::header::{self, HeaderMap, HeaderValue};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::collections::HashMap;
 
 /// `api/v1` or `apis/apps/v1`.
 fn root_of(group: &str, version: &str) -> String {
@@ -28,38 +28,21 @@ fn root_of(group: &str, version: &str) -> String {
 }
 
 /// A media type that documents have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Format {
     Json,
     Protobuf,
 }
 
-/// A document that was asked for.
-struct Document {
-    about: About,
-    json: Packed,
-    protobuf: OnceLock<Packed>,
-}
+/// Name of the v2 document, beside those of v3.
+const V2: &str = "v2";
 
-/// Built documents.
+/// Built documents, by name and format.
 #[derive(Default)]
-pub(crate) struct Documents {
-    v3: OnceLock<BTreeMap<String, Document>>,
-    v2_json: OnceLock<Packed>,
-    v2_protobuf: OnceLock<Packed>,
-}
+pub(crate) struct Documents(Mutex<HashMap<(String, Format), Packed>>);
 
 fn failed(error: std::io::Error) -> ApiError {
     ApiError::internal(error)
-}
-
-/// The value of a cell that is filled at first use, unless that fails.
-fn filled<T>(cell: &OnceLock<T>, make: impl FnOnce() -> std::io::Result<T>) -> Result<&T, ApiError> {
-    if let Some(value) = cell.get() {
-        return Ok(value);
-    }
-    let made = make().map_err(failed)?;
-    Ok(cell.get_or_init(|| made))
 }
 
 /// Whether a path is of a document; they take time to build.
@@ -99,23 +82,29 @@ impl Request<'_> {
         })
     }
 
-    fn answer(&self, packed: &Packed, format: Format, version: &str) -> Result<Reply, ApiError> {
+    /// The answer with a document that `packed` makes when the client does not have it yet.
+    fn answer(
+        &self,
+        hash: &str,
+        (format, version): (Format, &str),
+        packed: impl FnOnce() -> Result<Packed, ApiError>,
+    ) -> Result<Reply, ApiError> {
         let media = match (format, version) {
             (Format::Json, _) => "application/json",
             (Format::Protobuf, "v2") => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
             (Format::Protobuf, _) => "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
         };
-        let mut reply = if super::is_known(self.headers, &packed.hash) {
+        let mut reply = if super::is_known(self.headers, hash) {
             Reply::bytes(304, "", "")
         } else if super::accepts_gzip(self.headers) {
-            let mut reply = Reply::bytes(200, media, Bytes::copy_from_slice(&packed.gzip));
+            let mut reply = Reply::bytes(200, media, packed()?.gzip);
             reply.set(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             reply
         } else {
-            Reply::bytes(200, media, document::unpack(&packed.gzip).map_err(failed)?)
+            Reply::bytes(200, media, document::unpack(&packed()?.gzip).map_err(failed)?)
         };
         reply.set(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
-        super::set_etag(&mut reply, &packed.hash);
+        super::set_etag(&mut reply, hash);
         Ok(reply)
     }
 }
@@ -132,34 +121,35 @@ impl Documents {
             return Some(self.v2(registry, request));
         }
         if path == "/openapi/v3" {
-            return Some(self.index(registry, request));
+            return Some(Ok(self.index(registry, request)));
         }
         let name = path.strip_prefix("/openapi/v3/")?;
-        let documents = match self.documents(registry) {
-            Ok(documents) => documents,
-            Err(error) => return Some(Err(error)),
-        };
-        let document = documents.get(name)?;
-        Some(version(registry, request, name, document))
+        let about = document::all(registry).remove(name)?;
+        Some(self.version(registry, request, name, &about))
     }
 
-    fn documents(&self, registry: &Registry) -> Result<&BTreeMap<String, Document>, ApiError> {
-        filled(&self.v3, || {
-            document::all(registry)
-                .into_iter()
-                .map(|(name, about)| {
-                    let json = document::v3_json(registry, &about)?;
-                    Ok((name, Document { about, json, protobuf: OnceLock::new() }))
-                })
-                .collect()
-        })
+    /// A document in its compressed form, built when it is asked for first. One is built at a time, since that takes
+    /// memory.
+    fn packed(
+        &self,
+        name: &str,
+        format: Format,
+        build: impl FnOnce() -> std::io::Result<Packed>,
+    ) -> Result<Packed, ApiError> {
+        let mut built = self.0.lock();
+        let key = (name.to_owned(), format);
+        if let Some(packed) = built.get(&key) {
+            return Ok(packed.clone());
+        }
+        let packed = build().map_err(failed)?;
+        built.insert(key, packed.clone());
+        Ok(packed)
     }
 
-    fn index(&self, registry: &Registry, request: &Request<'_>) -> Result<Reply, ApiError> {
-        let paths: Map<String, Value> = self
-            .documents(registry)?
-            .iter()
-            .map(|(name, document)| (name.clone(), json!({"serverRelativeURL": url(name, document)})))
+    fn index(&self, registry: &Registry, request: &Request<'_>) -> Reply {
+        let paths: Map<String, Value> = document::all(registry)
+            .keys()
+            .map(|name| (name.clone(), json!({"serverRelativeURL": url(name)})))
             .collect();
         let body = json!({"paths": paths}).to_string();
         let hash = document::fingerprint(body.as_bytes());
@@ -169,16 +159,51 @@ impl Documents {
             Reply::bytes(200, "application/json", body)
         };
         super::set_etag(&mut reply, &hash);
-        Ok(reply)
+        reply
     }
 
     fn v2(&self, registry: &Registry, request: &Request<'_>) -> Result<Reply, ApiError> {
-        let format = request.format("v2").ok_or_else(|| ApiError::not_acceptable(SERVED_V2))?;
-        let packed = match format {
-            Format::Json => filled(&self.v2_json, || document::v2_json(registry))?,
-            Format::Protobuf => filled(&self.v2_protobuf, || document::v2_protobuf(registry))?,
-        };
-        request.answer(packed, format, "v2")
+        let format = request.format(V2).ok_or_else(|| ApiError::not_acceptable(SERVED_V2))?;
+        request.answer(&document::tag(V2), (format, V2), || {
+            self.packed(V2, format, || match format {
+                Format::Json => document::v2_json(registry),
+                Format::Protobuf => document::v2_protobuf(registry),
+            })
+        })
+    }
+
+    /// A document of v3. An address with its hash never changes what it leads to, so such an answer may be kept; one
+    /// with an old hash leads to the present one.
+    fn version(
+        &self,
+        registry: &Registry,
+        request: &Request<'_>,
+        name: &str,
+        about: &About,
+    ) -> Result<Reply, ApiError> {
+        let format = request.format("v3").ok_or_else(|| ApiError::not_acceptable(SERVED_V3))?;
+        let (asked, hash) = (request.query.text("hash"), document::tag(name));
+        if !asked.is_empty() && asked != hash {
+            let mut reply = Reply::text(301, "");
+            let place = HeaderValue::from_str(&url(name)).map_err(ApiError::internal)?;
+            reply.set(header::LOCATION, place);
+            return Ok(reply);
+        }
+        let mut reply = request.answer(&hash, (format, "v3"), || {
+            self.packed(name, format, || match format {
+                Format::Json => document::v3_json(registry, about),
+                Format::Protobuf => document::v3_protobuf(registry, about),
+            })
+        })?;
+        if !asked.is_empty() {
+            reply.set(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+            let year = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(365 * 24);
+            let expires = year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            if let Ok(value) = HeaderValue::from_str(&expires) {
+                reply.set(header::EXPIRES, value);
+            }
+        }
+        Ok(reply)
     }
 }
 
@@ -187,39 +212,6 @@ const SERVED_V2: &[&str] =
 const SERVED_V3: &[&str] =
     &["application/json", "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"];
 
-fn url(name: &str, document: &Document) -> String {
-    format!("/openapi/v3/{name}?hash={}", document.json.hash)
-}
-
-/// A document of v3. An address with its hash never changes what it leads to, so such an answer may be kept; one with an
-/// old hash leads to the present one.
-fn version(
-    registry: &Registry,
-    request: &Request<'_>,
-    name: &str,
-    document: &Document,
-) -> Result<Reply, ApiError> {
-    let format = request.format("v3").ok_or_else(|| ApiError::not_acceptable(SERVED_V3))?;
-    let asked = request.query.text("hash");
-    if !asked.is_empty() && asked != document.json.hash {
-        let mut reply = Reply::text(301, "");
-        let place = HeaderValue::from_str(&url(name, document)).map_err(ApiError::internal)?;
-        reply.set(header::LOCATION, place);
-        return Ok(reply);
-    }
-    let packed = match format {
-        Format::Json => &document.json,
-        Format::Protobuf => filled(&document.protobuf, || document::v3_protobuf(registry, &document.about))?,
-    };
-    let mut reply = request.answer(packed, format, "v3")?;
-    super::set_etag(&mut reply, &document.json.hash);
-    if !asked.is_empty() {
-        reply.set(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
-        let year = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(365 * 24);
-        let expires = year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-        if let Ok(value) = HeaderValue::from_str(&expires) {
-            reply.set(header::EXPIRES, value);
-        }
-    }
-    Ok(reply)
+fn url(name: &str) -> String {
+    format!("/openapi/v3/{name}?hash={}", document::tag(name))
 }

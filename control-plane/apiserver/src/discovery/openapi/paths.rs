@@ -1,5 +1,6 @@
 //! Paths and operations, made from the rows of the registry.
 
+use super::descriptions::Descriptions;
 use super::facts::Facts;
 use super::schema::Schemas;
 use crate::gvk::GroupVersionKind;
@@ -7,6 +8,7 @@ use crate::registry::{Resource, Subresource, SubresourceKind};
 use crate::schema;
 use serde_json::{Map, Value, json};
 
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
@@ -67,11 +69,24 @@ impl Parameter {
         Parameter { name, place: "path", kind: "string" }
     }
 
-    fn value(&self) -> Value {
+    /// The parameter of paths to objects of a kind.
+    fn value(&self, kind: &str, texts: &Descriptions) -> Value {
         let mut out = json!({"name": self.name, "in": self.place,
             "schema": {"type": self.kind, "uniqueItems": true}});
         if self.place == "path" {
             out["required"] = true.into();
+        }
+        let text = match (self.place, self.name) {
+            ("path", "name") => Some(format!("name of the {kind}")),
+            ("path", "namespace") => {
+                Some("object name and auth scope, such as for teams and projects".into())
+            }
+            ("path", _) => Some("path to the resource".into()),
+            // Options of deletions are an object, too, whose fields are described.
+            _ => texts.of_field(DELETE_OPTIONS, self.name).map(str::to_owned),
+        };
+        if let Some(text) = text {
+            out["description"] = text.into();
         }
         out
     }
@@ -81,6 +96,8 @@ impl Parameter {
 struct Operation {
     method: &'static str,
     id: String,
+    /// What it does, in words.
+    text: String,
     action: Option<&'static str>,
     kind: Option<Value>,
     parameters: Vec<Parameter>,
@@ -115,7 +132,9 @@ fn answers(codes: &[u16], types: &[&str], schema: &Value) -> Vec<(u16, Value)> {
 }
 
 /// The path item of these operations: parameters that all of them have belong to the path.
-fn item(tag: &str, operations: Vec<Operation>) -> Value {
+fn item(tag: &str, operations: Vec<Operation>, texts: &Descriptions) -> Value {
+    let kind =
+        operations.iter().find_map(|o| o.kind.as_ref()?["kind"].as_str()).unwrap_or_default().to_owned();
     let mut shared: Vec<Parameter> = match operations.split_first() {
         Some((first, rest)) => first
             .parameters
@@ -126,7 +145,7 @@ fn item(tag: &str, operations: Vec<Operation>) -> Value {
         None => Vec::new(),
     };
     shared.sort();
-    let values = |list: &[Parameter]| -> Value { list.iter().map(Parameter::value).collect() };
+    let values = |list: &[Parameter]| -> Value { list.iter().map(|p| p.value(&kind, texts)).collect() };
     let mut out = Map::new();
     for mut operation in operations {
         operation.parameters.retain(|p| !shared.contains(p));
@@ -134,7 +153,8 @@ fn item(tag: &str, operations: Vec<Operation>) -> Value {
         let mut responses: Map<String, Value> =
             operation.answers.into_iter().map(|(code, value)| (code.to_string(), value)).collect();
         responses.insert("401".to_owned(), json!({"description": "Unauthorized"}));
-        let mut value = json!({"tags": [tag], "operationId": operation.id, "responses": responses});
+        let mut value = json!({"tags": [tag], "description": operation.text, "operationId": operation.id,
+            "responses": responses});
         if !operation.parameters.is_empty() {
             value["parameters"] = values(&operation.parameters);
         }
@@ -199,7 +219,7 @@ impl<'a> Paths<'a> {
 
     fn push(&mut self, path: String, operations: Vec<Operation>) {
         if !operations.is_empty() {
-            let item = item(&self.tag(), operations);
+            let item = item(&self.tag(), operations, self.schemas.texts());
             (self.sink)(&path, &item);
         }
     }
@@ -212,7 +232,8 @@ impl<'a> Paths<'a> {
     /// The group version's own path, which lists its resources.
     pub(super) fn add_root(&mut self) {
         let list = self.schemas.named("meta.v1.APIResourceList");
-        let operation = get(self.id("get", "APIResources"), OBJECT, &list);
+        let text = "get available resources";
+        let operation = get(self.id("get", "APIResources"), text, OBJECT, &list);
         self.push(format!("{}/", self.root), vec![operation]);
     }
 
@@ -248,6 +269,7 @@ impl<'a> Paths<'a> {
             operations.push(Operation {
                 method: "delete",
                 id,
+                text: of.text("deletecollection", "delete"),
                 action: Some("deletecollection"),
                 kind: Some(of.kind.clone()),
                 parameters,
@@ -285,6 +307,7 @@ impl<'a> Paths<'a> {
             operations.push(Operation {
                 method: "delete",
                 id: delete,
+                text: of.text("delete", "delete"),
                 action: Some("delete"),
                 kind: Some(of.kind.clone()),
                 parameters: of.parameters(true, DELETE),
@@ -318,7 +341,7 @@ impl<'a> Paths<'a> {
             return;
         }
         let (group, version, kind) = sub.kind;
-        let of = &Of { kind: kind_value(sub.kind), ..of.clone() };
+        let of = &Of { kind: kind_value(sub.kind), sub: Some(sub.name), ..of.clone() };
         let name = format!("{}{}{}", of.scope, row.kind, title(sub.name));
         let [read, replace, patch, create] =
             ["read", "replace", "patch", "create"].map(|verb| self.id(verb, &name));
@@ -354,6 +377,7 @@ impl<'a> Paths<'a> {
         } else {
             &["get", "post"]
         };
+        let of = &Of { sub: Some(sub.name), ..of.clone() };
         let options = Facts::get().options(sub.kind.2);
         let forms: &[bool] = if sub.name == "proxy" { &[false, true] } else { &[false] };
         for with_path in forms {
@@ -371,6 +395,7 @@ impl<'a> Paths<'a> {
                     Operation {
                         method,
                         id: self.id("connect", &name),
+                        text: of.text("connect", method),
                         action: Some("connect"),
                         kind: Some(kind_value(sub.kind)),
                         parameters,
@@ -382,6 +407,17 @@ impl<'a> Paths<'a> {
             let path = if *with_path { format!("{path}/{{path}}") } else { path.clone() };
             self.push(path, operations);
         }
+    }
+}
+
+/// The article of a kind with a space behind it; kinds that are plurals have none.
+fn article(kind: &str) -> &'static str {
+    if kind.ends_with('s') && !kind.ends_with("ss") {
+        ""
+    } else if kind.starts_with(['A', 'E', 'I', 'O', 'U']) {
+        "an "
+    } else {
+        "a "
     }
 }
 
@@ -406,10 +442,11 @@ fn returns_object(row: &Resource) -> bool {
     row.strategy.delete_returns_object && row.kind != "Namespace"
 }
 
-fn get(id: String, types: &[&str], schema: &Value) -> Operation {
+fn get(id: String, text: &str, types: &[&str], schema: &Value) -> Operation {
     Operation {
         method: "get",
         id,
+        text: text.to_owned(),
         action: None,
         kind: None,
         parameters: Vec::new(),
@@ -427,6 +464,11 @@ struct Of {
     /// Path that collections are below.
     place: String,
     kind: Value,
+    /// Kind of the row, whatever a subresource's is.
+    noun: &'static str,
+    /// The subresource, if it is one.
+    sub: Option<&'static str>,
+    watched: bool,
     object: Value,
     list: Value,
 }
@@ -444,8 +486,34 @@ impl Of {
             namespaced: row.namespaced,
             place: if row.namespaced { format!("{root}/namespaces/{{namespace}}") } else { root.clone() },
             kind: kind_value((row.group, row.version, row.kind)),
+            noun: row.kind,
+            sub: None,
+            watched: row.verbs.contains(&"watch"),
             object: paths.schemas.object(own),
             list,
+        }
+    }
+
+    /// What an operation does, in words.
+    fn text(&self, action: &str, method: &str) -> String {
+        let kind = self.noun;
+        let sub = |preposition: &str| self.sub.map(|sub| format!("{sub} {preposition}")).unwrap_or_default();
+        let article = article(kind);
+        let old = "deprecated: use the 'watch' parameter with a list operation instead";
+        match action {
+            "get" => format!("read {}the specified {kind}", sub("of ")),
+            "put" => format!("replace {}the specified {kind}", sub("of ")),
+            "patch" => format!("partially update {}the specified {kind}", sub("of ")),
+            "post" => format!("create {}{article}{kind}", sub("of ")),
+            "delete" => format!("delete {}{article}{kind}", sub("of ")),
+            "deletecollection" => format!("delete collection of {kind}"),
+            "list" if self.watched => format!("list or watch objects of kind {kind}"),
+            "list" => format!("list objects of kind {kind}"),
+            "watchlist" => format!("watch individual changes to a list of {kind}. {old}."),
+            "watch" => format!(
+                "watch changes to an object of kind {kind}. {old}, filtered to a single item with the 'fieldSelector' parameter."
+            ),
+            _ => format!("connect {} requests to {}{kind}", method.to_uppercase(), sub("of ")),
         }
     }
 
@@ -481,6 +549,7 @@ impl Of {
         Operation {
             method,
             id,
+            text: self.text(action, method),
             action: Some(action),
             kind: Some(self.kind.clone()),
             parameters,
@@ -494,7 +563,7 @@ impl Of {
             action: Some("get"),
             kind: Some(self.kind.clone()),
             parameters: self.parameters(true, &[]),
-            ..get(id, OBJECT, schema)
+            ..get(id, &self.text("get", "get"), OBJECT, schema)
         }
     }
 
@@ -510,6 +579,7 @@ impl Of {
         Operation {
             method,
             id,
+            text: self.text(action, method),
             action: Some(action),
             kind: Some(self.kind.clone()),
             parameters,
@@ -525,6 +595,7 @@ impl Of {
         Operation {
             method: "patch",
             id,
+            text: self.text("patch", "patch"),
             action: Some("patch"),
             kind: Some(self.kind.clone()),
             parameters,
@@ -536,27 +607,39 @@ impl Of {
 
 /// A path outside of group versions: discovery roots, the version, the keys of service accounts.
 pub(super) fn plain(path: &str, schemas: &mut Schemas, sink: Sink<'_>) {
-    let (tag, id, types, schema): (String, String, &[&str], Value) = match path {
-        "api" => ("core".into(), "getCoreAPIVersions".into(), OBJECT, schemas.named("meta.v1.APIVersions")),
-        "apis" => ("apis".into(), "getAPIVersions".into(), OBJECT, schemas.named("meta.v1.APIGroupList")),
-        "version" => ("version".into(), "getCodeVersion".into(), &[JSON], schemas.version()),
+    let (tag, id, text, types, schema): (String, String, &str, &[&str], Value) = match path {
+        "api" => {
+            let list = schemas.named("meta.v1.APIVersions");
+            ("core".into(), "getCoreAPIVersions".into(), "get available API versions", OBJECT, list)
+        }
+        "apis" => {
+            let list = schemas.named("meta.v1.APIGroupList");
+            ("apis".into(), "getAPIVersions".into(), "get available API versions", OBJECT, list)
+        }
+        "version" => {
+            let text = "get the version information for this server";
+            ("version".into(), "getCodeVersion".into(), text, &[JSON], schemas.version())
+        }
         "openid/v1/jwks" => (
             "openid".into(),
             "getServiceAccountIssuerOpenIDKeyset".into(),
+            "get service account issuer OpenID JSON Web Key Set (contains public token verification keys)",
             &["application/jwk-set+json"],
             json!({"type": "string"}),
         ),
         ".well-known/openid-configuration" => (
             "WellKnown".into(),
             "getServiceAccountIssuerOpenIDConfiguration".into(),
+            "get service account issuer OpenID configuration, also known as the 'OIDC discovery doc'",
             &[JSON],
             json!({"type": "string"}),
         ),
         _ => {
             let group = path.trim_start_matches("apis/");
             let id = format!("get{}APIGroup", group_title(group));
-            (self::tag(group), id, OBJECT, schemas.named("meta.v1.APIGroup"))
+            (self::tag(group), id, "get information of a group", OBJECT, schemas.named("meta.v1.APIGroup"))
         }
     };
-    sink(&format!("/{path}/"), &item(&tag, vec![get(id, types, &schema)]));
+    let operation = get(id, text, types, &schema);
+    sink(&format!("/{path}/"), &item(&tag, vec![operation], schemas.texts()));
 }

@@ -1,9 +1,10 @@
 //! Schemas of types, made from the type table.
 
+use super::descriptions::Descriptions;
 use super::facts::Facts;
 use crate::schema::{self, Field, ListKind, Type, TypeSchema};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where references point to in an OpenAPI v3 document.
 pub(super) const PREFIX: &str = "#/components/schemas/";
@@ -31,29 +32,37 @@ fn reference(name: &str) -> Value {
 }
 
 /// The schemas that one document needs.
-#[derive(Default)]
 pub(super) struct Schemas {
     /// Group and version of the document; kinds of every group are named for them, too.
     scope: Vec<(&'static str, &'static str)>,
-    done: BTreeMap<String, Value>,
+    /// Names of object types that were referred to.
+    known: BTreeSet<String>,
+    /// Those of them that are not written yet.
     todo: Vec<&'static TypeSchema>,
+    /// Types that the table lacks.
+    fixed: BTreeMap<String, Value>,
+    texts: Descriptions,
 }
 
 impl Schemas {
     /// For a document of these group versions.
-    pub(super) fn of(scope: Vec<(&'static str, &'static str)>) -> Self {
-        Schemas { scope, ..Self::default() }
+    pub(super) fn of(scope: Vec<(&'static str, &'static str)>, texts: Descriptions) -> Self {
+        Schemas { scope, known: BTreeSet::new(), todo: Vec::new(), fixed: BTreeMap::new(), texts }
+    }
+
+    /// What types are.
+    pub(super) fn texts(&self) -> &Descriptions {
+        &self.texts
     }
 
     /// A reference to an object type; its schema will be in the document.
     pub(super) fn object(&mut self, schema: &'static TypeSchema) -> Value {
         let name = document_name(&schema.name);
         let out = reference(&name);
-        self.done.entry(name).or_insert_with(|| {
-            // Types refer to themselves: the place is taken before the fields are looked at.
+        // Types refer to themselves: the name is known before the fields are looked at.
+        if self.known.insert(name) {
             self.todo.push(schema);
-            Value::Null
-        });
+        }
         out
     }
 
@@ -66,8 +75,20 @@ impl Schemas {
     }
 
     /// A reference to a type that the table lacks, with its schema.
-    pub(super) fn fixed(&mut self, name: &str, value: Value) -> Value {
-        self.done.entry(name.to_owned()).or_insert(value);
+    pub(super) fn fixed(&mut self, name: &str, mut value: Value) -> Value {
+        if !self.fixed.contains_key(name) {
+            if let Some(text) = self.texts.of_type(name) {
+                value["description"] = text.into();
+            }
+            if let Some(properties) = value.get_mut("properties").and_then(Value::as_object_mut) {
+                for (field, property) in properties {
+                    if let Some(text) = self.texts.of_field(name, field) {
+                        property["description"] = text.into();
+                    }
+                }
+            }
+            self.fixed.insert(name.to_owned(), value);
+        }
         reference(name)
     }
 
@@ -95,17 +116,28 @@ impl Schemas {
         self.fixed(VERSION, json!({"type": "object", "required": required, "properties": properties}))
     }
 
-    /// All schemas that were referred to, and those that they refer to.
-    pub(super) fn finish(mut self) -> BTreeMap<String, Value> {
+    /// Whether nothing was referred to.
+    pub(super) fn is_empty(&self) -> bool {
+        self.todo.is_empty() && self.fixed.is_empty()
+    }
+
+    /// Hands over all schemas that were referred to, and those that they refer to, one at a time: together they are
+    /// large.
+    pub(super) fn finish(mut self, sink: &mut dyn FnMut(&str, &Value)) {
         while let Some(schema) = self.todo.pop() {
             let value = self.definition(schema);
-            self.done.insert(document_name(&schema.name), value);
+            sink(&document_name(&schema.name), &value);
         }
-        self.done
+        for (name, value) in &self.fixed {
+            sink(name, value);
+        }
     }
 
     fn definition(&mut self, schema: &'static TypeSchema) -> Value {
         let mut out = json!({"type": "object"});
+        if let Some(text) = self.text_of(schema, None) {
+            out["description"] = text.into();
+        }
         let mut properties = Map::new();
         for field in &schema.fields {
             properties.insert(field.name.to_string(), self.property(schema, field));
@@ -152,11 +184,36 @@ impl Schemas {
         out
     }
 
+    /// What a type or a field of it is. The source has no texts of lists, so they are described by their items.
+    fn text_of(&self, schema: &TypeSchema, field: Option<&Field>) -> Option<String> {
+        let name = document_name(&schema.name);
+        let found = match field {
+            None => self.texts.of_type(&name),
+            Some(field) => self.texts.of_field(&name, &field.name),
+        };
+        if found.is_some() {
+            return found.map(str::to_owned);
+        }
+        let item = name.strip_suffix("List").filter(|_| schema.field("items").is_some())?;
+        let kind = schema.short_name().trim_end_matches("List");
+        match field.map(|f| f.name.as_ref()) {
+            None => Some(format!("{kind}List is a list of {kind} objects.")),
+            Some("items") => Some(format!("items is the list of {kind} objects.")),
+            Some("metadata") => Some("metadata is the list's metadata.".to_owned()),
+            Some(shared) => self.texts.of_field(item, shared).map(str::to_owned),
+        }
+    }
+
     fn property(&mut self, of: &'static TypeSchema, field: &'static Field) -> Value {
         let facts = Facts::get();
         let path = format!("{}.{}", of.name, field.name);
         let mut out = self.of_type(&field.ty);
         let mut extra = Map::new();
+        let text = self.text_of(of, Some(field)).unwrap_or_default();
+        let text = format!("{text}{}", possible_values(&field.ty, &text));
+        if !text.is_empty() {
+            extra.insert("description".into(), text.into());
+        }
         if let Some(default) = default_of(field, facts.default_of(&path)) {
             extra.insert("default".into(), default);
         }
@@ -213,6 +270,15 @@ impl Schemas {
             Type::Object(link) => self.named(&link.get().name),
         }
     }
+}
+
+/// The values of an enumeration, as texts of its fields end with.
+fn possible_values(ty: &Type, text: &str) -> String {
+    let Type::String(Some(name)) = ty else { return String::new() };
+    let Some(values) = Facts::get().values(name) else { return String::new() };
+    let lines: Vec<String> = values.iter().map(|value| format!(" - `{value:?}`")).collect();
+    let gap = if text.is_empty() { "" } else { "\n\n" };
+    format!("{gap}Possible enum values:\n{}", lines.join("\n"))
 }
 
 /// Required fields in the order of their protobuf numbers, which is nearly that of Go's declarations.
