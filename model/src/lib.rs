@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod controllers;
+pub mod json;
 pub mod names;
 pub mod plan;
 pub mod pod;
 pub mod quantity;
+pub mod quota;
 pub mod scheduling;
 pub mod selector;
 pub mod service;

@@ -5,32 +5,8 @@
 //! leaving the first bytes out, without parsing.
 
 use bytes::Bytes;
+pub use kelp_model::json::{bool_at, get, int_at, list_at, str_at};
 use serde_json::{Map, Value};
-
-/// Value at a path of field names.
-pub fn get<'a>(object: &'a Value, path: &[&str]) -> Option<&'a Value> {
-    path.iter().try_fold(object, |value, key| value.get(key)).filter(|value| !value.is_null())
-}
-
-/// String at a path, empty when absent.
-pub fn str_at<'a>(object: &'a Value, path: &[&str]) -> &'a str {
-    get(object, path).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// Integer at a path.
-pub fn int_at(object: &Value, path: &[&str]) -> Option<i64> {
-    get(object, path).and_then(Value::as_i64)
-}
-
-/// Boolean at a path, `false` when absent.
-pub fn bool_at(object: &Value, path: &[&str]) -> bool {
-    get(object, path).and_then(Value::as_bool).unwrap_or_default()
-}
-
-/// List at a path, empty when absent.
-pub fn list_at<'a>(object: &'a Value, path: &[&str]) -> &'a [Value] {
-    get(object, path).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
-}
 
 /// A field of the metadata as a string, empty when absent.
 pub fn meta<'a>(object: &'a Value, field: &str) -> &'a str {

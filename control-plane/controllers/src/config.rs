@@ -30,6 +30,8 @@ pub struct Config {
     pub orphan_grace: Duration,
     /// Ended pods beyond this number are removed, the oldest first; 0: never.
     pub terminated_pod_threshold: usize,
+    /// Time between two counts of what every quota covers, beside those that changes bring about.
+    pub resource_quota_sync: Duration,
 }
 
 impl Default for Config {
@@ -46,6 +48,7 @@ impl Default for Config {
             node_eviction_interval: Duration::from_secs(10),
             orphan_grace: Duration::from_secs(40),
             terminated_pod_threshold: 12_500,
+            resource_quota_sync: Duration::from_secs(300),
         }
     }
 }

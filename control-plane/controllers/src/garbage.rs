@@ -93,7 +93,7 @@ impl Garbage {
                     let tasks = {
                         let mut graph = graph.lock();
                         match change {
-                            MetaChange::Present(meta) => {
+                            MetaChange::Added(meta) | MetaChange::Updated(meta) => {
                                 graph.present(&resource.api_version, &resource.kind, meta)
                             }
                             MetaChange::Gone(meta) => graph.gone(meta.uid.as_deref().unwrap_or_default()),

@@ -6,7 +6,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::{
     clusterrole_aggregation, deployment, endpoints, endpointslice, garbage, namespace, node_ipam,
-    node_lifecycle, node_ttl, pod_gc, replicaset, root_ca, serviceaccount, taint_eviction, volume_protection,
+    node_lifecycle, node_ttl, pod_gc, replicaset, resource_quota, root_ca, serviceaccount, taint_eviction,
+    volume_protection,
 };
 
 /// A controller: its name (as `--controllers` takes it) and how it starts.
@@ -33,6 +34,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row("serviceaccount-controller", serviceaccount::start),
     row("root-ca-certificate-publisher-controller", root_ca::start),
     row("clusterrole-aggregation-controller", clusterrole_aggregation::start),
+    row("resourcequota-controller", resource_quota::start),
     row("node-lifecycle-controller", node_lifecycle::start),
     row("taint-eviction-controller", taint_eviction::start),
     row("node-ipam-controller", node_ipam::start),

@@ -1,8 +1,10 @@
 //! Quality-of-service classes.
 
+use crate::json::{get, list_at, str_at};
 use crate::pod::quantity;
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// QoS class of a pod.
@@ -74,6 +76,35 @@ fn compute(pod: &Pod) -> Qos {
     }
 }
 
+/// The class of a pod as JSON, from its spec alone: `Guaranteed`, `Burstable` or `BestEffort`; what the pod says as a whole counts before what its containers say.
+#[must_use]
+pub fn class_of_json(pod: &Value) -> &'static str {
+    let own = get(pod, &["spec", "resources"]).filter(|r| !r.is_null());
+    let all: Vec<&Value> = match own {
+        Some(resources) => vec![resources],
+        None => list_at(pod, &["spec", "containers"])
+            .iter()
+            .chain(list_at(pod, &["spec", "initContainers"]))
+            .map(|c| get(c, &["resources"]).unwrap_or(&Value::Null))
+            .collect(),
+    };
+    let amount = |resources: &Value, list: &str, name: &str| {
+        let text = str_at(resources, &[list, name]);
+        crate::quantity::Quantity::parse(text).ok().filter(|q| q.signum() > 0)
+    };
+    let sum = |list: &str, name: &str| {
+        all.iter().filter_map(|r| amount(r, list, name)).reduce(|sum, more| sum + more)
+    };
+    let sums = ["cpu", "memory"].map(|name| (sum("requests", name), sum("limits", name)));
+    if sums.iter().all(|(requests, limits)| requests.is_none() && limits.is_none()) {
+        return "BestEffort";
+    }
+    let limited =
+        all.iter().all(|r| ["cpu", "memory"].iter().all(|name| amount(r, "limits", name).is_some()));
+    let exact = sums.iter().all(|(requests, limits)| requests.is_some() && requests == limits);
+    if limited && exact { "Guaranteed" } else { "Burstable" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +130,20 @@ mod tests {
             class(json!([{"name": "c", "resources": {"limits": {"ephemeral-storage": "1"}}}])),
             Qos::BestEffort
         );
+    }
+
+    #[test]
+    fn classes_of_json() {
+        let pod = |resources: serde_json::Value| json!({"spec": {"containers": [{"resources": resources}]}});
+        assert_eq!(class_of_json(&pod(json!({}))), "BestEffort");
+        assert_eq!(class_of_json(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
+        let limits = json!({"limits": {"cpu": "500m", "memory": "64Mi"},
+            "requests": {"cpu": "0.5", "memory": "65536Ki"}});
+        assert_eq!(class_of_json(&pod(limits)), "Guaranteed");
+        let one = json!({"limits": {"cpu": "500m"}});
+        assert_eq!(class_of_json(&pod(one)), "Burstable");
+        let whole = json!({"spec": {"containers": [{}], "resources": {"limits": {"cpu": "1", "memory": "1Gi"},
+            "requests": {"cpu": "1", "memory": "1Gi"}}}});
+        assert_eq!(class_of_json(&whole), "Guaranteed");
     }
 }

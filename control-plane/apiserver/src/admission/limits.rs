@@ -1,12 +1,12 @@
 //! LimitRanger: limit ranges of a namespace fill in what containers ask for, and bound containers, pods and claims.
 
-use super::podresources::{Amounts, amounts, pod_amounts};
 use crate::cache::Filter;
 use crate::error::ApiError;
 use crate::object::{get, is_deleting, list_at, map_mut, meta, meta_mut, str_at};
 use crate::registry::Resource;
 use crate::server::Core;
 use kelp_model::quantity::Quantity;
+use kelp_model::quota::amounts::{Amounts, Source, amounts, pod_amounts};
 use serde_json::{Value, json};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
@@ -136,7 +136,7 @@ fn violations(range: &Value, kind: &str, object: &Value) -> Vec<String> {
                 }
             }
             ("Pod", "Pod") => {
-                let of = |field| pod_amounts(object, field);
+                let of = |field| pod_amounts(object, field, Source::Spec);
                 bounds(limit, "Pod", &of("requests"), &of("limits"), &mut errors);
             }
             ("PersistentVolumeClaim", "PersistentVolumeClaim") => {

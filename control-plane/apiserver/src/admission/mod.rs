@@ -5,7 +5,6 @@ pub(crate) mod certificates;
 mod classes;
 mod limits;
 pub(crate) mod node;
-mod podresources;
 mod priority;
 mod quota;
 mod runtime;

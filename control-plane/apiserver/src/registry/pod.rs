@@ -2,7 +2,7 @@
 
 use super::core::carry;
 use crate::object::{get, is_deleting, list_at, map_mut, meta_mut, str_at};
-use kelp_model::quantity::Quantity;
+pub(crate) use kelp_model::pod::qos::class_of_json as qos_class;
 use serde_json::{Value, json};
 
 pub(super) fn prepare_create(object: &mut Value) {
@@ -220,34 +220,6 @@ pub(crate) fn align_addresses(pod: &mut Value) {
     }
 }
 
-/// `Guaranteed`, `Burstable` or `BestEffort`; what the pod says as a whole counts before what its containers say.
-pub(crate) fn qos_class(pod: &Value) -> &'static str {
-    let own = get(pod, &["spec", "resources"]).filter(|r| !r.is_null());
-    let all: Vec<&Value> = match own {
-        Some(resources) => vec![resources],
-        None => list_at(pod, &["spec", "containers"])
-            .iter()
-            .chain(list_at(pod, &["spec", "initContainers"]))
-            .map(|c| get(c, &["resources"]).unwrap_or(&Value::Null))
-            .collect(),
-    };
-    let amount = |resources: &Value, list: &str, name: &str| {
-        let text = str_at(resources, &[list, name]);
-        Quantity::parse(text).ok().filter(|q| q.signum() > 0)
-    };
-    let sum = |list: &str, name: &str| {
-        all.iter().filter_map(|r| amount(r, list, name)).reduce(|sum, more| sum + more)
-    };
-    let sums = ["cpu", "memory"].map(|name| (sum("requests", name), sum("limits", name)));
-    if sums.iter().all(|(requests, limits)| requests.is_none() && limits.is_none()) {
-        return "BestEffort";
-    }
-    let limited =
-        all.iter().all(|r| ["cpu", "memory"].iter().all(|name| amount(r, "limits", name).is_some()));
-    let exact = sums.iter().all(|(requests, limits)| requests.is_some() && requests == limits);
-    if limited && exact { "Guaranteed" } else { "Burstable" }
-}
-
 /// How long a deletion waits for the node, in seconds; 0: remove the pod now.
 pub(crate) fn deletion_grace(pod: &Value, asked: Option<i64>) -> i64 {
     let own = crate::object::int_at(pod, &["spec", "terminationGracePeriodSeconds"]).unwrap_or(30);
@@ -311,21 +283,6 @@ mod tests {
         let want = json!({"observedGeneration": 3, "conditions": [
             {"type": "Other"}, {"type": "Ready", "observedGeneration": 2}]});
         assert_eq!(new["status"], want);
-    }
-
-    #[test]
-    fn quality_of_service() {
-        let pod = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
-        assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
-        let limits = json!({"limits": {"cpu": "500m", "memory": "64Mi"},
-            "requests": {"cpu": "0.5", "memory": "65536Ki"}});
-        assert_eq!(qos_class(&pod(limits)), "Guaranteed");
-        let one = json!({"limits": {"cpu": "500m"}});
-        assert_eq!(qos_class(&pod(one)), "Burstable");
-        let whole = json!({"spec": {"containers": [{}], "resources": {"limits": {"cpu": "1", "memory": "1Gi"},
-            "requests": {"cpu": "1", "memory": "1Gi"}}}});
-        assert_eq!(qos_class(&whole), "Guaranteed");
     }
 
     #[test]

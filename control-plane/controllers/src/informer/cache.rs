@@ -88,6 +88,12 @@ impl<K: Resource> Cache<K> {
         keys.into_iter().flatten().filter_map(|key| self.objects.get(key).cloned()).collect()
     }
 
+    /// How many objects are found under a value of an index.
+    #[must_use]
+    pub fn count_by_index(&self, index: &str, value: &str) -> usize {
+        self.indices.get(index).and_then(|i| i.keys.get(value)).map_or(0, HashSet::len)
+    }
+
     /// Puts an object in; the one that was there before.
     pub fn insert(&mut self, object: Arc<K>) -> Option<Arc<K>> {
         let key: Arc<str> = key_of(object.meta()).into();

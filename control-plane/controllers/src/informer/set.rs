@@ -15,12 +15,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Change, Informer};
+use super::{Change, Informer, NAMESPACE};
 
 /// A change, seen through metadata alone.
 pub enum MetaChange<'a> {
-    /// Added, or changed to this.
-    Present(&'a ObjectMeta),
+    /// Added.
+    Added(&'a ObjectMeta),
+    /// Changed to this.
+    Updated(&'a ObjectMeta),
     /// Gone.
     Gone(&'a ObjectMeta),
 }
@@ -31,18 +33,25 @@ pub trait MetaSource: Send + Sync {
     fn on_meta(&self, handler: Box<dyn Fn(&MetaChange<'_>) + Send + Sync>);
     /// Becomes true once the cache is complete.
     fn synced(&self) -> watch::Receiver<bool>;
+    /// Number of objects in a namespace.
+    fn count_in(&self, namespace: &str) -> usize;
 }
 
 impl<K: Resource + Send + Sync + 'static> MetaSource for Informer<K> {
     fn on_meta(&self, handler: Box<dyn Fn(&MetaChange<'_>) + Send + Sync>) {
         self.on_change(move |change| match change {
             Change::Deleted(object) => handler(&MetaChange::Gone(object.meta())),
-            other => handler(&MetaChange::Present(other.object().meta())),
+            Change::Added(object) => handler(&MetaChange::Added(object.meta())),
+            Change::Updated { new, .. } => handler(&MetaChange::Updated(new.meta())),
         });
     }
 
     fn synced(&self) -> watch::Receiver<bool> {
         self.synced()
+    }
+
+    fn count_in(&self, namespace: &str) -> usize {
+        self.cache.read().count_by_index(NAMESPACE, namespace)
     }
 }
 

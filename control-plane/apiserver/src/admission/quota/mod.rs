@@ -1,9 +1,6 @@
 //! ResourceQuota: the last check before a write. What an object uses is counted on the status of every quota that is
 //! about it, in one transaction that fails when a quota was changed meanwhile: concurrent writes cannot exceed a quota.
 
-mod usage;
-
-use super::podresources::{Amounts, add, amounts};
 use crate::cache::Filter;
 use crate::error::ApiError;
 use crate::object::{get, meta};
@@ -11,9 +8,10 @@ use crate::registry::Resource;
 use crate::server::Core;
 use crate::storage::{self, Stored};
 use kelp_model::quantity::Quantity;
+use kelp_model::quota::Evaluator;
+use kelp_model::quota::amounts::{Amounts, add, amounts};
 use kelp_store::{Compare, Op, TxnRequest};
 use serde_json::Value;
-use usage::{Evaluator, Scope};
 
 /// Attempts of a count that others overtake.
 const ATTEMPTS: usize = 32;
@@ -31,8 +29,11 @@ pub(super) struct Request<'a> {
 /// Checks the quotas of the object's namespace, and counts the object unless it is a dry run.
 pub(super) async fn charge(core: &Core, request: &Request<'_>) -> Result<(), ApiError> {
     let resource = request.resource;
-    let Some(evaluator) = Evaluator::of(resource).filter(|_| resource.namespaced) else { return Ok(()) };
-    if !evaluator.handles(request.old.is_none(), request.subresource) {
+    if !resource.namespaced {
+        return Ok(());
+    }
+    let Some(evaluator) = Evaluator::of(resource.group, resource.plural) else { return Ok(()) };
+    if !evaluator.handles(request.subresource, request.object, request.old) {
         return Ok(());
     }
     let Some(row) = core.registry.find("", "v1", "resourcequotas") else { return Ok(()) };
@@ -51,7 +52,7 @@ pub(super) async fn charge(core: &Core, request: &Request<'_>) -> Result<(), Api
             quotas.extend(storage::read(&core.store, row, &row.key(namespace, name)).await?);
         }
         let mut txn = TxnRequest { compares: Vec::new(), then: Vec::new(), or_else: Vec::new() };
-        for (index, used) in counted(evaluator, request, &quotas)? {
+        for (index, used) in counted(&evaluator, request, &quotas)? {
             let Some(stored) = quotas.get(index) else { continue };
             let key = row.key(namespace, meta(&stored.object, "name"));
             let mut object = stored.object.clone();
@@ -74,15 +75,15 @@ pub(super) async fn charge(core: &Core, request: &Request<'_>) -> Result<(), Api
 
 /// The use of every quota that the write changes, by the quota's place.
 fn counted(
-    evaluator: Evaluator,
+    evaluator: &Evaluator,
     request: &Request<'_>,
     quotas: &[Stored],
 ) -> Result<Vec<(usize, Amounts)>, ApiError> {
     let (resource, object) = (request.resource, request.object);
     let refuse = |why: &str| ApiError::forbidden(resource.group, resource.plural, meta(object, "name"), why);
+    let now = jiff::Timestamp::now().as_second();
     let matches = |quota: &Value, object: &Value| {
-        names_of(evaluator, resource, quota).next().is_some()
-            && Scope::of(quota).iter().all(|scope| evaluator.in_scope(scope, object))
+        names_of(evaluator, quota).next().is_some() && evaluator.in_scopes(quota, object)
     };
     let mut concerned = Vec::new();
     for (index, quota) in quotas.iter().enumerate().map(|(i, q)| (i, &q.object)) {
@@ -90,7 +91,7 @@ fn counted(
             continue;
         }
         let name = meta(quota, "name");
-        let names: Vec<&str> = names_of(evaluator, resource, quota).collect();
+        let names: Vec<&str> = names_of(evaluator, quota).collect();
         if let Some(why) = evaluator.missing(&names, object) {
             return Err(refuse(&format!("failed quota: {name}: {why}")));
         }
@@ -99,12 +100,12 @@ fn counted(
         }
         concerned.push((index, quota));
     }
-    let usage = evaluator.usage(resource, object);
+    let usage = evaluator.usage(object, now);
     let negative: Vec<&str> = usage.iter().filter(|(_, q)| q.signum() < 0).map(|(n, _)| n.as_str()).collect();
     if !negative.is_empty() {
         return Err(refuse(&format!("quota usage is negative for resource(s): {}", sorted(negative))));
     }
-    let more = request.old.map(|old| increase(&usage, &evaluator.usage(resource, old)));
+    let more = request.old.map(|old| increase(&usage, &evaluator.usage(old, now)));
     let mut changed = Vec::new();
     for (index, quota) in concerned {
         let charged = match (request.old, &more) {
@@ -144,13 +145,9 @@ fn counted(
 }
 
 /// The resources of a quota that objects of the kind count for.
-fn names_of<'a>(
-    evaluator: Evaluator,
-    resource: &'a Resource,
-    quota: &'a Value,
-) -> impl Iterator<Item = &'a str> {
+fn names_of<'a>(evaluator: &'a Evaluator, quota: &'a Value) -> impl Iterator<Item = &'a str> {
     let hard = get(quota, &["status", "hard"]).and_then(Value::as_object).into_iter().flatten();
-    hard.map(|(name, _)| name.as_str()).filter(move |name| evaluator.counts(resource, name))
+    hard.map(|(name, _)| name.as_str()).filter(move |name| evaluator.counts(name))
 }
 
 /// What is used more than before.

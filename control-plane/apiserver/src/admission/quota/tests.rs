@@ -3,14 +3,8 @@ use crate::registry::Registry;
 use serde_json::json;
 use std::sync::Arc;
 
-fn row(group: &str, plural: &str) -> Arc<Resource> {
-    Registry::builtin().find(group, "v1", plural).expect("row").clone()
-}
-
-fn used(group: &str, plural: &str, object: &Value) -> Vec<String> {
-    let row = row(group, plural);
-    let usage = Evaluator::of(&row).expect("counted").usage(&row, object);
-    usage.iter().map(|(name, q)| format!("{name}={q}")).collect()
+fn row(plural: &str) -> Arc<Resource> {
+    Registry::builtin().find("", "v1", plural).expect("row").clone()
 }
 
 fn pod(spec: Value) -> Value {
@@ -22,50 +16,12 @@ fn small() -> Value {
         "limits": {"memory": "1Mi"}}}]}))
 }
 
-#[test]
-fn usage_of_every_kind() {
-    assert_eq!(
-        used("", "pods", &small()),
-        [
-            "count/pods=1",
-            "cpu=100m",
-            "limits.memory=1Mi",
-            "pods=1",
-            "requests.cpu=100m",
-            "requests.e.com/gpu=2"
-        ]
-    );
-    let mut done = small();
-    done["status"] = json!({"phase": "Succeeded"});
-    assert_eq!(used("", "pods", &done), ["count/pods=1"]);
-    let service = json!({"spec": {"type": "LoadBalancer", "ports": [{"nodePort": 1}, {}]}});
-    assert_eq!(
-        used("", "services", &service),
-        ["count/services=1", "services=1", "services.loadbalancers=1", "services.nodeports=2"]
-    );
-    let claim = json!({"spec": {"storageClassName": "gold", "resources": {"requests": {"storage": "2Gi"}}},
-        "status": {"allocatedResources": {"storage": "3Gi"}}});
-    assert_eq!(
-        used("", "persistentvolumeclaims", &claim),
-        [
-            "count/persistentvolumeclaims=1",
-            "gold.storageclass.storage.k8s.io/persistentvolumeclaims=1",
-            "gold.storageclass.storage.k8s.io/requests.storage=3Gi",
-            "persistentvolumeclaims=1",
-            "requests.storage=3Gi"
-        ]
-    );
-    assert_eq!(used("apps", "deployments", &json!({})), ["count/deployments.apps=1"]);
-    assert_eq!(used("", "secrets", &json!({})), ["count/secrets=1", "secrets=1"]);
-    assert!(Evaluator::of(&row("", "events")).is_none());
-}
-
 fn check(quota: Value, object: &Value, old: Option<&Value>) -> Result<Vec<String>, String> {
-    let row = row("", if object["spec"].get("containers").is_some() { "pods" } else { "services" });
-    let evaluator = Evaluator::of(&row).expect("counted");
+    let row = row(if object["spec"].get("containers").is_some() { "pods" } else { "services" });
+    let evaluator = Evaluator::of(row.group, row.plural).expect("counted");
     let request = Request { resource: &row, subresource: "", object, old, dry: false };
     let stored = Stored::for_test(quota, 7);
-    match counted(evaluator, &request, &[stored]) {
+    match counted(&evaluator, &request, &[stored]) {
         Ok(changed) => Ok(changed
             .iter()
             .flat_map(|(_, used)| used.iter().map(|(name, q)| format!("{name}={q}")))
@@ -170,4 +126,18 @@ fn an_update_pays_the_difference() {
              services.nodeports=1, limited: services.nodeports=3"
             .into())
     );
+}
+
+#[test]
+fn a_deadline_moves_a_pod_between_scopes() {
+    let scoped = |scope: &str| {
+        let mut quota = quota(json!({"pods": "5"}), json!({"pods": "1"}));
+        quota["spec"] = json!({"scopes": [scope]});
+        quota
+    };
+    let old = small();
+    let mut new = small();
+    new["spec"]["activeDeadlineSeconds"] = 5.into();
+    assert_eq!(check(scoped("Terminating"), &new, Some(&old)), Ok(vec!["pods=2".into()]));
+    assert_eq!(check(scoped("NotTerminating"), &new, Some(&old)), Ok(Vec::new()));
 }
