@@ -7,6 +7,7 @@ pub mod app;
 pub mod config;
 pub mod dataplane;
 pub mod disk;
+pub mod grpc;
 pub mod image;
 pub mod network;
 pub mod node;
