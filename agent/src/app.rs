@@ -7,6 +7,9 @@
 //! | [`pod::events`](crate::pod::events) | what happened | Events |
 //! | [`pod::services`](crate::pod::services) | Services | – (environment of containers) |
 //! | [`gc`] | the disk, images | images |
+//! | [`eviction`](crate::eviction) | the host, the pods' use | the node's state, images, orders to end pods |
+//! | [`device`] | sockets of plugins, pods | devices, answers about pods' resources |
+//! | [`shutdown`](crate::shutdown) | logind | the node's state, orders to end pods |
 //! | [`node`] | the host, images, its Node | Node, node status, Lease |
 //! | [`server`](crate::server) | the manager's pods, log files, runtime events | – (answers on port 10250) |
 //! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods |
@@ -15,23 +18,30 @@
 
 use crate::config::AgentConfig;
 use crate::dataplane::PodDatapath;
+use crate::device::{self, Devices};
+use crate::eviction::Eviction;
 use crate::image::registry::{CredentialProviders, Puller, RegistryConfig};
 use crate::image::{ImageStore, gc};
+use crate::kubelet_config::Settings;
 use crate::network::ipam::Prefix;
 use crate::network::{self, Network, NetworkError};
-use crate::node::{self, NodeTask, Readiness, facts};
+use crate::node::facts::{self, Facts};
+use crate::node::state::States;
+use crate::node::{self, NodeTask, Readiness};
 use crate::pod::context::{Context, Images};
-use crate::pod::events::{Kind, Recorder};
+use crate::pod::events::{Kind, Pace, Recorder};
 use crate::pod::manager::Manager;
 use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::{Resources, Runtime, RuntimeError};
 use crate::server::auth::Auth;
 use crate::server::{PodIndex, Server, TlsError, tls};
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use crate::shutdown::Shutdown;
+use kelp_model::quantity::Quantity;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -72,6 +82,16 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// Swap is on, and the configuration does not want it.
+    #[error(
+        "running with swap on is not supported, please disable swap or set failSwapOn to false. /proc/swaps contained: {0}"
+    )]
+    Swap(String),
+    /// The host has control groups of version 1, and the configuration does not want them.
+    #[error(
+        "kubelet is configured to not run on a host using cgroup v1; set failCgroupV1 to false or boot with cgroup v2"
+    )]
+    CgroupV1,
     /// The kubelet API's port is taken.
     #[error("cannot listen on port {port}; is another kubelet running on this host?")]
     Listen {
@@ -110,6 +130,7 @@ where
         std::fs::create_dir_all(path)
             .map_err(|source| AgentError::Directory { path: path.clone(), source })?;
     }
+    check_host(&config.kubelet.settings)?;
     let (cidrs, cidrs_receiver) = watch::channel(Vec::new());
     let mtu = match config.mtu {
         Some(mtu) => mtu,
@@ -124,6 +145,11 @@ where
     network.retain(&present).await;
 
     let facts = facts::read_facts(&config.data_dir);
+    let settings = &config.kubelet.settings;
+    if let Err(error) = parts.runtime.limit_pods(&pods_limits(settings, &facts)).await {
+        let error = network::chain(&error);
+        tracing::warn!(error, "pods are not held to what the node offers");
+    }
     let registries = RegistryConfig::load(&config.registries).map_err(AgentError::Registries)?;
     let providers = match &config.credential_providers {
         Some((file, programs)) => {
@@ -132,7 +158,15 @@ where
         None => CredentialProviders::default(),
     };
     let puller = Puller::new(parts.images.clone(), registries, providers);
-    let (events, write_events) = Recorder::new(client.clone(), config.node_name.clone(), shutdown.clone());
+    let pace = Pace { per_second: settings.event_record_qps, burst: settings.event_burst };
+    let (events, write_events) =
+        Recorder::new(client.clone(), config.node_name.clone(), pace, shutdown.clone());
+    let pulls_at_once = match (settings.serialize_image_pulls, settings.max_parallel_image_pulls) {
+        (true, _) => Some(1),
+        (false, most) => most.and_then(|n| usize::try_from(n).ok()),
+    };
+    let states = States::default();
+    let devices = Devices::new(&config.data_dir);
     let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
     let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
     let (present, node_receiver) = watch::channel(None);
@@ -142,25 +176,28 @@ where
         pods: pods.clone(),
         runtime: parts.runtime.clone(),
         network,
-        images: Images::from(parts.images.clone()).pulling(Pulls::new(puller)),
+        images: Images::from(parts.images.clone()).pulling(Pulls::new(puller, pulls_at_once)),
         objects: Objects::new(client.clone()),
         services,
         status,
         events: events.clone(),
+        devices: devices.clone(),
+        states: states.clone(),
         node_milli_cpu: i64::try_from(facts.cpus * 1000).unwrap_or(i64::MAX),
         node_memory: facts.memory_kib * 1024,
         config: config.clone(),
     });
-    let api = match &parts.client_ca {
+    let api = match parts.client_ca.filter(|_| settings.enable_server) {
         Some(authority) => {
-            let tls = tls::config(authority, &config.node_name, &config.node_ips)?;
-            let listener = listen(config.kubelet_port).await?;
+            let serving = tls::serving(&config.node_name, &config.node_ips, settings)?;
+            let tls = tls::config(&authority, serving, settings)?;
+            let listener = listen(&settings.address, config.kubelet_port).await?;
             let server = Server {
                 pods: pods.clone(),
                 config: config.clone(),
                 runtime: parts.runtime.clone(),
                 tls: Arc::new(tls),
-                auth: Auth::new(client.clone(), config.node_name.clone()),
+                auth: Auth::new(client.clone(), config.node_name.clone(), settings),
                 rates: Arc::default(),
             };
             Some(server.run(listener, shutdown.clone()))
@@ -169,25 +206,48 @@ where
     };
     let (recorder, name) = (events.clone(), config.node_name.clone());
     let report = move |message: String| recorder.node(&name, Kind::Warning, "FreeDiskSpaceFailed", message);
-    let collect = gc::run(parts.images.clone(), gc::Policy::default(), report, shutdown.clone());
+    let collect = gc::run(parts.images.clone(), gc::Policy::of(settings), report, shutdown.clone());
     let (readiness, readiness_receiver) = watch::channel(starting());
     let node = NodeTask {
         config: config.clone(),
         client: client.clone(),
         present,
-        images: parts.images,
-        events,
+        images: parts.images.clone(),
+        events: events.clone(),
         readiness: readiness_receiver,
         cidrs,
+        states: states.clone(),
+        devices: devices.offered(),
     };
-    let manager = Manager::new(context, pods, shutdown.clone());
+    let manager = Manager::new(context, pods.clone(), shutdown.clone());
+    let eviction = Eviction {
+        config: config.clone(),
+        runtime: parts.runtime.clone(),
+        pods: pods.clone(),
+        images: parts.images,
+        events: events.clone(),
+        states: states.clone(),
+        orders: manager.orders(),
+    };
+    let graceful = Shutdown {
+        config: config.clone(),
+        runtime: parts.runtime,
+        pods: pods.clone(),
+        events,
+        states,
+        orders: manager.orders(),
+    };
+    let lease = settings.node_lease_duration_seconds;
     let mut tasks = JoinSet::new();
     tasks.spawn(write_events);
     tasks.spawn(write_status);
     tasks.spawn(follow_services);
     tasks.spawn(collect);
     tasks.spawn(node::run(node, shutdown.clone()));
-    tasks.spawn(node::keep_lease(client.clone(), config.node_name.clone(), shutdown.clone()));
+    tasks.spawn(node::keep_lease(client.clone(), config.node_name.clone(), lease, shutdown.clone()));
+    tasks.spawn(eviction.run(shutdown.clone()));
+    tasks.spawn(serve_plugins(devices, pods, config.kubelet_dir.clone(), shutdown.clone()));
+    tasks.spawn(graceful.run(shutdown.clone()));
     tasks.spawn(network::keep_node_routes(client.clone(), config.node_name.clone(), shutdown.clone()));
     tasks.spawn(follow_cidrs(cidrs_receiver, parts.on_pod_cidrs, shutdown.clone()));
     tasks.spawn(follow_datapath(parts.datapath_synced, readiness, shutdown.clone()));
@@ -203,7 +263,57 @@ where
     Ok(())
 }
 
-async fn listen(port: u16) -> Result<TcpListener, AgentError> {
+/// Reads: plugins, pods. Writes: devices, answers to those who ask about pods' resources.
+async fn serve_plugins(devices: Devices, pods: PodIndex, dir: PathBuf, shutdown: CancellationToken) {
+    let plugins = device::serve(devices.clone(), dir.join("device-plugins"), shutdown.clone());
+    let socket = dir.join("pod-resources/kubelet.sock");
+    let resources = device::serve_pod_resources(devices, pods, socket, shutdown);
+    let told = |what: &str, result: std::io::Result<()>| {
+        if let Err(error) = result {
+            tracing::warn!(%error, dir = %dir.display(), "{what} are not served");
+        }
+    };
+    let (plugins, resources) = tokio::join!(plugins, resources);
+    told("device plugins", plugins);
+    told("pod resources", resources);
+}
+
+/// What the configuration does not want of a host.
+fn check_host(settings: &Settings) -> Result<(), AgentError> {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let used: Vec<&str> = swaps.lines().skip(1).collect();
+    if settings.fail_swap_on && !used.is_empty() {
+        return Err(AgentError::Swap(used.join("\n")));
+    }
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    if settings.fail_cgroup_v1 && !unified { Err(AgentError::CgroupV1) } else { Ok(()) }
+}
+
+/// What all pods together get: all but what is reserved, unless that is not enforced.
+fn pods_limits(settings: &Settings, facts: &Facts) -> Resources {
+    if !settings.enforces_pods() {
+        return Resources { memory_limit: Some(-1), ..Resources::default() };
+    }
+    let left = |all: u64, reserved: Quantity| i64::try_from(all).unwrap_or(i64::MAX) - reserved.value();
+    let milli_cpu =
+        i64::try_from(facts.cpus * 1000).unwrap_or(i64::MAX) - settings.reserved("cpu").milli_value();
+    let shares = u64::try_from(milli_cpu).unwrap_or(0) * 1024 / 1000;
+    Resources {
+        cpu_shares: Some(shares.clamp(2, 262_144)),
+        memory_limit: Some(left(facts.memory_kib * 1024, settings.reserved("memory")).max(0)),
+        ..Resources::default()
+    }
+}
+
+async fn listen(address: &str, port: u16) -> Result<TcpListener, AgentError> {
+    match address.parse::<IpAddr>() {
+        Ok(own) if !own.is_unspecified() => {
+            return TcpListener::bind((own, port))
+                .await
+                .map_err(|source| AgentError::Listen { port, source });
+        }
+        _ => {}
+    }
     // Both families where the kernel has IPv6.
     let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await;
     match both {

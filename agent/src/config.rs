@@ -1,11 +1,13 @@
 //! What the agent is told about its node and cluster.
 
+use crate::kubelet_config::{ConfigError, KubeletConfig};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Configuration of the node agent. [`AgentConfig::new`] gives the defaults.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AgentConfig {
     /// Name of the Node object; a DNS-1123 subdomain.
     pub node_name: String,
@@ -43,6 +45,10 @@ pub struct AgentConfig {
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Directory with manifests of static pods.
     pub static_pods: Option<PathBuf>,
+    /// Directory of the sockets of plugins and of those who ask about pods (`--root-dir` of the kubelet).
+    pub kubelet_dir: PathBuf,
+    /// The node's KubeletConfiguration. What is above comes before it.
+    pub kubelet: Arc<KubeletConfig>,
 }
 
 impl AgentConfig {
@@ -67,7 +73,53 @@ impl AgentConfig {
             credential_providers: None,
             allowed_unsafe_sysctls: Vec::new(),
             static_pods: None,
+            kubelet_dir: "/var/lib/kubelet".into(),
+            kubelet: Arc::default(),
         }
+    }
+
+    /// Takes over what a KubeletConfiguration says.
+    ///
+    /// # Errors
+    /// An address is none.
+    pub fn adopt(&mut self, kubelet: KubeletConfig) -> Result<(), ConfigError> {
+        let settings = &kubelet.settings;
+        if !settings.cluster_dns.is_empty() {
+            let parsed: Result<Vec<IpAddr>, ConfigError> = settings
+                .cluster_dns
+                .iter()
+                .map(|text| {
+                    let wrong =
+                        || ConfigError::Invalid(format!("invalid IP address in clusterDNS: {text:?}"));
+                    text.parse().map_err(|_| wrong())
+                })
+                .collect();
+            self.cluster_dns = parsed?;
+        }
+        if !settings.cluster_domain.is_empty() {
+            self.cluster_domain.clone_from(&settings.cluster_domain);
+        }
+        self.max_pods = u32::try_from(settings.max_pods).unwrap_or(self.max_pods);
+        if let Ok(each) = u32::try_from(settings.pods_per_core)
+            && each > 0
+        {
+            let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+            self.max_pods = self.max_pods.min(each.saturating_mul(cpus));
+        }
+        self.kubelet_port = u16::try_from(settings.port).unwrap_or(self.kubelet_port);
+        if kubelet.sets("resolvConf") {
+            self.resolv_conf.clone_from(&settings.resolv_conf);
+        }
+        if kubelet.sets("podLogsDir") {
+            self.pod_log_dir.clone_from(&settings.pod_logs_dir);
+        }
+        if !settings.static_pod_path.as_os_str().is_empty() {
+            self.static_pods = Some(settings.static_pod_path.clone());
+        }
+        self.allowed_unsafe_sysctls.clone_from(&settings.allowed_unsafe_sysctls);
+        self.kubelet = Arc::new(kubelet);
+        Ok(())
     }
 
     /// Directory of a pod's files.

@@ -6,12 +6,17 @@
 pub mod app;
 pub mod config;
 pub mod dataplane;
+pub mod device;
 pub mod disk;
+pub mod eviction;
 pub mod grpc;
 pub mod image;
+pub mod kubelet_config;
+pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod pod;
 pub mod probe;
 pub mod runtime;
 pub mod server;
+pub mod shutdown;

@@ -159,9 +159,18 @@ pub struct NodeArgs {
     /// Run-time state, lost at a reboot.
     #[arg(long, default_value = "/run/kelp")]
     pub run_dir: PathBuf,
-    /// Logs of the pods.
-    #[arg(long, default_value = "/var/log/pods")]
-    pub log_dir: PathBuf,
+    /// Logs of the pods [default: /var/log/pods].
+    #[arg(long)]
+    pub log_dir: Option<PathBuf>,
+    /// Directory of the sockets of device plugins and CSI drivers; plugins expect the default.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub root_dir: PathBuf,
+    /// The node's KubeletConfiguration (kubelet.config.k8s.io/v1beta1). Arguments come before it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of further ones (*.conf), each merged over those before it in the order of their names.
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
     /// Cgroup under which the pods' cgroups are made, relative to each hierarchy's mount point.
     #[arg(long, default_value = "kelp")]
     pub cgroup_root: PathBuf,
@@ -180,9 +189,9 @@ pub struct NodeArgs {
     /// Directory of the plugins' programs.
     #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
-    /// The node's resolv.conf, from which pods inherit.
-    #[arg(long, default_value = "/etc/resolv.conf")]
-    pub resolv_conf: PathBuf,
+    /// The node's resolv.conf, from which pods inherit [default: /etc/resolv.conf].
+    #[arg(long)]
+    pub resolv_conf: Option<PathBuf>,
     /// Directory with manifests of static pods.
     #[arg(long)]
     pub pod_manifest_path: Option<PathBuf>,

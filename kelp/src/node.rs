@@ -9,7 +9,8 @@ use kelp_agent::app::{self, Parts as AgentParts};
 use kelp_agent::config::AgentConfig;
 use kelp_agent::dataplane::{self, Dataplane};
 use kelp_agent::image::ImageStore;
-use kelp_agent::runtime::{LOG_MAX_FILES, LOG_MAX_SIZE, RuntimeConfig, ShimRuntime};
+use kelp_agent::kubelet_config::KubeletConfig;
+use kelp_agent::runtime::{RuntimeConfig, ShimRuntime};
 use kube::Client;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,6 +74,14 @@ pub async fn start(
         return Ok(());
     }
 
+    let kubelet = KubeletConfig::load(node.config.as_deref(), node.config_dir.as_deref())?;
+    for warning in &kubelet.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut config = AgentConfig::new(host.node_name.clone(), host.node_ips.clone());
+    // One address: a resolver asks a second one only when the first is silent, which costs seconds.
+    config.cluster_dns = cluster.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).take(1).collect();
+    config.adopt(kubelet)?;
     let images = ImageStore::open(&image_dir(data_dir))?;
     let runtime_config = RuntimeConfig {
         run_dir: node.run_dir.clone(),
@@ -80,25 +89,29 @@ pub async fn start(
         cgroup_root: node.cgroup_root.clone(),
         // Programs reach the pods only below the directory they are attached to.
         cgroup2_dir: (!mount.join(&node.cgroup_root).starts_with(&cgroup2)).then(|| cgroup2.clone()),
-        log_max_size: LOG_MAX_SIZE,
-        log_max_files: LOG_MAX_FILES,
+        log_max_size: config.kubelet.settings.log_max_size(),
+        log_max_files: config.kubelet.settings.container_log_max_files,
     };
     let runtime =
         ShimRuntime::open(&runtime_config, images.clone()).await.context("cannot start the runtime")?;
-    let mut config = AgentConfig::new(host.node_name.clone(), host.node_ips.clone());
     config.data_dir = data_dir.to_owned();
     config.run_dir = node.run_dir.clone();
-    config.pod_log_dir = node.log_dir.clone();
+    if let Some(dir) = &node.log_dir {
+        config.pod_log_dir.clone_from(dir);
+    }
     config.cgroup_root = node.cgroup_root.clone();
+    config.kubelet_dir = node.root_dir.clone();
     config.registries = node.registries.clone();
     let providers = (&node.image_credential_provider_config, &node.image_credential_provider_bin_dir);
     if let (Some(file), Some(programs)) = providers {
         config.credential_providers = Some((file.clone(), programs.clone()));
     }
-    config.resolv_conf = node.resolv_conf.clone();
-    config.static_pods = node.pod_manifest_path.clone();
-    // One address: a resolver asks a second one only when the first is silent, which costs seconds.
-    config.cluster_dns = cluster.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).take(1).collect();
+    if let Some(file) = &node.resolv_conf {
+        config.resolv_conf.clone_from(file);
+    }
+    if let Some(dir) = &node.pod_manifest_path {
+        config.static_pods = Some(dir.clone());
+    }
     let (synced, datapath_synced) = watch::channel(false);
     let shutdown = parts.shutdown();
     let agent = app::run_with(

@@ -2,6 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod controllers;
+pub mod devices;
+pub mod duration;
+pub mod eviction;
 pub mod json;
 pub mod names;
 pub mod plan;
@@ -11,3 +14,4 @@ pub mod quota;
 pub mod scheduling;
 pub mod selector;
 pub mod service;
+pub mod shutdown;

@@ -1,7 +1,9 @@
 //! Garbage collection of images when the disk fills up (the kubelet's image garbage collection).
 
 use super::{Image, ImageStore};
+use crate::kubelet_config::Settings;
 use jiff::{SignedDuration, Timestamp};
+use kelp_model::duration::GoDuration;
 use nix::sys::statvfs::statvfs;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -15,12 +17,28 @@ pub struct Policy {
     pub low: u64,
     /// Images that were imported or used so recently stay.
     pub min_age: SignedDuration,
+    /// Images that nobody uses for so long go, however much room there is.
+    pub max_age: Option<SignedDuration>,
 }
 
 impl Default for Policy {
     /// The kubelet's defaults.
     fn default() -> Self {
-        Self { high: 85, low: 80, min_age: SignedDuration::from_secs(120) }
+        Self { high: 85, low: 80, min_age: SignedDuration::from_secs(120), max_age: None }
+    }
+}
+
+impl Policy {
+    /// That of a KubeletConfiguration.
+    pub fn of(settings: &Settings) -> Self {
+        let percent = |value: i32| u64::try_from(value).unwrap_or(0);
+        let age = |duration: GoDuration| SignedDuration::from_nanos(duration.0);
+        Self {
+            high: percent(settings.image_gc_high_threshold_percent),
+            low: percent(settings.image_gc_low_threshold_percent),
+            min_age: age(settings.image_minimum_gc_age),
+            max_age: (settings.image_maximum_gc_age.0 > 0).then(|| age(settings.image_maximum_gc_age)),
+        }
     }
 }
 
@@ -68,18 +86,42 @@ fn victims(
     chosen
 }
 
+/// Images that nobody uses, and has not for longer than they may stay. An image whose last use was before `since` is
+/// counted from then: it was not seen unused before.
+fn outdated(
+    images: &[(Image, Timestamp)],
+    in_use: impl Fn(&Image) -> bool,
+    since: Timestamp,
+    now: Timestamp,
+    policy: Policy,
+) -> Vec<String> {
+    let Some(most) = policy.max_age else { return Vec::new() };
+    let is_old = |(image, used): &&(Image, Timestamp)| {
+        !in_use(image) && now.duration_since((*used).max(image.imported_at).max(since)) > most
+    };
+    images.iter().filter(is_old).map(|(image, _)| image.id.clone()).collect()
+}
+
 /// One look. Returns the ids of removed images, or why too little could be freed.
-fn collect(store: &ImageStore, policy: Policy) -> Result<Vec<String>, String> {
+fn collect(store: &ImageStore, policy: Policy, since: Timestamp) -> Result<Vec<String>, String> {
     let stat = statvfs(store.dir()).map_err(|e| format!("cannot read the file system's state: {e}"))?;
     let size = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
     let disk = Disk { capacity: size(stat.blocks()), available: size(stat.blocks_available()) };
-    let Some(bytes) = to_free(disk, policy) else { return Ok(Vec::new()) };
-    let images = store.list().map_err(|e| e.to_string())?;
-    let dated = images.into_iter().map(|i| {
-        let used = store.last_used(&i.id).unwrap_or(i.imported_at);
-        (i, used)
-    });
-    let chosen = victims(dated.collect(), |i| store.is_in_use(&i.id), Timestamp::now(), policy, bytes);
+    let dated = || -> Result<Vec<(Image, Timestamp)>, String> {
+        let dated = |i: Image| {
+            let used = store.last_used(&i.id).unwrap_or(i.imported_at);
+            (i, used)
+        };
+        Ok(store.list().map_err(|e| e.to_string())?.into_iter().map(dated).collect())
+    };
+    let now = Timestamp::now();
+    if policy.max_age.is_some() {
+        let old = outdated(&dated()?, |i| store.is_in_use(&i.id), since, now, policy);
+        store.prune(|image| !old.contains(&image.id)).map_err(|e| e.to_string())?;
+    }
+    // 100: never for want of room.
+    let Some(bytes) = to_free(disk, policy).filter(|_| policy.high < 100) else { return Ok(Vec::new()) };
+    let chosen = victims(dated()?, |i| store.is_in_use(&i.id), now, policy, bytes);
     let removed = store.prune(|image| !chosen.contains(&image.id)).map_err(|e| e.to_string())?;
     if removed.is_empty() {
         return Err(format!(
@@ -96,13 +138,14 @@ pub async fn run(
     report: impl Fn(String) + Send + 'static,
     shutdown: CancellationToken,
 ) {
+    let since = Timestamp::now();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
         let store = store.clone();
-        match tokio::task::spawn_blocking(move || collect(&store, policy)).await {
+        match tokio::task::spawn_blocking(move || collect(&store, policy, since)).await {
             Ok(Ok(removed)) if !removed.is_empty() => {
                 tracing::info!(?removed, "images removed: the disk fills up")
             }
@@ -155,6 +198,17 @@ mod tests {
         assert_eq!(chosen, ["old"]);
         let chosen = victims(images, |i| i.id == "used", now, Policy::default(), 1000);
         assert_eq!(chosen, ["old", "mid"], "what is in use or young stays");
+    }
+
+    #[test]
+    fn old_images_go_when_that_is_asked_for() {
+        let at = |s| Timestamp::from_second(s).unwrap();
+        let images = [(image("old", 1), at(1)), (image("used", 1), at(1)), (image("new", 1), at(900))];
+        let policy = Policy { max_age: Some(SignedDuration::from_secs(500)), ..Policy::default() };
+        let of = |since, policy| outdated(&images, |i| i.id == "used", since, at(1000), policy);
+        assert_eq!(of(at(0), policy), ["old"]);
+        assert!(of(at(600), policy).is_empty(), "not yet seen unused for so long");
+        assert!(of(at(0), Policy::default()).is_empty());
     }
 
     proptest! {

@@ -4,6 +4,17 @@ use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::path::Path;
 
+/// Devices of a kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// The resource that they are offered as.
+    pub resource: String,
+    /// All of them.
+    pub capacity: u64,
+    /// Those that are healthy.
+    pub allocatable: u64,
+}
+
 /// Facts about the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -13,12 +24,6 @@ pub struct Facts {
     pub memory_kib: u64,
     /// Size of the file system of the data directory, KiB.
     pub disk_kib: u64,
-    /// Part of it that is free for unprivileged users, in thousandths.
-    pub disk_free_permille: u64,
-    /// Memory that can be had without swapping, KiB.
-    pub memory_available_kib: u64,
-    /// Processes and threads, and the most there can be.
-    pub pids: (u64, u64),
     /// Huge pages: size as in the API (`2Mi`), bytes reserved.
     pub huge_pages: Vec<(String, u64)>,
     /// /etc/machine-id.
@@ -27,6 +32,8 @@ pub struct Facts {
     pub system_uuid: String,
     /// Id of this boot.
     pub boot_id: String,
+    /// Devices of plugins.
+    pub devices: Vec<Devices>,
     /// `uname -r`.
     pub kernel: String,
     /// PRETTY_NAME of os-release.
@@ -46,12 +53,7 @@ fn meminfo(text: &str, key: &str) -> u64 {
 pub fn read_facts(data_dir: &Path) -> Facts {
     let memory = read("/proc/meminfo");
     let disk = statvfs(data_dir).ok();
-    let blocks = disk.map_or((0, 0), |d| {
-        (
-            d.blocks() * d.fragment_size() / 1024,
-            (d.blocks_available() * 1000).checked_div(d.blocks()).unwrap_or(0),
-        )
-    });
+    let blocks = disk.map_or(0, |d| d.blocks() * d.fragment_size() / 1024);
     let mut huge_pages: Vec<(String, u64)> = Vec::new();
     for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -65,9 +67,6 @@ pub fn read_facts(data_dir: &Path) -> Facts {
         huge_pages.push((text, count * kib * 1024));
     }
     huge_pages.sort();
-    let threads = read("/proc/loadavg");
-    let running =
-        threads.split_whitespace().nth(3).and_then(|f| f.split_once('/')?.1.parse().ok()).unwrap_or(0);
     let cpus = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
     let release = read("/etc/os-release");
     let pretty = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
@@ -75,10 +74,8 @@ pub fn read_facts(data_dir: &Path) -> Facts {
     Facts {
         cpus: cpus.and_then(|n| u64::try_from(n).ok()).unwrap_or(1),
         memory_kib: meminfo(&memory, "MemTotal"),
-        memory_available_kib: meminfo(&memory, "MemAvailable"),
-        disk_kib: blocks.0,
-        disk_free_permille: blocks.1,
-        pids: (running, read("/proc/sys/kernel/pid_max").parse().unwrap_or(0)),
+        disk_kib: blocks,
+        devices: Vec::new(),
         huge_pages,
         machine_id: read("/etc/machine-id"),
         system_uuid: read("/sys/class/dmi/id/product_uuid"),
@@ -96,7 +93,6 @@ mod tests {
     fn this_host() {
         let facts = read_facts(Path::new("/"));
         assert!(facts.cpus > 0 && facts.memory_kib > 0 && facts.disk_kib > 0, "{facts:?}");
-        assert!(facts.memory_available_kib <= facts.memory_kib && facts.disk_free_permille <= 1000);
         assert!(!facts.kernel.is_empty() && !facts.boot_id.is_empty());
     }
 }

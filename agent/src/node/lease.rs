@@ -11,21 +11,19 @@ use tokio_util::sync::CancellationToken;
 
 /// Namespace of the leases.
 const NAMESPACE: &str = "kube-node-lease";
-/// Time after which a node that does not renew counts as gone, seconds.
-const DURATION: i32 = 40;
-/// Between two renewals.
-const PERIOD: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Renews the node's Lease every 10 s until `shutdown`.
-pub async fn keep_lease(client: kube::Client, node_name: String, shutdown: CancellationToken) {
+/// Keeps the node's Lease until `shutdown`: a node that has not renewed it for `seconds` counts as gone, so that it is
+/// renewed four times in that.
+pub async fn keep_lease(client: kube::Client, node_name: String, seconds: i32, shutdown: CancellationToken) {
     let mut delay = RETRY;
+    let period = Duration::from_millis(u64::try_from(seconds.max(1)).unwrap_or(40) * 250);
     loop {
-        let wait = match tokio::time::timeout(PERIOD, renew(&client, &node_name)).await {
+        let wait = match tokio::time::timeout(period, renew(&client, &node_name, seconds)).await {
             Ok(Ok(())) => {
                 delay = RETRY;
-                PERIOD
+                period
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "Lease not renewed, trying again");
@@ -41,12 +39,12 @@ pub async fn keep_lease(client: kube::Client, node_name: String, shutdown: Cance
     }
 }
 
-async fn renew(client: &kube::Client, node_name: &str) -> Result<(), kube::Error> {
+async fn renew(client: &kube::Client, node_name: &str, seconds: i32) -> Result<(), kube::Error> {
     let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let now = MicroTime(jiff::Timestamp::now());
     let spec = LeaseSpec {
         holder_identity: Some(node_name.to_owned()),
-        lease_duration_seconds: Some(DURATION),
+        lease_duration_seconds: Some(seconds),
         renew_time: Some(now),
         ..LeaseSpec::default()
     };

@@ -3,10 +3,11 @@
 //! | Task | Reads | Writes |
 //! |---|---|---|
 //! | [`run`] | the host, the images, its Node, readiness of the parts | the Node and its status |
-//! | [`keep_lease`] | the clock | Lease `kube-node-lease/<node>` every 10 s |
+//! | [`keep_lease`] | the clock | Lease `kube-node-lease/<node>` four times in its duration |
 
 pub mod facts;
 mod lease;
+pub mod state;
 pub mod status;
 
 pub use lease::keep_lease;
@@ -17,12 +18,13 @@ use crate::network::ipam::Prefix;
 use crate::pod::events::{Kind, Recorder};
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
+use state::States;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +32,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How often the host is looked at.
-const PERIOD: Duration = Duration::from_secs(10);
-/// How often an unchanged status is written.
-const REPORT: Duration = Duration::from_secs(300);
+/// The host is not looked at more often than this.
+const LEAST: Duration = Duration::from_millis(100);
 /// How long a restarted agent may take to be ready before a Node that was Ready becomes NotReady.
 const RESTART: Duration = Duration::from_secs(20);
 
@@ -67,6 +67,10 @@ pub struct NodeTask {
     pub readiness: watch::Receiver<Readiness>,
     /// Where the node's podCIDRs go.
     pub cidrs: watch::Sender<Vec<Prefix>>,
+    /// What the node is short of, and whether it shuts down.
+    pub states: States,
+    /// Devices of plugins.
+    pub devices: watch::Receiver<Vec<facts::Devices>>,
 }
 
 /// Text of the Ready condition while there is no pod network.
@@ -82,7 +86,10 @@ pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
     let mut own = watcher(Api::<Node>::all(task.client.clone()), config).default_backoff().boxed();
     let mut node: Option<Node> = None;
     let mut listed: Option<Node> = None;
-    let mut timer = tokio::time::interval(PERIOD);
+    let settings = task.config.kubelet.settings.clone();
+    let pace = settings.node_status_update_frequency.as_std().max(LEAST);
+    let mut timer = tokio::time::interval(pace);
+    let mut states = task.states.follow();
     let mut written: Option<Instant> = None;
     let mut was_ready: Option<bool> = None;
     let started = Instant::now();
@@ -104,12 +111,16 @@ pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
                 None => return,
             },
             changed = task.readiness.changed() => if changed.is_err() { return },
+            changed = task.devices.changed() => if changed.is_err() { return },
+            changed = states.changed() => if changed.is_err() { return },
             _ = timer.tick() => {}
         }
         if !known {
             continue;
         }
         let result = match &node {
+            // Somebody else makes it.
+            None if !settings.register_node => continue,
             None => {
                 written = None;
                 task.register().await.map(|made| node = Some(made))
@@ -154,12 +165,13 @@ impl NodeTask {
                 )])),
                 ..ObjectMeta::default()
             },
-            spec: None,
+            spec: self.spec(),
             status: Some(self.status(&NodeStatus::default()).await),
         };
         match api.create(&PostParams::default(), &node).await {
             Ok(made) => {
                 tracing::info!(node = self.config.node_name, "Node registered");
+                self.tell_pressure(&NodeStatus::default(), &made.status.clone().unwrap_or_default());
                 Ok(made)
             }
             Err(kube::Error::Api(error)) if error.code == 409 => api.get(&self.config.node_name).await,
@@ -186,17 +198,34 @@ impl NodeTask {
         });
     }
 
+    /// Spec of a new Node: taints and id, when they are configured.
+    fn spec(&self) -> Option<NodeSpec> {
+        let settings = &self.config.kubelet.settings;
+        let (taints, id) = (&settings.register_with_taints, &settings.provider_id);
+        (!taints.is_empty() || !id.is_empty()).then(|| NodeSpec {
+            taints: (!taints.is_empty()).then(|| taints.clone()),
+            provider_id: (!id.is_empty()).then(|| id.clone()),
+            ..NodeSpec::default()
+        })
+    }
+
     async fn status(&self, old: &NodeStatus) -> NodeStatus {
         let mut readiness = self.readiness.borrow().clone();
         if self.cidrs.borrow().is_empty() {
             readiness.parts.insert("cidr", network_not_ready("the node has no podCIDR yet"));
         }
+        let state = self.states.now();
+        if state.shutting_down {
+            readiness.parts.insert("shutdown", "node is shutting down".into());
+        }
         let (data_dir, images) = (self.config.data_dir.clone(), self.images.clone());
         let read = tokio::task::spawn_blocking(move || {
             (facts::read_facts(&data_dir), images.list().unwrap_or_default())
         });
-        let (facts, images) = read.await.unwrap_or_default();
-        status::status(&self.config, &facts, &images, &readiness.reason(), old, Timestamp::now())
+        let (mut facts, images) = read.await.unwrap_or_default();
+        facts.devices.clone_from(&self.devices.borrow());
+        let (pressure, reason, now) = (&state.pressure, readiness.reason(), Timestamp::now());
+        status::status(&self.config, &facts, &images, pressure, &reason, old, now)
     }
 
     /// Writes the status when it is due. Returns the Node as it is then.
@@ -216,7 +245,8 @@ impl NodeTask {
             return Ok(None);
         }
         let labels = self.missing_labels(node);
-        let due = written.is_none_or(|at| at.elapsed() >= REPORT);
+        let report = self.config.kubelet.settings.node_status_report_frequency.as_std();
+        let due = written.is_none_or(|at| at.elapsed() >= report);
         if !due && status::is_same(&old, &new) && labels.is_none() {
             return Ok(None);
         }
@@ -240,6 +270,7 @@ impl NodeTask {
         match api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(answer) => {
                 *written = Some(Instant::now());
+                self.tell_pressure(&old, &new);
                 if *was_ready != Some(ready) {
                     let reason = if ready { "NodeReady" } else { "NodeNotReady" };
                     if was_ready.is_some() || is_ready(&old) != ready {
@@ -252,6 +283,28 @@ impl NodeTask {
             }
             Err(kube::Error::Api(error)) if error.code == 409 => api.get(name).await.map(Some),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Events about what the node is short of, or not any more.
+    fn tell_pressure(&self, old: &NodeStatus, new: &NodeStatus) {
+        let of = |status: &NodeStatus, type_: &str| {
+            let conditions = status.conditions.iter().flatten();
+            conditions.into_iter().find(|c| c.type_ == type_).map(|c| c.status == "True")
+        };
+        let name = &self.config.node_name;
+        for (type_, yes, no) in [
+            ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+            ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+            ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+        ] {
+            let (before, after) = (of(old, type_), of(new, type_));
+            if before == after {
+                continue;
+            }
+            let reason = if after == Some(true) { yes } else { no };
+            let text = format!("Node {name} status is now: {reason}");
+            self.events.node(name, Kind::Normal, reason, text);
         }
     }
 

@@ -10,32 +10,54 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use std::collections::BTreeMap;
+use kelp_model::eviction::{self, Condition, Signal};
+use kelp_model::quantity::{Format, Quantity as Amount};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The Kubernetes version whose kubelet this agent stands in for.
 pub const KUBELET_VERSION: &str = concat!("v1.36.0+kelp.", env!("CARGO_PKG_VERSION"));
-/// Memory that pods do not get: upstream's eviction threshold, KiB.
-const MEMORY_RESERVE_KIB: u64 = 100 << 10;
-/// Most images listed.
-const IMAGES: usize = 50;
-/// Thresholds of the pressure conditions.
-const DISK_PRESSURE_PERMILLE: u64 = 100;
 
-fn capacity(facts: &Facts, config: &AgentConfig, allocatable: bool) -> BTreeMap<String, Quantity> {
+fn capacity(facts: &Facts, config: &AgentConfig) -> BTreeMap<String, Quantity> {
     let mut map = BTreeMap::new();
     let mut set = |key: &str, value: String| map.insert(key.to_owned(), Quantity(value));
     set("cpu", facts.cpus.to_string());
-    let memory =
-        if allocatable { facts.memory_kib.saturating_sub(MEMORY_RESERVE_KIB) } else { facts.memory_kib };
-    set("memory", format!("{memory}Ki"));
+    set("memory", format!("{}Ki", facts.memory_kib));
     set("pods", config.max_pods.to_string());
-    if allocatable {
-        set("ephemeral-storage", (facts.disk_kib * 1024 / 10 * 9).to_string());
-    } else {
-        set("ephemeral-storage", format!("{}Ki", facts.disk_kib));
-    }
+    set("ephemeral-storage", format!("{}Ki", facts.disk_kib));
     for (size, bytes) in &facts.huge_pages {
         set(&format!("hugepages-{size}"), bytes.to_string());
+    }
+    for device in &facts.devices {
+        set(&device.resource, device.capacity.to_string());
+    }
+    map
+}
+
+/// What of the capacity is for pods: not what is reserved, nor what hard eviction thresholds keep free, nor, of the
+/// memory, huge pages.
+fn allocatable(facts: &Facts, config: &AgentConfig) -> BTreeMap<String, Quantity> {
+    let settings = &config.kubelet.settings;
+    let thresholds = settings.thresholds();
+    let zero = Amount::ZERO;
+    let mut map = capacity(facts, config);
+    for (resource, signal) in [
+        ("cpu", None),
+        ("memory", Some(Signal::MemoryAvailable)),
+        ("ephemeral-storage", Some(Signal::NodeFsAvailable)),
+    ] {
+        let Some(shown) = map.get_mut(resource) else { continue };
+        let all = Amount::parse(&shown.0).unwrap_or(zero);
+        let kept = signal.map_or(zero, |signal| eviction::reserved(&thresholds, signal, &all));
+        let mut left = all - settings.reserved(resource) - kept;
+        if resource == "memory" {
+            for (_, bytes) in &facts.huge_pages {
+                left = left - Amount::new(i64::try_from(*bytes).unwrap_or(i64::MAX), Format::BinarySi);
+            }
+        }
+        *shown = Quantity(if left.signum() < 0 { zero } else { left }.to_string());
+    }
+    for device in &facts.devices {
+        map.insert(device.resource.clone(), Quantity(device.allocatable.to_string()));
     }
     map
 }
@@ -69,7 +91,7 @@ pub type NotReady = Option<String>;
 
 /// The agent's conditions, with upstream's reasons and messages.
 pub fn conditions(
-    facts: &Facts,
+    pressure: &BTreeSet<Condition>,
     not_ready: &NotReady,
     old: &[NodeCondition],
     now: Timestamp,
@@ -87,10 +109,8 @@ pub fn conditions(
             last_transition_time: before.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
         }
     };
-    let memory = facts.memory_available_kib < MEMORY_RESERVE_KIB;
-    let disk = facts.disk_kib > 0 && facts.disk_free_permille < DISK_PRESSURE_PERMILLE;
-    let (used, most) = facts.pids;
-    let pids = most > 0 && used * 10 > most * 9;
+    let of = |condition| pressure.contains(&condition);
+    let (memory, disk, pids) = (of(Condition::Memory), of(Condition::Disk), of(Condition::Pids));
     let pressure = |type_: &str, on: bool, yes: (&str, &str), no: (&str, &str)| {
         let (reason, message) = if on { yes } else { no };
         make(type_, on, reason, message)
@@ -129,10 +149,12 @@ pub fn status(
     config: &AgentConfig,
     facts: &Facts,
     images: &[Image],
+    pressure: &BTreeSet<Condition>,
     not_ready: &NotReady,
     old: &NodeStatus,
     now: Timestamp,
 ) -> NodeStatus {
+    let shown = usize::try_from(config.kubelet.settings.node_status_max_images).ok();
     let mut images: Vec<&Image> = images.iter().collect();
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     let image = |image: &&Image| ContainerImage {
@@ -140,9 +162,9 @@ pub fn status(
         size_bytes: i64::try_from(image.size).ok(),
     };
     NodeStatus {
-        capacity: Some(capacity(facts, config, false)),
-        allocatable: Some(capacity(facts, config, true)),
-        conditions: Some(conditions(facts, not_ready, old.conditions.as_deref().unwrap_or_default(), now)),
+        capacity: Some(capacity(facts, config)),
+        allocatable: Some(allocatable(facts, config)),
+        conditions: Some(conditions(pressure, not_ready, old.conditions.as_deref().unwrap_or_default(), now)),
         addresses: Some(addresses(config)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
@@ -160,7 +182,8 @@ pub fn status(
             architecture: labels(config).remove("kubernetes.io/arch").unwrap_or_default(),
             swap: None,
         }),
-        images: Some(images.iter().take(IMAGES).map(image).collect()),
+        // -1: all of them.
+        images: Some(images.iter().take(shown.unwrap_or(usize::MAX)).map(image).collect()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         ..old.clone()
     }
@@ -186,10 +209,7 @@ mod tests {
         Facts {
             cpus: 2,
             memory_kib: 24_684_084,
-            memory_available_kib: 20_000_000,
             disk_kib: 264_212_084,
-            disk_free_permille: 900,
-            pids: (100, 32_768),
             huge_pages: vec![("1Gi".into(), 0), ("2Mi".into(), 0)],
             ..Facts::default()
         }
@@ -202,11 +222,12 @@ mod tests {
     #[test]
     fn as_recorded() {
         let config = AgentConfig::new("node1", vec!["192.0.2.1".parse().unwrap()]);
-        let s = status(&config, &facts(), &[], &None, &NodeStatus::default(), at(1));
+        let s = status(&config, &facts(), &[], &BTreeSet::new(), &None, &NodeStatus::default(), at(1));
         let text = |m: &Option<BTreeMap<String, Quantity>>, k: &str| m.as_ref().unwrap()[k].0.clone();
         assert_eq!(text(&s.capacity, "memory"), "24684084Ki");
         assert_eq!(text(&s.allocatable, "memory"), "24581684Ki");
         assert_eq!(text(&s.capacity, "ephemeral-storage"), "264212084Ki");
+        assert_eq!(text(&s.allocatable, "ephemeral-storage"), "243497856212");
         assert_eq!(text(&s.allocatable, "hugepages-2Mi"), "0");
         let conditions: Vec<_> = s
             .conditions
@@ -228,12 +249,32 @@ mod tests {
     }
 
     #[test]
+    fn reservations_are_not_for_pods() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config");
+        let text = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\nmaxPods: 7\n\
+            systemReserved: {cpu: 100m, memory: 1Gi}\nkubeReserved: {cpu: 50m, memory: 24Mi, ephemeral-storage: 1Gi}\n";
+        std::fs::write(&file, text).unwrap();
+        let mut config = AgentConfig::new("node1", vec![]);
+        config.adopt(crate::kubelet_config::KubeletConfig::load(Some(&file), None).unwrap()).unwrap();
+        let facts = Facts { huge_pages: vec![("2Mi".into(), 4 << 20)], ..facts() };
+        let found = allocatable(&facts, &config);
+        let shown = |name: &str| found[name].0.as_str();
+        assert_eq!((shown("cpu"), shown("pods")), ("1850m", "7"));
+        assert_eq!(shown("memory"), format!("{}Ki", 24_684_084 - (1024 + 24 + 100 + 4) * 1024));
+        assert_eq!(shown("ephemeral-storage"), (243_497_856_212_i64 - (1 << 30)).to_string());
+        let none = Facts { memory_kib: 1000, ..facts };
+        assert_eq!(allocatable(&none, &config)["memory"].0, "0");
+    }
+
+    #[test]
     fn heartbeats_are_no_change_and_transitions_are_kept() {
         let config = AgentConfig::new("node1", vec![]);
-        let first = status(&config, &facts(), &[], &None, &NodeStatus::default(), at(1));
-        let second = status(&config, &facts(), &[], &None, &first, at(2));
+        let none = BTreeSet::new();
+        let first = status(&config, &facts(), &[], &none, &None, &NodeStatus::default(), at(1));
+        let second = status(&config, &facts(), &[], &none, &None, &first, at(2));
         assert!(is_same(&first, &second) && first != second);
-        let third = status(&config, &facts(), &[], &Some("why".into()), &second, at(3));
+        let third = status(&config, &facts(), &[], &none, &Some("why".into()), &second, at(3));
         assert!(!is_same(&second, &third));
         let ready = third.conditions.as_ref().unwrap().iter().find(|c| c.type_ == "Ready").unwrap();
         assert_eq!(

@@ -1,10 +1,11 @@
 //! What a container runs: the Pod spec and the image config resolved into a [`ContainerSpec`].
 
+use crate::device::Grant;
 use crate::image::ImageConfig;
 use crate::pod::environment::Environment;
 use crate::pod::reference::PodRef;
 use crate::pod::volumes::{self, Paths};
-use crate::runtime::{self, ContainerSpec, Mount, Propagation, Resources, seccomp};
+use crate::runtime::{self, ContainerSpec, DeviceNode, Mount, Propagation, Resources, seccomp};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 use kelp_model::pod::env::expand;
 use kelp_model::pod::resources::Limits;
@@ -264,6 +265,8 @@ pub struct Parts<'a> {
     pub pod: &'a Pod,
     /// Directory of the node's seccomp profiles.
     pub profiles: PathBuf,
+    /// Containers that ask for no seccomp profile get that of the runtime.
+    pub seccomp_default: bool,
     /// The container.
     pub container: &'a Container,
     /// Restart count.
@@ -286,7 +289,7 @@ pub struct Parts<'a> {
     pub termination: PathBuf,
 }
 
-/// Which seccomp filter a container asks for. `profiles` is the directory of the node's own.
+/// Which seccomp filter a container asks for, or gets by `default`. `profiles` is the directory of the node's own.
 ///
 /// # Errors
 /// The profile cannot be read; the text is that of `CreateContainerError`.
@@ -295,13 +298,16 @@ fn seccomp_of(
     spec: &ContainerSpec,
     own: &SecurityContext,
     profiles: &Path,
+    default: bool,
 ) -> Result<Option<serde_json::Value>, String> {
     if spec.privileged {
         return Ok(None);
     }
     let of_pod =
         pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.seccomp_profile.as_ref());
-    let Some(profile) = own.seccomp_profile.as_ref().or(of_pod) else { return Ok(None) };
+    let Some(profile) = own.seccomp_profile.as_ref().or(of_pod) else {
+        return Ok(default.then(|| seccomp::runtime_default(&runtime::granted(spec))));
+    };
     match profile.type_.as_str() {
         "RuntimeDefault" => Ok(Some(seccomp::runtime_default(&runtime::granted(spec)))),
         "Localhost" => {
@@ -320,6 +326,27 @@ fn seccomp_of(
         }
         _ => Ok(None),
     }
+}
+
+/// Gives a container what it needs for the devices of a plugin. Variables of the Pod come before the plugin's.
+pub fn add_devices(spec: &mut ContainerSpec, grant: Grant) {
+    for (name, value) in grant.env {
+        let set = spec.env.iter().any(|line| line.split_once('=').is_some_and(|(known, _)| known == name));
+        if !set {
+            spec.env.push(format!("{name}={value}"));
+        }
+    }
+    spec.mounts.extend(grant.mounts.into_iter().map(|(source, destination, read_only)| Mount {
+        source,
+        destination,
+        read_only,
+        ..Mount::default()
+    }));
+    spec.devices.extend(grant.nodes.into_iter().map(|(source, destination, permissions)| DeviceNode {
+        source,
+        destination,
+        read_only: !permissions.contains('w'),
+    }));
 }
 
 /// The runtime's view of a container.
@@ -365,6 +392,7 @@ pub fn spec(parts: Parts<'_>) -> Result<ContainerSpec, String> {
         unmasked: security.proc_mount.as_deref() == Some("Unmasked"),
         seccomp: None,
         mounts: parts.mounts,
+        devices: Vec::new(),
         privileged,
         read_only_root: security.read_only_root_filesystem.unwrap_or(false),
         joins: None,
@@ -378,7 +406,7 @@ pub fn spec(parts: Parts<'_>) -> Result<ContainerSpec, String> {
         stdin_once: container.stdin_once.unwrap_or(false),
         termination_message: Some(parts.termination),
     };
-    spec.seccomp = seccomp_of(parts.pod, &spec, &security, &parts.profiles)?;
+    spec.seccomp = seccomp_of(parts.pod, &spec, &security, &parts.profiles, parts.seccomp_default)?;
     Ok(spec)
 }
 

@@ -1,7 +1,9 @@
 //! What every pod worker shares.
 
 use crate::config::AgentConfig;
+use crate::device::Devices;
 use crate::image::{ImageConfig, ImageError, ImageStore};
+use crate::node::state::States;
 use crate::pod::events::Recorder;
 use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
@@ -88,6 +90,10 @@ pub struct Context<R, N> {
     pub pods: PodIndex,
     /// The newest Node; `None` until it is known.
     pub node: watch::Receiver<Option<Arc<Node>>>,
+    /// Devices of plugins.
+    pub devices: Devices,
+    /// What the node is short of, and whether it shuts down.
+    pub states: States,
     /// CPUs of the node, thousandths.
     pub node_milli_cpu: i64,
     /// Memory of the node, bytes.

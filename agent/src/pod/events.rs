@@ -9,9 +9,10 @@ use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Severity of an event.
@@ -30,7 +31,11 @@ struct Occurrence {
     reason: String,
     message: String,
     object: Object,
+    annotations: Annotations,
 }
+
+/// What an event says to machines.
+pub type Annotations = Vec<(&'static str, String)>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Object {
@@ -54,10 +59,11 @@ impl Recorder {
     pub fn new(
         client: kube::Client,
         host: String,
+        pace: Pace,
         shutdown: CancellationToken,
     ) -> (Self, impl Future<Output = ()>) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue }, write(client, host, receiver, shutdown))
+        (Self { queue }, write(client, host, pace, receiver, shutdown))
     }
 
     /// A recorder whose events are read by nobody.
@@ -67,7 +73,20 @@ impl Recorder {
 
     /// Something happened to a pod.
     pub fn pod(&self, pod: &PodRef, kind: Kind, reason: &str, message: impl Into<String>) {
-        self.send(kind, reason, message.into(), Object::Pod { pod: pod.clone(), field_path: None });
+        self.annotated(pod, kind, reason, message, Annotations::new());
+    }
+
+    /// Something happened to a pod, with annotations of the event.
+    pub fn annotated(
+        &self,
+        pod: &PodRef,
+        kind: Kind,
+        reason: &str,
+        message: impl Into<String>,
+        annotations: Annotations,
+    ) {
+        let object = Object::Pod { pod: pod.clone(), field_path: None };
+        self.send(kind, reason, message.into(), object, annotations);
     }
 
     /// Something happened to a container; `field_path` is such as `spec.containers{name}`.
@@ -80,21 +99,68 @@ impl Recorder {
         message: impl Into<String>,
     ) {
         let object = Object::Pod { pod: pod.clone(), field_path: Some(field_path.to_owned()) };
-        self.send(kind, reason, message.into(), object);
+        self.send(kind, reason, message.into(), object, Annotations::new());
     }
 
     /// Something happened to the node.
     pub fn node(&self, name: &str, kind: Kind, reason: &str, message: impl Into<String>) {
-        self.send(kind, reason, message.into(), Object::Node(name.to_owned()));
+        self.send(kind, reason, message.into(), Object::Node(name.to_owned()), Annotations::new());
     }
 
-    fn send(&self, kind: Kind, reason: &str, message: String, object: Object) {
+    fn send(&self, kind: Kind, reason: &str, message: String, object: Object, annotations: Annotations) {
         let about = match &object {
             Object::Pod { pod, .. } => pod.to_string(),
             Object::Node(name) => name.clone(),
         };
         tracing::debug!(about, reason, event = message, "event");
-        let _ = self.queue.try_send(Occurrence { kind, reason: reason.to_owned(), message, object });
+        let reason = reason.to_owned();
+        let _ = self.queue.try_send(Occurrence { kind, reason, message, object, annotations });
+    }
+}
+
+/// How many events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// A second; 0: any number.
+    pub per_second: i32,
+    /// At once, above that.
+    pub burst: i32,
+}
+
+impl Default for Pace {
+    /// The kubelet's.
+    fn default() -> Self {
+        Self { per_second: 50, burst: 100 }
+    }
+}
+
+/// A bucket of tokens that fills at a pace.
+#[derive(Debug)]
+struct Bucket {
+    pace: Pace,
+    tokens: f64,
+    filled_at: Instant,
+}
+
+impl Bucket {
+    fn new(pace: Pace, now: Instant) -> Self {
+        Self { pace, tokens: f64::from(pace.burst), filled_at: now }
+    }
+
+    /// Takes a token; else how long to wait for one.
+    fn take(&mut self, now: Instant) -> Option<Duration> {
+        if self.pace.per_second <= 0 {
+            return None;
+        }
+        let rate = f64::from(self.pace.per_second);
+        let grown = self.tokens + now.duration_since(self.filled_at).as_secs_f64() * rate;
+        self.tokens = grown.min(f64::from(self.pace.burst.max(1)));
+        self.filled_at = now;
+        if self.tokens < 1.0 {
+            return Some(Duration::from_secs_f64((1.0 - self.tokens) / rate));
+        }
+        self.tokens -= 1.0;
+        None
     }
 }
 
@@ -108,9 +174,11 @@ struct Written {
 async fn write(
     client: kube::Client,
     host: String,
+    pace: Pace,
     mut queue: mpsc::Receiver<Occurrence>,
     shutdown: CancellationToken,
 ) {
+    let mut bucket = Bucket::new(pace, Instant::now());
     let mut written: HashMap<Occurrence, Written> = HashMap::new();
     loop {
         let occurrence = tokio::select! {
@@ -120,6 +188,12 @@ async fn write(
                 None => return,
             },
         };
+        while let Some(wait) = bucket.take(Instant::now()) {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
         let now = Timestamp::now();
         if written.len() >= REMEMBERED {
             let mut ages: Vec<Timestamp> = written.values().map(|w| w.last).collect();
@@ -185,10 +259,13 @@ async fn put(
         ),
     };
     let name = format!("{}.{:x}", involved.name.as_deref().unwrap_or_default(), now.as_nanosecond());
+    let annotations: BTreeMap<String, String> =
+        occurrence.annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
     let event = Event {
         metadata: ObjectMeta {
             name: Some(name.clone()),
             namespace: Some(namespace.clone()),
+            annotations: (!annotations.is_empty()).then_some(annotations),
             ..ObjectMeta::default()
         },
         involved_object: involved,
@@ -207,4 +284,21 @@ async fn put(
     api.create(&PostParams::default(), &event).await?;
     written.insert(occurrence.clone(), Written { namespace, name, count: 1, last: now });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_followed_by_the_pace() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(Pace { per_second: 2, burst: 3 }, start);
+        let takes = (0..4).map(|_| bucket.take(start).is_none()).collect::<Vec<_>>();
+        assert_eq!(takes, [true, true, true, false]);
+        assert_eq!(bucket.take(start), Some(Duration::from_millis(500)));
+        assert_eq!(bucket.take(start + Duration::from_millis(500)), None);
+        let mut any = Bucket::new(Pace { per_second: 0, burst: 0 }, start);
+        assert!((0..1000).all(|_| any.take(start).is_none()));
+    }
 }

@@ -9,13 +9,14 @@ use crate::pod::events::Kind;
 use crate::pod::mirror::is_mirror;
 use crate::pod::reference::PodRef;
 use crate::pod::static_pods::{self, StaticPods};
-use crate::pod::worker::{Handle, Message, Slot, Worker};
+use crate::pod::worker::{Handle, Message, Slot, Termination, Worker};
 use crate::runtime::{Runtime, RuntimeEvent};
 use crate::server::PodIndex;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kelp_model::eviction;
 use kelp_model::pod::admission::{self, Rejection};
 use kelp_model::pod::conditions;
 use kelp_model::pod::qos::qos_class;
@@ -26,7 +27,7 @@ use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +50,12 @@ pub struct Manager<R, N> {
     mirrors: HashMap<String, Arc<Pod>>,
     shutdown: CancellationToken,
     synced: watch::Sender<bool>,
+    /// Pods that the node wants to end, by UID.
+    orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
 }
+
+/// A pod that the node wants to end: UID, and why and how.
+pub type Order = (String, Termination);
 
 impl<R: Runtime, N: PodNetwork> Manager<R, N> {
     /// A manager without pods.
@@ -65,7 +71,13 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
             pods,
             shutdown,
             synced: watch::channel(false).0,
+            orders: mpsc::channel(16),
         }
+    }
+
+    /// Takes orders to end pods.
+    pub fn orders(&self) -> mpsc::Sender<Order> {
+        self.orders.0.clone()
     }
 
     /// Turns `true` with the first complete list of pods.
@@ -120,6 +132,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
                     }
                     Err(broadcast::error::RecvError::Closed) => events = self.context.runtime.events(),
                 },
+                Some((uid, order)) = self.orders.1.recv() => self.pass_on(&uid, order).await,
                 Ok(()) = statics.changed() => {
                     let set = statics.borrow_and_update().clone().unwrap_or_default();
                     self.take_statics(set);
@@ -195,7 +208,21 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
                 node.add_pod(Arc::new(PodInfo::from_api(other)));
             }
         }
+        let state = self.context.states.now();
+        if state.shutting_down {
+            let message = "Pod was rejected as the node is shutting down.";
+            return Err(Rejection { reason: "NodeShutdown".into(), message: message.into() });
+        }
+        eviction::admit(pod, &state.pressure)?;
         admission::admit(pod, &node, &config.allowed_unsafe_sysctls)
+    }
+
+    /// Tells a worker to end its pod.
+    async fn pass_on(&self, uid: &str, order: Termination) {
+        if let Some(worker) = self.workers.get(uid) {
+            // A worker empties its inbox in each of its rounds.
+            let _ = worker.inbox.send(Message::Terminate(order)).await;
+        }
     }
 
     /// Turns a pod away: told once, and it never starts here.

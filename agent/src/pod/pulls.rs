@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// What is pulled for whom: pod UID, container, reference.
 pub type Key = (String, String, String);
@@ -46,12 +47,15 @@ pub enum Standing {
 pub struct Pulls {
     puller: Puller,
     pulls: Arc<Mutex<HashMap<Key, Pull>>>,
+    /// Pulls at a time, if there is a limit.
+    room: Option<Arc<Semaphore>>,
 }
 
 impl Pulls {
-    /// Pulls with this puller.
-    pub fn new(puller: Puller) -> Self {
-        Self { puller, pulls: Arc::default() }
+    /// Pulls with this puller, at most so many at a time; `None`: any number.
+    pub fn new(puller: Puller, most: Option<usize>) -> Self {
+        let room = most.map(|most| Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS))));
+        Self { puller, pulls: Arc::default(), room }
     }
 
     /// How a pull stands.
@@ -74,6 +78,10 @@ impl Pulls {
         let own = key.clone();
         let task = tokio::spawn(async move {
             let start = Instant::now();
+            let permit = match &this.room {
+                Some(room) => room.clone().acquire_owned().await.ok(),
+                None => None,
+            };
             let ended = match this.puller.pull(&own.2, &keyring).await {
                 Ok(image) => Ended::Pulled {
                     size: image.size,
@@ -82,6 +90,7 @@ impl Pulls {
                 },
                 Err(error) => Ended::Failed(error.to_string()),
             };
+            drop(permit);
             // The entry of this task is there: it was made under the lock that is taken here.
             if let Some(entry) = this.pulls.lock().get_mut(&own) {
                 *entry = Pull::Ended(ended);

@@ -59,6 +59,19 @@ pub enum Message {
         /// The text of a failure.
         result: Result<(), String>,
     },
+    /// The node ends the pod.
+    Terminate(Termination),
+}
+
+/// Why and how the node ends a pod that nobody asked to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Termination {
+    /// `status.reason`.
+    pub reason: String,
+    /// `status.message`.
+    pub message: String,
+    /// Seconds to stop in, if the pod's own grace period is not shorter.
+    pub grace: i64,
 }
 
 /// Where the pod is on this node.
@@ -86,8 +99,10 @@ pub struct Worker<R, N> {
     /// When this agent saw it first, as its annotations tell the containers.
     seen: String,
     resize: resize::Resize,
-    /// The pod uses too much: reason and message.
+    /// The node ends the pod: reason and message.
     evicted: Option<(String, String)>,
+    /// It does so for its own sake: message of the condition.
+    disruption: Option<String>,
     /// Seconds to stop in, when the pod is not asked.
     grace: Option<i64>,
     /// When its use of the disk is looked at next.
@@ -179,6 +194,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             wanted: slot.pod,
             resize,
             evicted: None,
+            disruption: None,
             grace: None,
             measure_at: None,
         };
@@ -204,6 +220,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             if self.phase == Phase::Done {
                 self.context.objects.declare(&self.reference.uid, &Default::default(), &self.objects_changed);
                 self.context.objects.tokens.forget(&self.reference.uid);
+                self.context.devices.release(&self.reference.uid);
                 self.context.status.forget(&self.reference.uid);
                 if let Some(pulls) = self.context.images.pulls() {
                     pulls.forget(&self.reference.uid);
@@ -285,7 +302,17 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             Message::Runtime => {}
             Message::Probe(verdict) => self.take_verdict(verdict),
             Message::PostStart { name, attempt, result } => self.take_post_start(&name, attempt, result),
+            Message::Terminate(order) => self.take_order(order),
         }
+    }
+
+    /// The node wants the pod to end. One that ends already goes on doing so, at most faster.
+    fn take_order(&mut self, order: Termination) {
+        if self.phase == Phase::Sync && self.evicted.is_none() {
+            self.evicted = Some((order.reason, order.message.clone()));
+            self.disruption = Some(order.message);
+        }
+        self.grace = Some(self.grace.map_or(order.grace, |known| known.min(order.grace)));
     }
 
     /// One round. `Ok`: when to look again.
@@ -443,6 +470,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             ending,
             resize: self.resize.conditions.clone(),
             evicted: self.evicted.clone(),
+            disruption: self.disruption.clone(),
         }
     }
 

@@ -1,9 +1,11 @@
 //! What the agent reads of the host for its containers.
 
+use super::layout::io_error;
 use super::spec::HostDevice;
+use super::{DeviceNode, RuntimeError};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The agent's bounding set: capabilities outside of it cannot be given to a container. 0 when it cannot be read.
 pub(super) fn bounding_set() -> u64 {
@@ -35,15 +37,32 @@ fn collect(dir: &Path, found: &mut Vec<HostDevice>) {
         if kind.is_dir() {
             collect(&entry.path(), found);
         } else if kind.is_char_device() || kind.is_block_device() {
-            found.push(HostDevice {
-                path: entry.path(),
-                block: kind.is_block_device(),
-                major: i64::from(libc::major(metadata.rdev())),
-                minor: i64::from(libc::minor(metadata.rdev())),
-                mode: metadata.permissions().mode() & 0o7777,
-                uid: metadata.uid(),
-                gid: metadata.gid(),
-            });
+            found.push(described(&metadata, entry.path()));
         }
     }
+}
+
+/// A device node as a container is to have it at `path`.
+fn described(metadata: &fs::Metadata, path: PathBuf) -> HostDevice {
+    HostDevice {
+        path,
+        block: metadata.file_type().is_block_device(),
+        major: i64::from(libc::major(metadata.rdev())),
+        minor: i64::from(libc::minor(metadata.rdev())),
+        mode: metadata.permissions().mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        read_only: false,
+    }
+}
+
+/// A device that a container asks for.
+pub(super) fn device(asked: &DeviceNode) -> Result<HostDevice, RuntimeError> {
+    let metadata = fs::metadata(&asked.source).map_err(|e| io_error("use the device", &asked.source, e))?;
+    let kind = metadata.file_type();
+    if !kind.is_char_device() && !kind.is_block_device() {
+        return Err(io_error("use the device", &asked.source, std::io::ErrorKind::InvalidInput.into()));
+    }
+    let found = described(&metadata, asked.destination.clone());
+    Ok(HostDevice { read_only: asked.read_only, ..found })
 }

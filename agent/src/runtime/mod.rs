@@ -126,6 +126,17 @@ pub trait Runtime: Send + Sync + 'static {
     /// What a pod and its containers use now; `None` when it has no cgroup.
     fn usage(&self, sandbox: &str) -> impl Future<Output = Result<Option<PodUsage>, RuntimeError>> + Send;
 
+    /// What all pods together use; `None` when that cannot be told.
+    fn pods_usage(&self) -> impl Future<Output = Option<usage::Usage>> + Send {
+        async { None }
+    }
+
+    /// Sets limits of all pods together.
+    fn limit_pods(&self, resources: &Resources) -> impl Future<Output = Result<(), RuntimeError>> + Send {
+        let _ = resources;
+        async { Ok(()) }
+    }
+
     /// State changes (a container exited, a shim vanished). A lagging receiver must [`Runtime::list`] again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
 }

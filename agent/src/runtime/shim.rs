@@ -415,6 +415,11 @@ impl ShimRuntime {
         if spec.privileged {
             around.host_devices = host::devices();
         }
+        // One that is asked for by name wins over the host's own at that place.
+        for asked in &spec.devices {
+            around.host_devices.retain(|d| d.path != asked.destination);
+            around.host_devices.push(host::device(asked)?);
+        }
         layout::write(&bundle.join(files::CONFIG), &spec::generate(spec, &around))?;
         let record = Record {
             id: spec.id.clone(),
@@ -804,10 +809,32 @@ impl Runtime for ShimRuntime {
         read.await.map_err(|e| shim_error(sandbox, e.to_string()))
     }
 
+    async fn pods_usage(&self) -> Option<usage::Usage> {
+        let this = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let path = this.inner.cgroups.pod(Path::new(PODS)).ok()?;
+            usage::read(&this.inner.cgroups, &path)
+        });
+        read.await.ok().flatten()
+    }
+
+    async fn limit_pods(&self, resources: &Resources) -> Result<(), RuntimeError> {
+        let (this, resources) = (self.clone(), resources.clone());
+        let set = tokio::task::spawn_blocking(move || {
+            let path = this.inner.cgroups.pod(Path::new(PODS))?;
+            this.inner.cgroups.create_pod(&path, &resources)
+        });
+        let failed = |source| RuntimeError::Io { action: "cannot limit the pods' cgroup".into(), source };
+        set.await.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)
+    }
+
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
         self.inner.events.subscribe()
     }
 }
+
+/// Cgroup of all pods, below the node's root.
+const PODS: &str = "kubepods";
 
 /// Name of a container's claim on its image.
 fn lease(sandbox: &str, container: &str) -> String {

@@ -113,7 +113,7 @@ pub(super) struct Surroundings {
     pub unified: bool,
     /// Bounding set of the agent, a bit a capability.
     pub bounding: u64,
-    /// Devices of the host, for privileged containers.
+    /// Devices: all of the host's for privileged containers, and those that the container asks for.
     pub host_devices: Vec<HostDevice>,
 }
 
@@ -127,6 +127,8 @@ pub(super) struct HostDevice {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// The container may only read it.
+    pub read_only: bool,
 }
 
 /// The spec, as `config.json`.
@@ -160,9 +162,11 @@ pub(super) fn generate(spec: &ContainerSpec, around: &Surroundings) -> Value {
         "maskedPaths": [],
         "readonlyPaths": [],
     });
-    if spec.privileged {
+    if !around.host_devices.is_empty() {
         let devices: Vec<Value> = around.host_devices.iter().map(device).collect();
         linux["devices"] = json!(devices);
+    }
+    if spec.privileged {
         linux["rootfsPropagation"] = json!("slave");
     } else {
         if !spec.unmasked {
@@ -350,6 +354,10 @@ fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
         devices.extend(numbers.map(|(major, minor)| allow("c", Some(major), Some(minor), "rwm")));
         // Terminals of the container's own devpts.
         devices.push(allow("c", Some(136), None, "rwm"));
+        for own in &around.host_devices {
+            let (kind, access) = (if own.block { "b" } else { "c" }, if own.read_only { "r" } else { "rwm" });
+            devices.push(allow(kind, Some(own.major), Some(own.minor), access));
+        }
     }
     let mut resources = json!({ "devices": devices });
     let mut cpu = serde_json::Map::new();

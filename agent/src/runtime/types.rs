@@ -79,6 +79,17 @@ pub struct Mount {
     pub within: Option<PathBuf>,
 }
 
+/// A device of the host that a container gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Path on the host.
+    pub source: PathBuf,
+    /// Path in the container.
+    pub destination: PathBuf,
+    /// It may not be written to.
+    pub read_only: bool,
+}
+
 /// What a container runs; everything of the Pod spec and the image config is already resolved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSpec {
@@ -110,6 +121,8 @@ pub struct ContainerSpec {
     pub strict_groups: bool,
     /// Bind mounts in order.
     pub mounts: Vec<Mount>,
+    /// Devices, beside those that every container has.
+    pub devices: Vec<DeviceNode>,
     /// All capabilities and devices, no seccomp, no masked paths.
     pub privileged: bool,
     /// Nothing of /proc and /sys is hidden or read-only.

@@ -2,6 +2,7 @@
 //! SubjectAccessReview with the kubelet's attributes. Nobody is anonymous.
 
 use super::upgrade;
+use crate::kubelet_config::{Authentication, Authorization, Settings};
 use http::{HeaderMap, Method};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
@@ -14,12 +15,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The kubelet's default of `authentication.webhook.cacheTTL`.
-const TOKEN_TTL: Duration = Duration::from_secs(120);
-/// The kubelet's default of `authorization.webhook.cacheAuthorizedTTL`.
-const ALLOWED_TTL: Duration = Duration::from_secs(300);
-/// The kubelet's default of `authorization.webhook.cacheUnauthorizedTTL`.
-const DENIED_TTL: Duration = Duration::from_secs(30);
 /// Entries of a cache.
 const CACHED: usize = 4096;
 /// How long the API server may take to answer a review.
@@ -99,12 +94,23 @@ pub struct Auth {
     node_name: String,
     tokens: Cache<[u8; 32], Option<User>>,
     decisions: Cache<Question, bool>,
+    /// How callers are known.
+    authentication: Authentication,
+    /// What they may.
+    authorization: Authorization,
 }
 
 impl Auth {
     /// Asks the API server behind `client`.
-    pub fn new(client: kube::Client, node_name: String) -> Self {
-        Self { client, node_name, tokens: Cache::new(), decisions: Cache::new() }
+    pub fn new(client: kube::Client, node_name: String, settings: &Settings) -> Self {
+        Self {
+            client,
+            node_name,
+            tokens: Cache::new(),
+            decisions: Cache::new(),
+            authentication: settings.authentication.clone(),
+            authorization: settings.authorization.clone(),
+        }
     }
 
     /// Decides whether a request is served.
@@ -120,12 +126,25 @@ impl Auth {
     ) -> Result<(), Refusal> {
         let user = match certificate {
             Some(user) => user.clone(),
-            None => {
-                let token = upgrade::bearer(headers).ok_or(Refusal::Unauthorized)?;
-                self.token(&token).await.ok_or(Refusal::Unauthorized)?
-            }
+            None => self.unnamed(headers).await.ok_or(Refusal::Unauthorized)?,
         };
+        if self.authorization.mode == "AlwaysAllow" {
+            return Ok(());
+        }
         self.authorize(&user, method, path).await
+    }
+
+    /// A caller without a certificate: by bearer token, or nobody in particular.
+    async fn unnamed(&self, headers: &HeaderMap) -> Option<User> {
+        match upgrade::bearer(headers).filter(|_| self.authentication.webhook.enabled) {
+            // A token that nobody knows is no reason to be somebody else.
+            Some(token) => self.token(&token).await,
+            None => self.authentication.anonymous.enabled.then(|| User {
+                name: "system:anonymous".into(),
+                groups: vec!["system:unauthenticated".into()],
+                ..User::default()
+            }),
+        }
     }
 
     async fn token(&self, token: &str) -> Option<User> {
@@ -159,7 +178,7 @@ impl Auth {
                 extra: info.extra.unwrap_or_default(),
             }
         });
-        self.tokens.put(key, user.clone(), TOKEN_TTL);
+        self.tokens.put(key, user.clone(), self.authentication.webhook.cache_ttl.as_std());
         user
     }
 
@@ -215,7 +234,9 @@ impl Auth {
         let error = match answer {
             Ok(Ok(review)) => {
                 let allowed = review.status.is_some_and(|s| s.allowed && !s.denied.unwrap_or(false));
-                self.decisions.put(question, allowed, if allowed { ALLOWED_TTL } else { DENIED_TTL });
+                let times = &self.authorization.webhook;
+                let time = if allowed { times.cache_authorized_ttl } else { times.cache_unauthorized_ttl };
+                self.decisions.put(question, allowed, time.as_std());
                 return Ok(allowed);
             }
             Ok(Err(error)) => error.to_string(),
@@ -264,6 +285,7 @@ fn attributes(method: &Method, path: &str) -> (&'static str, Vec<&'static str>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubelet_config::KubeletConfig;
     use http_body_util::BodyExt;
     use kube::client::Body;
     use serde_json::{Value, json};
@@ -336,7 +358,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn tokens_are_reviewed_and_decisions_kept_for_a_while() {
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let auth = Auth::new(reviewer(calls.clone()), "node1".into());
+        let auth = Auth::new(reviewer(calls.clone()), "node1".into(), &KubeletConfig::default().settings);
         let headers = |token: &str| {
             let mut map = HeaderMap::new();
             map.insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -367,7 +389,7 @@ mod tests {
     #[tokio::test]
     async fn masters_need_no_review() {
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let auth = Auth::new(reviewer(calls.clone()), "node1".into());
+        let auth = Auth::new(reviewer(calls.clone()), "node1".into(), &KubeletConfig::default().settings);
         let master = User { name: "a".into(), groups: vec![MASTERS.into()], ..User::default() };
         assert_eq!(auth.check(Some(&master), &Method::POST, "/exec/n/p/c", &HeaderMap::new()).await, Ok(()));
         let other = User { name: "b".into(), ..User::default() };

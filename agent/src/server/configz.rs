@@ -1,64 +1,56 @@
-//! `/configz`: the settings in force, as a KubeletConfiguration (upstream's `kubelet.config.k8s.io/v1beta1`). Settings
-//! that mean nothing here are left out.
+//! `/configz`: the settings in force, as a KubeletConfiguration (upstream's `kubelet.config.k8s.io/v1beta1`).
 
 use super::Server;
 use super::answer::{Answer, json as answer};
-use crate::runtime::{LOG_MAX_FILES, LOG_MAX_SIZE, Runtime};
-use serde_json::{Value, json};
+use crate::config::AgentConfig;
+use crate::runtime::Runtime;
+use serde_json::{Map, Value, json};
 
 impl<R: Runtime + Clone> Server<R> {
     /// `/configz`.
     pub(super) fn configz(&self) -> Answer {
-        answer(&json!({"kubeletconfig": self.settings()}))
+        answer(&json!({"kubeletconfig": in_force(&self.config)}))
     }
+}
 
-    fn settings(&self) -> Value {
-        let config = &self.config;
-        json!({
-            "kind": "KubeletConfiguration",
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "address": "0.0.0.0",
-            "port": config.kubelet_port,
-            "enableServer": true,
-            "enableDebuggingHandlers": true,
-            "enableSystemLogHandler": true,
-            "enableSystemLogQuery": false,
-            "authentication": {
-                "x509": {},
-                "webhook": {"enabled": true, "cacheTTL": "2m0s"},
-                "anonymous": {"enabled": false},
-            },
-            "authorization": {
-                "mode": "Webhook",
-                "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"},
-            },
-            "registerNode": true,
-            "maxPods": config.max_pods,
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": format!("/{}", config.cgroup_root.display()),
-            "cgroupsPerQOS": true,
-            "cpuCFSQuota": true,
-            "cpuCFSQuotaPeriod": "100ms",
-            "cpuManagerPolicy": "none",
-            "memoryManagerPolicy": "None",
-            "topologyManagerPolicy": "none",
-            "topologyManagerScope": "container",
-            "clusterDNS": config.cluster_dns.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "clusterDomain": config.cluster_domain,
-            "resolvConf": config.resolv_conf.display().to_string(),
-            "configMapAndSecretChangeDetectionStrategy": "Watch",
-            "containerLogMaxSize": format!("{}Mi", LOG_MAX_SIZE >> 20),
-            "containerLogMaxFiles": LOG_MAX_FILES,
-            "podLogsDir": config.pod_log_dir.display().to_string(),
-            "imageMinimumGCAge": "2m0s",
-            "imageGCHighThresholdPercent": 85,
-            "imageGCLowThresholdPercent": 80,
-            "serializeImagePulls": false,
-            "nodeLeaseDurationSeconds": 40,
-            "failSwapOn": false,
-            "failCgroupV1": false,
-            "makeIPTablesUtilChains": false,
-            "streamingConnectionIdleTimeout": "4h0m0s",
-        })
+/// The configuration with what the command line says instead.
+fn in_force(config: &AgentConfig) -> Value {
+    let mut all = config.kubelet.effective.as_object().cloned().unwrap_or_default();
+    let own = json!({
+        "port": config.kubelet_port,
+        "maxPods": config.max_pods,
+        "cgroupRoot": format!("/{}", config.cgroup_root.display()),
+        "clusterDNS": config.cluster_dns.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "clusterDomain": config.cluster_domain,
+        "resolvConf": config.resolv_conf.display().to_string(),
+        "podLogsDir": config.pod_log_dir.display().to_string(),
+        "containerRuntimeEndpoint": "",
+    });
+    let own = own.as_object().cloned().unwrap_or_default();
+    all.extend(own);
+    if let Some(dir) = &config.static_pods {
+        all.insert("staticPodPath".into(), json!(dir.display().to_string()));
+    }
+    Value::Object(without_null(all))
+}
+
+fn without_null(map: Map<String, Value>) -> Map<String, Value> {
+    map.into_iter().filter(|(_, value)| !value.is_null()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_force_is_shown() {
+        let mut config = AgentConfig::new("node1", vec![]);
+        config.max_pods = 7;
+        config.static_pods = Some("/etc/manifests".into());
+        let shown = in_force(&config);
+        assert_eq!((&shown["kind"], &shown["maxPods"]), (&json!("KubeletConfiguration"), &json!(7)));
+        assert_eq!(shown["staticPodPath"], json!("/etc/manifests"));
+        assert_eq!(shown["clusterDNS"], json!(["10.96.0.10"]));
+        assert_eq!(shown["evictionHard"]["memory.available"], json!("100Mi"));
     }
 }

@@ -22,7 +22,7 @@ mod channels;
 mod configz;
 mod exec;
 mod exposition;
-mod host;
+pub(crate) mod host;
 mod logs;
 mod metrics;
 mod options;
@@ -64,6 +64,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections at a time; more wait in the listen queue.
 const CONNECTIONS: usize = 256;
+/// What is served only with `enableDebuggingHandlers`.
+const DEBUGGING: [&str; 8] =
+    ["run", "exec", "attach", "portForward", "containerLogs", "runningpods", "debug", "logs"];
 /// For the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -190,6 +193,13 @@ impl<R: Runtime + Clone> Server<R> {
         let query = Query::parse(uri.query().unwrap_or_default());
         let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
         let Some((first, rest)) = path.split_first() else { return not_found() };
+        let settings = &self.config.kubelet.settings;
+        if !settings.enable_debugging_handlers && DEBUGGING.contains(first) {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
+        }
+        if !settings.enable_system_log_handler && *first == "logs" {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n");
+        }
         match (*first, rest, Target::of(rest)) {
             ("healthz", [] | [""] | ["ping" | "log" | "syncloop"], _) if get => text(StatusCode::OK, "ok"),
             ("pods", [] | [""], _) if get => self.pods(),

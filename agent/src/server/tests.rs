@@ -53,7 +53,11 @@ pub(super) async fn node() -> (Arc<Server<FakeRuntime>>, FakeRuntime) {
         config: AgentConfig::new("node1", vec![]),
         runtime: runtime.clone(),
         tls: Arc::new(tls::tests::without_clients()),
-        auth: Auth::new(kube::Client::new(service, "default"), "node1".into()),
+        auth: Auth::new(
+            kube::Client::new(service, "default"),
+            "node1".into(),
+            &crate::kubelet_config::KubeletConfig::default().settings,
+        ),
         rates: Arc::default(),
     };
     (Arc::new(server), runtime)

@@ -18,6 +18,9 @@ pub const OWNED: [&str; 7] = [
     "PodScheduled",
 ];
 
+/// Whoever ends a pod that could have gone on says so; the agent is one of them.
+const DISRUPTION: &str = "DisruptionTarget";
+
 /// What the conditions summarize.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary<'a> {
@@ -35,6 +38,8 @@ pub struct Summary<'a> {
     pub generation: Option<i64>,
     /// What became of a change of resources, when it is not done.
     pub resize: &'a [PodCondition],
+    /// The node ends the pod to save itself, or because it shuts down: why.
+    pub disruption: Option<&'a str>,
     /// Time of the observation.
     pub now: Timestamp,
 }
@@ -51,7 +56,10 @@ pub fn conditions(pod: &Pod, spec: &PodSpec, old: &PodStatus, of: &Summary<'_>) 
         condition("PodScheduled", true, None, None),
     ];
     let old_list = old.conditions.as_deref().unwrap_or_default();
-    let mine = of.resize.iter().cloned().chain(own).map(|mut c| {
+    let disruption = of
+        .disruption
+        .map(|why| condition(DISRUPTION, true, Some("TerminationByKubelet"), Some(why.to_owned())));
+    let mine = of.resize.iter().cloned().chain(own).chain(disruption).map(|mut c| {
         let before = old_list.iter().find(|o| o.type_ == c.type_);
         c.last_transition_time = match before {
             Some(o) if o.status == c.status => o.last_transition_time.clone(),
@@ -64,7 +72,8 @@ pub fn conditions(pod: &Pod, spec: &PodSpec, old: &PodStatus, of: &Summary<'_>) 
     });
     // Other writers' conditions are taken from the newest Pod, the agent's memory of them may be old.
     let theirs = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    theirs.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned().chain(mine).collect()
+    let is_mine = |type_: &str| OWNED.contains(&type_) || of.disruption.is_some() && type_ == DISRUPTION;
+    theirs.iter().filter(|c| !is_mine(&c.type_)).cloned().chain(mine).collect()
 }
 
 fn condition(type_: &str, status: bool, reason: Option<&str>, message: Option<String>) -> PodCondition {

@@ -34,6 +34,8 @@ pub struct Context {
     /// The agent ends the pod because it uses too much, with this reason and message: a pod whose containers all end
     /// well all the same has succeeded.
     pub evicted: Option<(String, String)>,
+    /// Message of the condition DisruptionTarget, when the node ends the pod for its own sake.
+    pub disruption: Option<String>,
 }
 
 /// Computes the status. `old` is the last status that the agent reported (or found at its start): it carries what the
@@ -92,6 +94,7 @@ pub fn pod_status(
         network_ready,
         generation,
         resize: &context.resize,
+        disruption: context.disruption.as_deref(),
         now,
     };
     let condition_list = conditions::conditions(pod, spec, old, &summary);

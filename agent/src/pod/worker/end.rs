@@ -338,6 +338,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     pub(super) async fn finish(&mut self) -> Result<Wake, String> {
         let dir = self.context.config.pod_dir(&self.reference.uid);
         let deleted = self.gone || self.pod.metadata.deletion_timestamp.is_some();
+        self.context.devices.release(&self.reference.uid);
         let volumes = dir.join("volumes");
         if volumes.exists() {
             let at = dir.clone();

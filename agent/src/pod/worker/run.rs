@@ -26,6 +26,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.phase = Phase::Terminating;
                 return Ok(None);
             }
+            if let Err(text) = self.allocate_devices().await {
+                self.refuse(&text);
+                return Ok(None);
+            }
             self.consider_resize(&observed).await?;
             let (too_much, measure) = self.uses_too_much(&observed).await;
             if too_much {
@@ -60,6 +64,23 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         Ok(earlier(wake, after(RETRY)))
     }
 
+    /// Devices are chosen before anything of the pod starts.
+    async fn allocate_devices(&self) -> Result<(), String> {
+        match self.context.devices.is_needed(&self.pod) {
+            true => self.context.devices.allocate(&self.pod).await,
+            false => Ok(()),
+        }
+    }
+
+    /// The node cannot have the pod after all.
+    fn refuse(&mut self, why: &str) {
+        let (reason, text) =
+            ("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"));
+        self.context.events.pod(&self.reference, Kind::Warning, reason, text.clone());
+        self.failure = Some((reason.into(), format!("Pod was rejected: {text}")));
+        self.phase = Phase::Terminating;
+    }
+
     fn deadline(&self) -> Wake {
         spec::active_deadline(&self.pod, self.last.start_time.as_ref().map(|t| t.0))
     }
@@ -70,7 +91,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             return true;
         }
         let ended = self.last.phase.as_deref().is_some_and(spec::is_terminal_phase);
-        if ended || self.checkpoint().exists() {
+        if ended || self.evicted.is_some() || self.checkpoint().exists() {
             return true;
         }
         if self.deadline().is_some_and(|at| at <= Timestamp::now()) {
@@ -193,7 +214,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             host_ipc: spec.host_ipc.unwrap_or(false),
             share_pid: spec.share_process_namespace.unwrap_or(false),
             cgroup: pod_cgroup(&self.pod).into(),
-            resources: resources(&pod_limits(&self.pod)),
+            resources: self.pod_resources(),
             log_dir: self.context.config.pod_logs(&self.reference.namespace, &self.reference.name, &uid),
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         };
@@ -221,6 +242,15 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             return Err(());
         }
         Ok(())
+    }
+
+    /// Limits of the pod as a whole, with those of the node's configuration.
+    fn pod_resources(&self) -> crate::runtime::Resources {
+        let most = self.context.config.kubelet.settings.pod_pids_limit;
+        let own = resources(&pod_limits(&self.pod));
+        let cpu_quota_us = own.cpu_quota_us.filter(|_| self.context.config.kubelet.settings.cpu_cfs_quota);
+        let pids_limit = (most > 0).then_some(most).or(own.pids_limit);
+        crate::runtime::Resources { pids_limit, cpu_quota_us, ..own }
     }
 
     /// Removes the sandbox and what belongs to it; afterwards nothing of the pod runs.

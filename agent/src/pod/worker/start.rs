@@ -65,7 +65,13 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         };
         if let Some(ended) = ended {
             let memory = self.memories.entry(name.to_owned()).or_default();
-            memory.backoff = Some(backoff::raise(memory.backoff.as_ref(), ended, Timestamp::now()));
+            let mut raised = backoff::raise(memory.backoff.as_ref(), ended, Timestamp::now());
+            let longest =
+                self.context.config.kubelet.settings.crash_loop_back_off.max_container_restart_period;
+            if let Some(longest) = longest {
+                raised.delay = raised.delay.min(jiff::SignedDuration::from_nanos(longest.0));
+            }
+            memory.backoff = Some(raised);
         }
         let started = self.context.runtime.start_container(&self.reference.uid, &spec).await;
         let events = &self.context.events;
@@ -152,6 +158,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let mut spec = container::spec(Parts {
             pod: &self.pod,
             profiles: self.context.config.data_dir.join("seccomp"),
+            seccomp_default: self.context.config.kubelet.settings.seccomp_default,
             container,
             attempt,
             image_id: &image.id,
@@ -165,6 +172,13 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         })
         .map_err(create_error)?;
         spec.joins = self.target_of(&container.name);
+        if !self.context.config.kubelet.settings.cpu_cfs_quota {
+            spec.resources.cpu_quota_us = None;
+        }
+        let grants = self.context.devices.start(&self.reference.uid, &container.name).await;
+        for grant in grants.map_err(config_error)? {
+            container::add_devices(&mut spec, grant);
+        }
         Ok((spec, user))
     }
 

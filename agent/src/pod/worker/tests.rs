@@ -235,7 +235,8 @@ impl World {
         config.data_dir = self.dir.path().join("data");
         config.pod_log_dir = self.dir.path().join("logs");
         let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
-        let (events, write_events) = Recorder::new(client, "node1".into(), shutdown.clone());
+        let (events, write_events) =
+            Recorder::new(client, "node1".into(), Default::default(), shutdown.clone());
         tokio::spawn(write_status);
         tokio::spawn(write_events);
         // The events of the runtime reach the workers through a task here; the manager's own loop needs a watch.
@@ -249,6 +250,8 @@ impl World {
         };
         let context = Arc::new(Context {
             node: tokio::sync::watch::channel(None).1,
+            states: Default::default(),
+            devices: Default::default(),
             pods: Default::default(),
             config,
             runtime,

@@ -93,7 +93,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     /// Measures the pod when it is time to. `true`: it uses too much and has to end; else when to look again.
     pub(super) async fn uses_too_much(&mut self, observed: &Observed) -> (bool, Wake) {
         let limits = limits(&self.pod);
-        if limits.is_empty() || observed.containers.is_empty() {
+        let isolates = self.context.config.kubelet.settings.local_storage_capacity_isolation;
+        if !isolates || limits.is_empty() || observed.containers.is_empty() {
             return (false, None);
         }
         let now = Timestamp::now();

@@ -161,6 +161,7 @@ fn privileged_containers_get_the_host() {
         mode: 0o644,
         uid: 0,
         gid: 0,
+        read_only: false,
     };
     let spec = ContainerSpec { privileged: true, ..container() };
     let spec = parsed(&spec, &Surroundings { host_devices: vec![device], ..around() });
@@ -169,4 +170,25 @@ fn privileged_containers_get_the_host() {
     let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
     assert!(rules.len() == 1 && rules[0].allow());
     assert_eq!(linux.devices().as_ref().unwrap()[0].path(), Path::new("/dev/kmsg"));
+}
+
+#[test]
+fn devices_that_are_asked_for_may_be_used() {
+    let device = HostDevice {
+        path: "/dev/data".into(),
+        block: true,
+        major: 7,
+        minor: 3,
+        mode: 0o660,
+        uid: 0,
+        gid: 6,
+        read_only: true,
+    };
+    let spec = parsed(&container(), &Surroundings { host_devices: vec![device], ..around() });
+    let linux = spec.linux().as_ref().unwrap();
+    assert_eq!(linux.devices().as_ref().unwrap()[0].path(), Path::new("/dev/data"));
+    let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
+    assert!(!rules[0].allow());
+    let own = rules.iter().find(|r| r.major() == Some(7)).unwrap();
+    assert_eq!((own.minor(), own.access().as_deref()), (Some(3), Some("r")));
 }

@@ -7,7 +7,7 @@ use crate::image::registry::{CredentialProviders, Puller, RegistryConfig};
 fn world(dir: &Path) -> World {
     let store = ImageStore::open(dir).unwrap();
     let puller = Puller::new(store, RegistryConfig::default(), CredentialProviders::default());
-    World { pulls: Some(Pulls::new(puller)), ..World::new() }
+    World { pulls: Some(Pulls::new(puller, None)), ..World::new() }
 }
 
 #[tokio::test]

@@ -83,7 +83,8 @@ impl Host {
         let (_keep, cidrs) =
             watch::channel(vec!["10.244.9.0/24".parse().unwrap(), "fd00:10:244:9::/64".parse().unwrap()]);
         let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
-        let (events, write_events) = Recorder::new(client, "node1".into(), shutdown.clone());
+        let (events, write_events) =
+            Recorder::new(client, "node1".into(), Default::default(), shutdown.clone());
         tokio::spawn(write_status);
         tokio::spawn(write_events);
         let key = |kind, name: &str| Key { kind, namespace: "n".into(), name: name.into() };
@@ -93,6 +94,8 @@ impl Host {
         ]);
         let context = Arc::new(Context {
             node: tokio::sync::watch::channel(None).1,
+            states: Default::default(),
+            devices: Default::default(),
             pods: Default::default(),
             network: Network::new(NoDatapath, &self.config.data_dir, cidrs, 1500).unwrap(),
             runtime: runtime.clone(),
