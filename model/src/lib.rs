@@ -15,3 +15,4 @@ pub mod scheduling;
 pub mod selector;
 pub mod service;
 pub mod shutdown;
+pub mod volume;

@@ -14,6 +14,7 @@ pub mod resources;
 pub mod score;
 pub mod spread;
 pub mod taint;
+pub mod volumes;
 
 pub use labels::LabelMap;
 pub use node::NodeInfo;

@@ -4,6 +4,7 @@ use super::interpod::AffinityTerm;
 use super::resources::{pod_requests, pod_requests_non_zero};
 use super::spread::SpreadConstraint;
 use super::{HostPort, LabelMap, NodeSelector, NodeTerm, PreferredTerm, Resources, Toleration, image};
+use crate::volume::pods::claim_of;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as api;
 use std::fmt;
@@ -70,6 +71,8 @@ pub struct PodInfo {
     pub spread: Vec<SpreadConstraint>,
     /// Images of its containers, as [`image::normalized`].
     pub images: Vec<Box<str>>,
+    /// Claims it uses: name, and whether the claim is made for it.
+    pub claims: Vec<(Box<str>, bool)>,
     /// Message of its `PodScheduled` condition if that is false as unschedulable.
     pub unschedulable_message: Option<Box<str>>,
 }
@@ -175,10 +178,22 @@ impl PodInfo {
                 .filter_map(|c| c.image.as_deref())
                 .map(|name| image::normalized(name).into())
                 .collect(),
+            claims: spec
+                .volumes
+                .iter()
+                .flatten()
+                .filter_map(|v| claim_of(meta.name.as_deref().unwrap_or_default(), v))
+                .map(|(name, made)| (name.into(), made))
+                .collect(),
             unschedulable_message: unschedulable.and_then(|c| c.message.as_deref()).map(Into::into),
             namespace,
             labels,
         }
+    }
+
+    /// Key (`namespace/name`) of a claim it uses.
+    pub fn claim_key(&self, claim: &str) -> String {
+        format!("{}/{claim}", self.namespace)
     }
 
     /// Whether it has any wish or rule about other pods.
