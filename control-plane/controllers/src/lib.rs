@@ -24,6 +24,7 @@ pub mod write;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod ephemeral_volume;
 mod garbage;
 mod namespace;
 mod node_ipam;
@@ -36,6 +37,8 @@ mod root_ca;
 mod service_index;
 mod serviceaccount;
 mod taint_eviction;
+mod volume_attach;
+mod volume_binder;
 mod volume_protection;
 
 pub use app::run;

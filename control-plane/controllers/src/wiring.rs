@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::error::Result;
 use crate::{
-    clusterrole_aggregation, deployment, endpoints, endpointslice, garbage, namespace, node_ipam,
-    node_lifecycle, node_ttl, pod_gc, replicaset, resource_quota, root_ca, serviceaccount, taint_eviction,
-    volume_protection,
+    clusterrole_aggregation, deployment, endpoints, endpointslice, ephemeral_volume, garbage, namespace,
+    node_ipam, node_lifecycle, node_ttl, pod_gc, replicaset, resource_quota, root_ca, serviceaccount,
+    taint_eviction, volume_attach, volume_binder, volume_protection,
 };
 
 /// A controller: its name (as `--controllers` takes it) and how it starts.
@@ -41,6 +41,9 @@ pub const CONTROLLERS: &[Controller] = &[
     row("ttl-controller", node_ttl::start),
     row("garbage-collector-controller", garbage::start),
     row("pod-garbage-collector-controller", pod_gc::start),
+    row("persistentvolume-binder-controller", volume_binder::start),
+    row("persistentvolume-attach-detach-controller", volume_attach::start),
+    row("ephemeral-volume-controller", ephemeral_volume::start),
     row("persistentvolumeclaim-protection-controller", volume_protection::claims),
     row("persistentvolume-protection-controller", volume_protection::volumes),
 ];
