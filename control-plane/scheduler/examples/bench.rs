@@ -3,6 +3,7 @@
 //! `cargo run --release -p kelp-scheduler --example bench [NODES [PODS]]`
 
 use kelp_model::scheduling::{NodeInfo, PodInfo};
+use kelp_scheduler::cluster::StorageKind;
 use kelp_scheduler::core::{Core, Event, Outcome};
 use kelp_scheduler::plugins::default_profile;
 use serde_json::{Value, json};
@@ -46,6 +47,9 @@ fn run(nodes: usize, pods: usize, name: &str, more: &Value) {
     };
     core.handle(Event::NodesReplaced((0..nodes).map(node).collect()), now);
     core.handle(Event::NamespacesReplaced(HashMap::new()), now);
+    for kind in StorageKind::ALL {
+        core.handle(Event::StorageReplaced(kind, Vec::new()), now);
+    }
     core.handle(Event::PodsReplaced(Vec::new()), now);
     let info = |i: usize| {
         let mut spec = json!({"containers": [{"name": "c", "image": "pause",

@@ -83,9 +83,9 @@ impl WaitingPods {
     }
 }
 
-/// Schedules pods until `shutdown`. Reads pods, nodes and namespaces; writes pod bindings, pod conditions
-/// (`PodScheduled`, and `DisruptionTarget` of evicted pods), `status.nominatedNodeName` and events; deletes pods it
-/// preempts.
+/// Schedules pods until `shutdown`. Reads pods, nodes, namespaces, claims, volumes, storage classes and CSINodes; writes pod
+/// bindings, pod conditions (`PodScheduled`, and `DisruptionTarget` of evicted pods), `status.nominatedNodeName`,
+/// reservations of volumes, the chosen nodes of claims, and events; deletes pods it preempts.
 pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
     let (sender, mut events) = mpsc::channel(EVENT_QUEUE);
     let tasks = TaskTracker::new();

@@ -3,8 +3,13 @@
 //! Nodes with their pods, including pods whose binding is decided but not written yet ("assumed"). Owned by the
 //! scheduling loop and changed in place.
 
+mod storage;
+
+pub use storage::{StorageKind, StorageObject};
+
 use crate::framework::NodeChange;
 use kelp_model::scheduling::interpod::Namespaces;
+use kelp_model::scheduling::volumes::Storage;
 use kelp_model::scheduling::{LabelMap, NodeInfo, PodInfo};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -46,6 +51,8 @@ pub struct Cluster {
     /// Pods with required anti-affinity, counted so that a cluster without any needs no scan.
     anti_affinity_pods: usize,
     affinity_pods: usize,
+    /// Shared with cycles that look at it; copied when it changes under one.
+    storage: Arc<Storage>,
 }
 
 impl Cluster {

@@ -1,6 +1,6 @@
 //! The scheduler without IO: what happened goes in, what is to be done comes out.
 
-use crate::cluster::{Cluster, NodeId};
+use crate::cluster::{Cluster, NodeId, StorageKind, StorageObject};
 use crate::framework::{
     BindError, Change, CycleState, Diagnosis, NodeChange, PluginId, PluginSet, PostFiltered, Profile,
     Rejection,
@@ -33,6 +33,12 @@ pub enum Event {
     NamespacesReplaced(Namespaces),
     /// A namespace came or changed (`None`: went).
     Namespace(Arc<str>, Option<LabelMap>),
+    /// The objects of a storage kind there are, at the start of a watch.
+    StorageReplaced(StorageKind, Vec<StorageObject>),
+    /// An object about storage came or changed.
+    StorageApplied(StorageObject),
+    /// An object about storage went: claims by `namespace/name`, the others by name.
+    StorageRemoved(StorageKind, String),
     /// A pod could not be bound.
     BindFailed(Box<Placement>, BindError),
 }
@@ -101,6 +107,8 @@ pub struct Core {
     has_nodes: bool,
     has_pods: bool,
     has_namespaces: bool,
+    /// Storage kinds whose objects are known.
+    has_storage: HashSet<StorageKind>,
 }
 
 impl Core {
@@ -119,6 +127,7 @@ impl Core {
             has_nodes: false,
             has_pods: false,
             has_namespaces: false,
+            has_storage: HashSet::new(),
         }
     }
 
@@ -167,6 +176,18 @@ impl Core {
                     self.retry_after(Change::Namespace, now);
                 }
             }
+            Event::StorageReplaced(kind, objects) => {
+                self.has_storage.insert(kind);
+                for object in self.cluster.replace_storage(kind, objects) {
+                    self.storage_changed(&object, now);
+                }
+            }
+            Event::StorageApplied(object) => {
+                if self.cluster.apply_storage(object.clone()) {
+                    self.storage_changed(&object, now);
+                }
+            }
+            Event::StorageRemoved(kind, key) => self.cluster.remove_storage(kind, &key),
             Event::BindFailed(placement, error) => self.bind_failed(*placement, &error, now),
         }
     }
@@ -261,6 +282,17 @@ impl Core {
         });
     }
 
+    fn storage_changed(&mut self, object: &StorageObject, now: Instant) {
+        let key = object.key();
+        let change = match object.kind() {
+            StorageKind::Claim => Change::Claim(&key),
+            StorageKind::Volume => Change::Volume,
+            StorageKind::Class => Change::StorageClass,
+            StorageKind::CsiNode => Change::CsiNode,
+        };
+        self.retry_after(change, now);
+    }
+
     fn retry_after(&mut self, change: Change<'_>, now: Instant) {
         let Self { queue, cluster, profiles, .. } = self;
         queue.move_if(|queued| helped(profiles, queued, &change, cluster), now);
@@ -282,7 +314,8 @@ impl Core {
         if let Some(outcome) = self.outcomes.pop_front() {
             return Some(outcome);
         }
-        if !(self.has_nodes && self.has_pods && self.has_namespaces) {
+        let has_storage = self.has_storage.len() == StorageKind::ALL.len();
+        if !(self.has_nodes && self.has_pods && self.has_namespaces && has_storage) {
             return None;
         }
         let queued = self.queue.pop(now)?;
@@ -330,6 +363,10 @@ impl Core {
         }
         let pod = queued.pod.clone();
         match profile.run_post_filter(state, &pod, &self.cluster, &diagnosis) {
+            PostFiltered::Failed(message) => {
+                diagnosis.post_filter = Some(message);
+                self.fail(queued, &diagnosis, None, now)
+            }
             PostFiltered::Nothing(message) => {
                 diagnosis.post_filter = message;
                 self.fail(queued, &diagnosis, None, now)

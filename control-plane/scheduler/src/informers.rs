@@ -1,11 +1,13 @@
-//! Watches of pods, nodes and namespaces, turned into events for the core.
+//! Watches of pods, nodes, namespaces and storage, turned into events for the core.
 //!
 //! Each task reads one kind from the API server, converts the objects (off the scheduling loop) and sends
 //! [`Event`]s; a broken watch starts again by itself, and the objects then listed replace those known.
 
+use crate::cluster::{StorageKind, StorageObject};
 use crate::core::Event;
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use kelp_model::scheduling::{LabelMap, NodeInfo, PodInfo};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
@@ -97,6 +99,57 @@ impl Kind for Namespaces {
     }
 }
 
+/// A kind of objects about storage.
+trait StorageSource: Send + 'static {
+    const KIND: StorageKind;
+    type Object: Resource + Clone + DeserializeOwned + Debug + Send + 'static;
+
+    fn wrap(object: Self::Object) -> StorageObject;
+}
+
+macro_rules! storage {
+    ($name:ident, $object:ty, $kind:ident) => {
+        struct $name;
+
+        impl StorageSource for $name {
+            const KIND: StorageKind = StorageKind::$kind;
+            type Object = $object;
+
+            fn wrap(object: $object) -> StorageObject {
+                StorageObject::$kind(Arc::new(object))
+            }
+        }
+    };
+}
+
+storage!(Claims, PersistentVolumeClaim, Claim);
+storage!(Volumes, PersistentVolume, Volume);
+storage!(Classes, StorageClass, Class);
+storage!(CsiNodes, CSINode, CsiNode);
+
+impl<S: StorageSource> Kind for S {
+    type Object = S::Object;
+    type Item = StorageObject;
+
+    fn convert(object: &S::Object) -> StorageObject {
+        let mut object = object.clone();
+        object.meta_mut().managed_fields = None;
+        S::wrap(object)
+    }
+
+    fn replaced(objects: Vec<StorageObject>) -> Event {
+        Event::StorageReplaced(S::KIND, objects)
+    }
+
+    fn applied(object: StorageObject) -> Event {
+        Event::StorageApplied(object)
+    }
+
+    fn removed(object: &S::Object) -> Event {
+        Event::StorageRemoved(S::KIND, S::wrap(object.clone()).key())
+    }
+}
+
 /// Starts the watches; they run until `shutdown`.
 pub fn start(client: &Client, events: &Sender<Event>, tasks: &TaskTracker, shutdown: &CancellationToken) {
     // Pods that are done take nothing of their nodes.
@@ -104,6 +157,10 @@ pub fn start(client: &Client, events: &Sender<Event>, tasks: &TaskTracker, shutd
     spawn::<Pods>(Api::all(client.clone()), pods, events, tasks, shutdown);
     spawn::<Nodes>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
     spawn::<Namespaces>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
+    spawn::<Claims>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
+    spawn::<Volumes>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
+    spawn::<Classes>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
+    spawn::<CsiNodes>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
 }
 
 fn spawn<K: Kind>(

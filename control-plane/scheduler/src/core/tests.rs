@@ -1,4 +1,5 @@
 use super::*;
+use crate::cluster::{StorageKind, StorageObject};
 use crate::plugins;
 use kelp_model::scheduling::NodeInfo;
 use serde_json::{Value, json};
@@ -34,6 +35,9 @@ impl World {
         let now = Instant::now();
         core.handle(Event::NodesReplaced(Vec::new()), now);
         core.handle(Event::NamespacesReplaced(Namespaces::new()), now);
+        for kind in StorageKind::ALL {
+            core.handle(Event::StorageReplaced(kind, Vec::new()), now);
+        }
         core.handle(Event::PodsReplaced(Vec::new()), now);
         let pods = HashMap::new();
         Self { core, now, pods, version: 0, messages: Vec::new(), evicted: Vec::new(), refuse: None }
@@ -47,6 +51,26 @@ impl World {
         merge(&mut node, &more);
         let node = NodeInfo::from_api(&serde_json::from_value(node).expect("node"));
         self.core.handle(Event::NodeApplied(Box::new(node)), self.now);
+    }
+
+    /// A claim, a volume or a class.
+    fn storage(&mut self, object: &Value) {
+        self.version += 1;
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let kind = object["kind"].clone();
+        let object = match kind.as_str() {
+            Some("PersistentVolumeClaim") => {
+                object["metadata"]["namespace"] = "default".into();
+                StorageObject::Claim(serde_json::from_value(object).expect("claim"))
+            }
+            Some("PersistentVolume") => {
+                StorageObject::Volume(serde_json::from_value(object).expect("volume"))
+            }
+            Some("StorageClass") => StorageObject::Class(serde_json::from_value(object).expect("class")),
+            other => panic!("{other:?}"),
+        };
+        self.core.handle(Event::StorageApplied(object), self.now);
     }
 
     fn remove_node(&mut self, name: &str) {
@@ -481,6 +505,10 @@ fn priorities_go_first_and_nothing_is_scheduled_before_everything_is_known() {
     core.handle(Event::NodesReplaced(Vec::new()), w.now);
     assert!(core.next(w.now).is_none());
     core.handle(Event::NamespacesReplaced(Namespaces::new()), w.now);
+    assert!(core.next(w.now).is_none());
+    for kind in StorageKind::ALL {
+        core.handle(Event::StorageReplaced(kind, Vec::new()), w.now);
+    }
     assert!(core.next(w.now).is_some());
 }
 
@@ -518,4 +546,69 @@ fn node_heartbeats_wake_nobody() {
     w.node("n1", json!({"status": {"allocatable": {"cpu": "6"}}}));
     w.wait(0);
     assert_eq!(w.node_of("p"), Some("n1"));
+}
+
+fn with_claim(name: &str) -> Value {
+    json!({"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": name}}]}})
+}
+
+#[test]
+fn pods_follow_their_volumes_and_one_pod_at_a_time_uses_an_exclusive_claim() {
+    let mut w = World::new();
+    w.node("n1", json!({}));
+    w.node("n2", json!({}));
+    let claim = |name: &str, mode: &str, volume: &str| {
+        json!({"kind": "PersistentVolumeClaim", "metadata": {"name": name, "uid": name,
+            "annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+            "spec": {"accessModes": [mode], "storageClassName": "", "volumeName": volume}})
+    };
+    let volume = |name: &str, host: &str| {
+        let terms = json!([{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [host]}]}]);
+        json!({"kind": "PersistentVolume", "metadata": {"name": name}, "spec": {"nodeAffinity":
+            {"required": {"nodeSelectorTerms": terms}}, "local": {"path": "/x"}}})
+    };
+    w.storage(&volume("v", "n2"));
+    w.storage(&claim("c", "ReadWriteOncePod", "v"));
+    w.pod("p", "1", with_claim("c"));
+    assert_eq!(w.node_of("p"), Some("n2"));
+    w.pod("q", "1", with_claim("c"));
+    assert_eq!(w.node_of("q"), None);
+    let (_, message) = w.messages.last().expect("message");
+    assert!(message.contains("with the same name and ReadWriteOncePod access mode"), "{message}");
+    w.remove_pod("p");
+    w.wait(30);
+    assert_eq!(w.node_of("q"), Some("n2"));
+    // A claim that comes after its pod lets it go on.
+    w.pod("r", "1", with_claim("late"));
+    assert_eq!(w.node_of("r"), None);
+    w.storage(&volume("u", "n1"));
+    w.storage(&claim("late", "ReadWriteOnce", "u"));
+    w.wait(30);
+    assert_eq!(w.node_of("r"), Some("n1"));
+}
+
+#[test]
+fn a_volume_is_reserved_for_one_pod_and_given_back_when_the_binding_fails() {
+    let mut w = World::new();
+    w.node("n1", json!({}));
+    w.storage(&json!({"kind": "StorageClass", "metadata": {"name": "late"}, "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer"}));
+    w.storage(&json!({"kind": "PersistentVolume", "metadata": {"name": "v"}, "status": {"phase": "Available"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "late", "capacity": {"storage": "1Gi"}}}));
+    for name in ["a", "b"] {
+        w.storage(&json!({"kind": "PersistentVolumeClaim", "metadata": {"name": name, "uid": name}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "storageClassName": "late", "resources": {"requests": {"storage": "1Gi"}}}}));
+    }
+    w.refuse = Some("no");
+    w.pod("p", "1", with_claim("a"));
+    assert_eq!(w.node_of("p"), None);
+    w.remove_pod("p");
+    w.refuse = None;
+    w.pod("q", "1", with_claim("b"));
+    assert_eq!(w.node_of("q"), Some("n1"));
+    // The reservation is not seen yet; it counts all the same.
+    w.pod("r", "1", with_claim("a"));
+    assert_eq!(w.node_of("r"), None);
+    let (_, message) = w.messages.last().expect("message");
+    assert!(message.contains("node(s) didn't find available persistent volumes to bind"), "{message}");
 }

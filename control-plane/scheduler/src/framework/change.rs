@@ -64,4 +64,12 @@ pub enum Change<'a> {
     PodRemoved(&'a PodInfo),
     /// The labels of a namespace changed.
     Namespace,
+    /// A claim (by `namespace/name`) came or changed.
+    Claim(&'a str),
+    /// A volume came or changed.
+    Volume,
+    /// A storage class came or changed.
+    StorageClass,
+    /// What drivers say about a node came or changed.
+    CsiNode,
 }

@@ -117,6 +117,8 @@ pub trait Filter: Plugin {
 pub enum PostFiltered {
     /// Nothing; the text, if any, is added to the pod's message.
     Nothing(Option<String>),
+    /// It cannot look; no other post-filter is asked.
+    Failed(String),
     /// Room can be made on a node by evicting pods.
     Preempt {
         /// The node.
@@ -202,7 +204,12 @@ pub type BindError = Box<dyn std::error::Error + Send + Sync>;
 /// Work to be done before the binding (volumes).
 pub trait PreBind: Plugin {
     /// Does it.
-    fn pre_bind<'a>(&'a self, pod: &'a PodInfo, node: &'a str) -> BoxFuture<'a, Result<(), BindError>>;
+    fn pre_bind<'a>(
+        &'a self,
+        client: &'a kube::Client,
+        pod: &'a PodInfo,
+        node: &'a str,
+    ) -> BoxFuture<'a, Result<(), BindError>>;
 }
 
 /// Binds a pod.

@@ -232,7 +232,7 @@ impl Profile {
         for (_, plugin) in &self.post_filter {
             match plugin.post_filter(&cycle) {
                 PostFiltered::Nothing(message) => messages.extend(message),
-                found @ PostFiltered::Preempt { .. } => return found,
+                found @ (PostFiltered::Preempt { .. } | PostFiltered::Failed(_)) => return found,
             }
         }
         PostFiltered::Nothing((!messages.is_empty()).then(|| messages.join(", ")))
@@ -309,7 +309,7 @@ impl Profile {
     /// The first step that failed, or that no plugin binds.
     pub async fn run_bind(&self, client: &kube::Client, pod: &PodInfo, node: &str) -> Result<(), BindError> {
         for (_, plugin) in &self.pre_bind {
-            plugin.pre_bind(pod, node).await?;
+            plugin.pre_bind(client, pod, node).await?;
         }
         for (_, plugin) in &self.bind {
             if plugin.bind(client, pod, node).await? {

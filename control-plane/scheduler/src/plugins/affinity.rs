@@ -114,7 +114,11 @@ impl EnqueueExtensions for InterPodAffinity {
             }
             Change::Node { what, .. } => what.labels,
             Change::Namespace => true,
-            Change::NodeRemoved => false,
+            Change::NodeRemoved
+            | Change::Claim(_)
+            | Change::Volume
+            | Change::StorageClass
+            | Change::CsiNode => false,
         }
     }
 }

@@ -116,7 +116,12 @@ impl Plugin for DynamicResources {
 }
 
 impl PostFilter for DynamicResources {
-    fn post_filter(&self, _: &PostFilterCycle<'_>) -> PostFiltered {
+    fn post_filter(&self, cycle: &PostFilterCycle<'_>) -> PostFiltered {
+        // The pre-filters that can reject a pod come before this plugin's, which then has nothing to look at; upstream's
+        // words for that are these.
+        if cycle.diagnosis.pre_filter.is_some() {
+            return PostFiltered::Failed("not found".to_owned());
+        }
         PostFiltered::Nothing(Some("no new claims to deallocate".to_owned()))
     }
 }

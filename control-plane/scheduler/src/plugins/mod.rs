@@ -9,6 +9,7 @@ pub mod preemption;
 mod resources;
 mod spread;
 mod taints;
+mod volumes;
 
 pub use affinity::InterPodAffinity;
 pub use basic::{
@@ -21,6 +22,7 @@ pub use preemption::DefaultPreemption;
 pub use resources::{BalancedAllocation, NodeResourcesFit};
 pub use spread::PodTopologySpread;
 pub use taints::TaintToleration;
+pub use volumes::{NodeVolumeLimits, VolumeBinding, VolumeRestrictions, VolumeZone};
 
 use crate::framework::{Profile, ProfileBuilder};
 use std::sync::Arc;
@@ -36,6 +38,10 @@ pub fn default_profile() -> Profile {
     let ports = Arc::new(NodePorts);
     let fit = Arc::new(NodeResourcesFit);
     let balanced = Arc::new(BalancedAllocation);
+    let restrictions = Arc::new(VolumeRestrictions);
+    let limits = Arc::new(NodeVolumeLimits);
+    let volumes = Arc::new(VolumeBinding::default());
+    let zone = Arc::new(VolumeZone);
     let spread = Arc::new(PodTopologySpread);
     let affinity = Arc::new(InterPodAffinity);
     let image = Arc::new(ImageLocality);
@@ -48,6 +54,10 @@ pub fn default_profile() -> Profile {
         .pre_filter(&node_affinity)
         .pre_filter(&ports)
         .pre_filter(&fit)
+        .pre_filter(&restrictions)
+        .pre_filter(&limits)
+        .pre_filter(&volumes)
+        .pre_filter(&zone)
         .pre_filter(&spread)
         .pre_filter(&affinity)
         .filter(&unschedulable)
@@ -56,6 +66,10 @@ pub fn default_profile() -> Profile {
         .filter(&node_affinity)
         .filter(&ports)
         .filter(&fit)
+        .filter(&restrictions)
+        .filter(&limits)
+        .filter(&volumes)
+        .filter(&zone)
         .filter(&spread)
         .filter(&affinity)
         .post_filter(&claims)
@@ -78,8 +92,14 @@ pub fn default_profile() -> Profile {
         .enqueue(&node_affinity)
         .enqueue(&ports)
         .enqueue(&fit)
+        .enqueue(&restrictions)
+        .enqueue(&limits)
+        .enqueue(&volumes)
+        .enqueue(&zone)
         .enqueue(&spread)
         .enqueue(&affinity)
+        .reserve(&volumes)
+        .pre_bind(&volumes)
         .bind(&binder)
         .build()
 }

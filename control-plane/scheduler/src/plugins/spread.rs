@@ -116,7 +116,11 @@ impl EnqueueExtensions for PodTopologySpread {
             Change::PodChanged { old, new } => counted(old) != counted(new),
             Change::Node { what, .. } => what.labels || what.taints,
             Change::NodeRemoved => true,
-            Change::Namespace => false,
+            Change::Namespace
+            | Change::Claim(_)
+            | Change::Volume
+            | Change::StorageClass
+            | Change::CsiNode => false,
         }
     }
 }
