@@ -18,6 +18,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Cgroups {
     /// v1 hierarchies: controllers and mount point. Empty on a unified host.
     v1: Vec<(Vec<String>, PathBuf)>,
+    /// v1 hierarchies without controllers (`name=systemd`): mount points. Containers are shown their directories in them.
+    named: Vec<PathBuf>,
     /// Mount point of the v2 hierarchy.
     v2: Option<PathBuf>,
     /// Root of this node's cgroups, relative to a hierarchy.
@@ -49,7 +51,7 @@ impl Cgroups {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         let mut v1: Vec<(Vec<String>, PathBuf)> = Vec::new();
-        let mut v2 = None;
+        let (mut named, mut v2) = (Vec::new(), None);
         for line in mountinfo.lines() {
             let Some((before, after)) = line.split_once(" - ") else { continue };
             let Some(mount) = before.split(' ').nth(4).map(PathBuf::from) else { continue };
@@ -63,9 +65,12 @@ impl Cgroups {
                         .filter(|o| !matches!(*o, "rw" | "ro" | "none" | "xattr") && !o.contains('='))
                         .map(str::to_owned)
                         .collect();
+                    let has_name = options.split(',').any(|o| o.starts_with("name="));
                     let is_new = !v1.iter().any(|(known, _)| *known == controllers);
-                    if is_new && !controllers.is_empty() {
-                        v1.push((controllers, mount));
+                    match controllers.is_empty() {
+                        true if has_name && !named.contains(&mount) => named.push(mount),
+                        false if is_new => v1.push((controllers, mount)),
+                        _ => {}
                     }
                 }
                 _ => {}
@@ -86,7 +91,7 @@ impl Cgroups {
             _ => Path::new(""),
         };
         let root = subtree.join(root);
-        Ok(Self { v1, v2, root, shims })
+        Ok(Self { v1, named, v2, root, shims })
     }
 
     /// Whether controllers are on the v2 hierarchy.
@@ -133,7 +138,10 @@ impl Cgroups {
     /// hierarchies' directories, and where it is. Nothing on a unified host, where the container has a namespace.
     pub(super) fn create_container(&self, path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
         let mut made = Vec::new();
-        for (_, mount) in &self.v1 {
+        if self.is_unified() {
+            return Ok(made);
+        }
+        for mount in self.v1.iter().map(|(_, mount)| mount).chain(&self.named) {
             let dir = mount.join(path);
             fs::create_dir_all(&dir).map_err(|e| at("create", &dir, e))?;
             if let Some(name) = mount.file_name() {
@@ -213,7 +221,7 @@ impl Cgroups {
     }
 
     fn directories(&self, path: &Path, further: Option<PathBuf>) -> Vec<PathBuf> {
-        let mounts = self.v1.iter().map(|(_, mount)| mount).chain(&self.v2);
+        let mounts = self.v1.iter().map(|(_, mount)| mount).chain(&self.named).chain(&self.v2);
         mounts.map(|mount| mount.join(path)).chain(further).collect()
     }
 }
@@ -404,6 +412,9 @@ mod tests {
         assert!(!cgroups.is_unified());
         assert_eq!(cgroups.v1.len(), 3);
         assert_eq!(cgroups.v1[0].0, ["cpu", "cpuacct"]);
+        assert_eq!(cgroups.named, [Path::new("/sys/fs/cgroup/systemd")]);
+        let directories = cgroups.directories(Path::new("kelp/x"), None);
+        assert!(directories.contains(&"/sys/fs/cgroup/systemd/kelp/x".into()), "{directories:?}");
         assert_eq!(cgroups.shim("u").unwrap(), Path::new("/sys/fs/cgroup/unified/kelp/pods/u"));
         let files = cgroups.container_files(Path::new("kelp/kubepods/podu/c"));
         assert_eq!(
@@ -418,6 +429,8 @@ mod tests {
         let sub = Path::new("/sys/fs/cgroup/node1");
         let cgroups = Cgroups::parse(text, Path::new("kelp"), Some(sub)).unwrap();
         assert!(cgroups.is_unified());
+        let beside = format!("{text}31 23 0:27 / /elogind rw - cgroup cgroup rw,name=elogind\n");
+        assert!(Cgroups::parse(&beside, Path::new("kelp"), Some(sub)).unwrap().is_unified());
         assert_eq!(cgroups.shim("u").unwrap(), Path::new("/sys/fs/cgroup/node1/kelp/pods/u"));
         let pod = cgroups.pod(Path::new("kubepods/podu")).unwrap();
         assert_eq!(pod, Path::new("node1/kelp/kubepods/podu"));
