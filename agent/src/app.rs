@@ -10,6 +10,7 @@
 //! | [`eviction`](crate::eviction) | the host, the pods' use | the node's state, images, orders to end pods |
 //! | [`device`] | sockets of plugins, pods | devices, answers about pods' resources |
 //! | [`shutdown`](crate::shutdown) | logind | the node's state, orders to end pods |
+//! | [`csi::registry`](crate::csi::registry) | sockets in `plugins_registry` | CSI drivers, CSINode, labels of the Node |
 //! | [`node`] | the host, images, its Node | Node, node status, Lease |
 //! | [`server`](crate::server) | the manager's pods, log files, runtime events | – (answers on port 10250) |
 //! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods |
@@ -17,6 +18,7 @@
 //! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
 
 use crate::config::AgentConfig;
+use crate::csi::{Csi, registry};
 use crate::dataplane::PodDatapath;
 use crate::device::{self, Devices};
 use crate::eviction::Eviction;
@@ -35,6 +37,7 @@ use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
+use crate::pod::volumes::{ImageVolumes, NodeVolumes};
 use crate::runtime::{Resources, Runtime, RuntimeError};
 use crate::server::auth::Auth;
 use crate::server::{PodIndex, Server, TlsError, tls};
@@ -171,13 +174,20 @@ where
     let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
     let (present, node_receiver) = watch::channel(None);
     let pods = PodIndex::default();
+    let objects = Objects::new(client.clone());
+    let csi = Csi::new(client.clone(), config.node_name.clone(), &config.data_dir, objects.tokens.clone());
+    csi.find_used();
+    let volumes = NodeVolumes::new(client.clone(), node_receiver.clone())
+        .with_images(ImageVolumes::new(parts.images.clone()))
+        .with_csi(csi.clone());
     let context = Arc::new(Context {
+        volumes,
         node: node_receiver,
         pods: pods.clone(),
         runtime: parts.runtime.clone(),
         network,
         images: Images::from(parts.images.clone()).pulling(Pulls::new(puller, pulls_at_once)),
-        objects: Objects::new(client.clone()),
+        objects,
         services,
         status,
         events: events.clone(),
@@ -215,6 +225,7 @@ where
         images: parts.images.clone(),
         events: events.clone(),
         readiness: readiness_receiver,
+        volumes_in_use: csi.in_use(),
         cidrs,
         states: states.clone(),
         devices: devices.offered(),
@@ -251,6 +262,7 @@ where
     tasks.spawn(network::keep_node_routes(client.clone(), config.node_name.clone(), shutdown.clone()));
     tasks.spawn(follow_cidrs(cidrs_receiver, parts.on_pod_cidrs, shutdown.clone()));
     tasks.spawn(follow_datapath(parts.datapath_synced, readiness, shutdown.clone()));
+    tasks.spawn(registry::follow(csi, shutdown.clone()));
     tasks.spawn(manager.run(client));
     if let Some(api) = api {
         tasks.spawn(api);

@@ -5,8 +5,10 @@
 
 pub mod app;
 pub mod config;
+pub mod csi;
 pub mod dataplane;
 pub mod device;
+mod dirwatch;
 pub mod disk;
 pub mod eviction;
 pub mod grpc;

@@ -32,6 +32,21 @@ pub use store::ImageStore;
 
 use std::path::Path;
 
+/// Between pod and volume in the name of a volume's lease; no name of a container has it.
+const VOLUME: &str = "_volume:";
+
+/// Who holds an image for a volume of a pod, as the store notes it.
+#[must_use]
+pub fn volume_lease(pod: &str, volume: &str) -> String {
+    format!("{pod}{VOLUME}{volume}")
+}
+
+/// The pod whose volume a lease is for.
+#[must_use]
+pub fn pod_of_volume_lease(lease: &str) -> Option<&str> {
+    lease.split_once(VOLUME).map(|(pod, _)| pod)
+}
+
 /// What can go wrong with images.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {

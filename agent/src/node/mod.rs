@@ -25,7 +25,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use state::States;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -65,6 +65,8 @@ pub struct NodeTask {
     pub events: Recorder,
     /// Readiness of the other parts.
     pub readiness: watch::Receiver<Readiness>,
+    /// Attachable volumes that pods use.
+    pub volumes_in_use: watch::Receiver<BTreeSet<String>>,
     /// Where the node's podCIDRs go.
     pub cidrs: watch::Sender<Vec<Prefix>>,
     /// What the node is short of, and whether it shuts down.
@@ -113,6 +115,7 @@ pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
             changed = task.readiness.changed() => if changed.is_err() { return },
             changed = task.devices.changed() => if changed.is_err() { return },
             changed = states.changed() => if changed.is_err() { return },
+            Ok(()) = task.volumes_in_use.changed() => {}
             _ = timer.tick() => {}
         }
         if !known {
@@ -225,7 +228,13 @@ impl NodeTask {
         let (mut facts, images) = read.await.unwrap_or_default();
         facts.devices.clone_from(&self.devices.borrow());
         let (pressure, reason, now) = (&state.pressure, readiness.reason(), Timestamp::now());
-        status::status(&self.config, &facts, &images, pressure, &reason, old, now)
+        let mut status = status::status(&self.config, &facts, &images, pressure, &reason, old, now);
+        let in_use: Vec<String> = self.volumes_in_use.borrow().iter().cloned().collect();
+        // An empty list takes the old one away.
+        status.volumes_in_use = (!in_use.is_empty() || old.volumes_in_use.is_some()).then_some(in_use);
+        // Another component's.
+        status.volumes_attached = old.volumes_attached.clone();
+        status
     }
 
     /// Writes the status when it is due. Returns the Node as it is then.

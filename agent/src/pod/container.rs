@@ -6,7 +6,7 @@ use crate::pod::environment::Environment;
 use crate::pod::reference::PodRef;
 use crate::pod::volumes::{self, Paths};
 use crate::runtime::{self, ContainerSpec, DeviceNode, Mount, Propagation, Resources, seccomp};
-use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
+use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext, VolumeDevice};
 use kelp_model::pod::env::expand;
 use kelp_model::pod::resources::Limits;
 use kelp_model::pod::spec;
@@ -238,6 +238,24 @@ pub fn mounts(
     Ok(mounts)
 }
 
+/// The block devices of a container.
+///
+/// # Errors
+/// A volume is missing; the text is that of `CreateContainerConfigError`.
+pub fn devices(pod: &Pod, container: &Container, paths: &Paths) -> Result<Vec<DeviceNode>, String> {
+    let of_pod = || pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let device = |device: &VolumeDevice| {
+        let source =
+            paths.get(&device.name).ok_or_else(|| format!("volume {:?} is not set up", device.name))?;
+        Ok(DeviceNode {
+            source: source.clone(),
+            destination: Path::new("/").join(&device.device_path),
+            read_only: of_pod().filter(|v| v.name == device.name).any(volumes::is_read_only),
+        })
+    };
+    container.volume_devices.iter().flatten().map(device).collect()
+}
+
 /// Expands a subPathExpr, in which every variable must exist.
 fn expand_all(text: &str, env: &Environment) -> Result<String, String> {
     let missing = std::cell::RefCell::new(None);
@@ -281,6 +299,8 @@ pub struct Parts<'a> {
     pub hostname: &'a str,
     /// Bind mounts.
     pub mounts: Vec<Mount>,
+    /// Block devices.
+    pub devices: Vec<DeviceNode>,
     /// Who it runs as.
     pub user: &'a User,
     /// cgroup values.
@@ -392,7 +412,7 @@ pub fn spec(parts: Parts<'_>) -> Result<ContainerSpec, String> {
         unmasked: security.proc_mount.as_deref() == Some("Unmasked"),
         seccomp: None,
         mounts: parts.mounts,
-        devices: Vec::new(),
+        devices: parts.devices,
         privileged,
         read_only_root: security.read_only_root_filesystem.unwrap_or(false),
         joins: None,

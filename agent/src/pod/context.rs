@@ -9,6 +9,7 @@ use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
+use crate::pod::volumes::NodeVolumes;
 use crate::server::PodIndex;
 use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
@@ -80,6 +81,8 @@ pub struct Context<R, N> {
     pub images: Images,
     /// ConfigMaps and Secrets.
     pub objects: Objects,
+    /// Claims and images as volumes.
+    pub volumes: NodeVolumes,
     /// Services.
     pub services: Services,
     /// Writer of pod status.

@@ -5,6 +5,7 @@
 
 use http::Request;
 use http::header::CONTENT_TYPE;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccountTokenProjection};
 use parking_lot::Mutex;
@@ -69,6 +70,13 @@ fn wake(at: Instant, changed: &Arc<Notify>) -> AbortHandle {
     tokio::spawn(task).abort_handle()
 }
 
+/// The time of day of a moment to come.
+fn time_of(at: Instant) -> Timestamp {
+    let left = SignedDuration::try_from(at.saturating_duration_since(Instant::now())).unwrap_or_default();
+    let time = Timestamp::now().saturating_add(left).unwrap_or(Timestamp::MAX);
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
 impl Tokens {
     /// Asks this API server.
     pub fn new(client: kube::Client) -> Self {
@@ -85,6 +93,19 @@ impl Tokens {
         projection: &ServiceAccountTokenProjection,
         changed: &Arc<Notify>,
     ) -> Result<String, String> {
+        self.get_with_end(pod, projection, changed).await.map(|(token, _)| token)
+    }
+
+    /// The token of a pod, and when it ends.
+    ///
+    /// # Errors
+    /// As [`Tokens::get`].
+    pub async fn get_with_end(
+        &self,
+        pod: &Pod,
+        projection: &ServiceAccountTokenProjection,
+        changed: &Arc<Notify>,
+    ) -> Result<(String, Timestamp), String> {
         let key = Key {
             pod: pod.metadata.uid.clone().unwrap_or_default(),
             audience: projection.audience.clone().unwrap_or_default(),
@@ -94,7 +115,7 @@ impl Tokens {
         if let Some(held) = self.held.lock().get(&key)
             && now < held.renew
         {
-            return Ok(held.token.clone());
+            return Ok((held.token.clone(), time_of(held.ends)));
         }
         match self.request(pod, &key).await {
             Ok((token, seconds)) => {
@@ -102,7 +123,7 @@ impl Tokens {
                 let ends = now + Duration::from_secs(seconds);
                 let wake = wake(renew, changed);
                 self.held.lock().insert(key, Held { token: token.clone(), renew, ends, wake });
-                Ok(token)
+                Ok((token, time_of(ends)))
             }
             Err(error) => {
                 let mut held = self.held.lock();
@@ -115,7 +136,7 @@ impl Tokens {
                         );
                         held.wake.abort();
                         held.wake = wake(now + RETRY, changed);
-                        Ok(held.token.clone())
+                        Ok((held.token.clone(), time_of(held.ends)))
                     }
                     None => Err(format!("failed to fetch token: {error}")),
                 }

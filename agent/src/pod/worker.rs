@@ -124,6 +124,8 @@ pub struct Worker<R, N> {
     first: bool,
     pod_ips: Vec<IpAddr>,
     volumes: Option<Paths>,
+    /// Volumes that are images, as far as they are mounted.
+    image_volumes: Paths,
     failure: Option<(String, String)>,
     /// Exits as they were first seen: the message file may vanish later.
     messages: HashMap<String, String>,
@@ -180,6 +182,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             first: true,
             pod_ips: Vec::new(),
             volumes: None,
+            image_volumes: Paths::new(),
             failure: None,
             messages: HashMap::new(),
             probes: watchers::Probes::default(),

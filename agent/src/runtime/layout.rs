@@ -67,6 +67,11 @@ impl Layout {
         self.containers.join(sandbox)
     }
 
+    /// Where the files of a pod are that the pod's worker keeps.
+    pub(super) fn pod_files(&self, sandbox: &str) -> PathBuf {
+        self.containers.with_file_name("pods").join(sandbox)
+    }
+
     pub(super) fn container_data(&self, sandbox: &str, container: &str) -> PathBuf {
         self.sandbox_data(sandbox).join(container)
     }

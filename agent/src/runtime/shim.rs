@@ -12,7 +12,7 @@ use super::{
     RuntimeEvent, SandboxSpec, SandboxStatus, Session, Streams, host,
     usage::{self, PodUsage},
 };
-use crate::image::{ImageError, ImageStore};
+use crate::image::{ImageError, ImageStore, pod_of_volume_lease};
 use kelp_runtime_protocol::{self as protocol, Request, Response, Sandbox, files};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,7 +158,9 @@ impl ShimRuntime {
                 layout::remove(&layout.sandbox_data(&sandbox))?;
             }
         }
-        images.retain_leases(|user| users.contains(user)).map_err(image_error)
+        // The volumes of a pod are as old as its directory.
+        let volume = |user: &str| pod_of_volume_lease(user).is_some_and(|pod| layout.pod_files(pod).exists());
+        images.retain_leases(|user| users.contains(user) || volume(user)).map_err(image_error)
     }
 
     /// Passes a shim's events on until it ends.

@@ -17,6 +17,8 @@ pub struct File {
     pub data: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
+    /// User that owns it, if not root.
+    pub owner: Option<u32>,
 }
 
 /// Paths relative to the directory, and what they hold.
@@ -115,8 +117,8 @@ fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
         }
         fs::write(&full, &file.data)?;
         let mut mode = file.mode & 0o7777;
+        std::os::unix::fs::chown(&full, file.owner, group)?;
         if group.is_some() {
-            std::os::unix::fs::chown(&full, None, group)?;
             mode |= 0o440; // the group must be able to read what it was given
         }
         fs::set_permissions(&full, fs::Permissions::from_mode(mode))?;
@@ -153,7 +155,7 @@ mod tests {
 
     fn files(list: &[(&str, &str)]) -> Files {
         list.iter()
-            .map(|(p, d)| (PathBuf::from(p), File { data: d.as_bytes().to_vec(), mode: 0o644 }))
+            .map(|(p, d)| (PathBuf::from(p), File { data: d.as_bytes().to_vec(), mode: 0o644, owner: None }))
             .collect()
     }
 

@@ -1,16 +1,25 @@
-//! Volumes of a pod: emptyDir, hostPath, configMap, secret, downwardAPI, projected (with service account tokens).
+//! Volumes of a pod: emptyDir, hostPath, configMap, secret, downwardAPI, projected (with service account tokens), claims
+//! (of hostPath and local volumes and of CSI drivers), CSI drivers in the Pod itself, and images.
 //!
-//! A volume is a directory (or a file, for hostPath) on the host that containers bind-mount. Setting up is
-//! idempotent and is repeated when a referenced object changes.
+//! A volume is a directory (or a file, for hostPath, or a device) on the host that containers bind-mount. Setting up is
+//! idempotent and is repeated when a referenced object changes. A volume that is somebody's data is used where it is: nothing
+//! of it is ever below the pod's directory, which is removed with all in it.
 
 pub mod atomic;
+pub mod claims;
+pub mod image;
+pub mod mountinfo;
+mod node;
+mod owner;
 mod project;
 
+use crate::csi::volumes::Wanted;
 use crate::pod::objects::{Data, Key, Kind, Objects};
 use atomic::Files;
+use claims::{Claimed, Known};
 use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
 use kelp_model::pod::quantity;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -19,27 +28,51 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::Notify;
 
+pub use image::ImageVolumes;
+pub use node::NodeVolumes;
 pub use project::Downward;
 
 /// Where each volume of a pod is on the host.
 pub type Paths = BTreeMap<String, PathBuf>;
 
-/// Containers must not write to it: its contents are the agent's.
+/// Containers must not write to it: its contents are the agent's, an image's, or the pod only reads them.
 pub fn is_read_only(volume: &Volume) -> bool {
     volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()
         || volume.projected.is_some()
+        || volume.image.is_some()
+        || volume.csi.as_ref().is_some_and(|c| c.read_only == Some(true))
+        || volume.persistent_volume_claim.as_ref().is_some_and(|c| c.read_only == Some(true))
 }
 
-/// A volume that cannot be set up: its name, and why.
+/// A volume that cannot be set up, in upstream's words.
 #[derive(Debug, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume {volume:?} : {message}")]
-pub struct VolumeError {
-    /// Name in the Pod spec.
-    pub volume: String,
-    /// What happened.
-    pub message: String,
+#[error("{0}")]
+pub struct VolumeError(String);
+
+impl VolumeError {
+    /// A step for a volume failed.
+    fn of(step: &str, volume: &str, why: &str) -> Self {
+        Self(format!("{step} for volume {volume:?} : {why}"))
+    }
+
+    fn set_up(volume: &str, why: &str) -> Self {
+        Self::of("MountVolume.SetUp failed", volume, why)
+    }
+
+    /// Volumes of which it is not known yet what they are, and why.
+    fn unknown(failed: &[(String, String)]) -> Self {
+        let mut names: Vec<&str> = failed.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        let names = names.join(" ");
+        let why: Vec<&str> = failed.iter().map(|(_, why)| why.as_str()).collect();
+        Self(format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{names}], unattached volumes=[], failed to process \
+             volumes=[{names}]: {}",
+            why.join("; ")
+        ))
+    }
 }
 
 /// The ConfigMaps and Secrets that a pod refers to, in volumes and environment.
@@ -99,12 +132,17 @@ enum Source {
         path: PathBuf,
         kind: String,
     },
+    /// A directory that holds a volume, and whether the pod's group gets it.
+    Local {
+        path: PathBuf,
+        give: bool,
+    },
     /// Files, in memory or on disk.
     Files(Files, bool),
 }
 
-/// Sets up all volumes of a pod below `dir` and returns their paths. `changed` is notified when one is to be set up
-/// again because of its age.
+/// Sets up all volumes of a pod below `dir` but its images, and returns their paths. `changed` is notified when one is to be
+/// set up again because of its age.
 ///
 /// # Errors
 /// The first volume that cannot be set up.
@@ -112,21 +150,152 @@ pub async fn set_up(
     pod: &Pod,
     dir: &Path,
     objects: &Objects,
+    node: &NodeVolumes,
     downward: &Downward<'_>,
     changed: &Arc<Notify>,
 ) -> Result<Paths, VolumeError> {
     let mut paths = Paths::new();
     let Some(spec) = &pod.spec else { return Ok(paths) };
-    let group = spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
-    for volume in spec.volumes.iter().flatten() {
-        let error = |message: String| VolumeError { volume: volume.name.clone(), message };
-        let source = gather(pod, volume, objects, downward, changed).await.map_err(error)?;
-        let (name, dir) = (volume.name.clone(), dir.to_owned());
-        let made = tokio::task::spawn_blocking(move || make(&dir, &name, source, group)).await;
-        let path = made.map_err(|e| error(e.to_string()))?.map_err(error)?;
+    let security = spec.security_context.as_ref();
+    let group = Group {
+        id: security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok()),
+        root_decides: security.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch"),
+    };
+    let known = find_claims(pod, dir, node).await?;
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    for volume in spec.volumes.iter().flatten().filter(|v| v.image.is_none()) {
+        // A volume behind a claim goes by its own name.
+        let name = known.get(&volume.name).map_or(volume.name.as_str(), Claimed::name);
+        if let Some(claimed) = known.get(&volume.name) {
+            node.take(claimed, uid).map_err(|why| VolumeError::set_up(name, &why))?;
+            check_reachable(claimed, node)?;
+        }
+        let served = match (known.get(&volume.name), &volume.csi) {
+            (Some(claimed), _) => Wanted::persistent(&claimed.volume, claimed.read_only),
+            (None, Some(source)) => Some(Wanted::inline(pod, &volume.name, source)),
+            (None, None) => None,
+        };
+        if let Some(wanted) = served {
+            let path = by_driver(pod, dir, node, &wanted, name, group, changed).await?;
+            paths.insert(volume.name.clone(), path);
+            continue;
+        }
+        let source = match known.get(&volume.name) {
+            Some(claimed) => persistent(claimed)?,
+            None => gather(pod, volume, objects, downward, changed)
+                .await
+                .map_err(|why| VolumeError::set_up(name, &why))?,
+        };
+        let (own, dir) = (volume.name.clone(), dir.to_owned());
+        let made = tokio::task::spawn_blocking(move || make(&dir, &own, source, group)).await;
+        let made = made.map_err(|e| e.to_string()).and_then(|made| made);
+        let path = made.map_err(|why| VolumeError::set_up(name, &why))?;
         paths.insert(volume.name.clone(), path);
     }
     Ok(paths)
+}
+
+/// Which group a pod's volumes belong to.
+#[derive(Debug, Clone, Copy)]
+struct Group {
+    id: Option<u32>,
+    /// A volume whose root is the group's is taken to be so altogether.
+    root_decides: bool,
+}
+
+/// What the pod's claims are bound to; what is new is noted in the pod's directory.
+async fn find_claims(pod: &Pod, dir: &Path, node: &NodeVolumes) -> Result<Known, VolumeError> {
+    let mut known = claims::load(dir);
+    let (mut failed, mut fresh) = (Vec::new(), false);
+    for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        if known.contains_key(&volume.name) {
+            continue;
+        }
+        match claims::find(node.client.as_ref(), pod, volume).await {
+            Ok(None) => {}
+            Ok(Some(claimed)) => {
+                known.insert(volume.name.clone(), claimed);
+                fresh = true;
+            }
+            Err(why) => failed.push((volume.name.clone(), why)),
+        }
+    }
+    if fresh {
+        claims::save(dir, &known)
+            .map_err(|e| VolumeError(format!("cannot write below {}: {e}", dir.display())))?;
+    }
+    if failed.is_empty() { Ok(known) } else { Err(VolumeError::unknown(&failed)) }
+}
+
+/// Has a driver publish a volume.
+async fn by_driver(
+    pod: &Pod,
+    dir: &Path,
+    node: &NodeVolumes,
+    wanted: &Wanted,
+    name: &str,
+    group: Group,
+    changed: &Arc<Notify>,
+) -> Result<PathBuf, VolumeError> {
+    let Some(csi) = node.csi() else {
+        return Err(VolumeError::set_up(name, "this node has no CSI drivers"));
+    };
+    let published = csi.set_up(pod, dir, wanted, group.id, changed).await;
+    let (path, give) = published.map_err(|(step, why)| VolumeError::of(step, name, &why))?;
+    if let (Some(id), true) = (group.id, give) {
+        let at = path.clone();
+        let given = tokio::task::spawn_blocking(move || owner::give(&at, id, group.root_decides)).await;
+        given.map_err(|e| e.to_string()).and_then(|given| given.map_err(|e| e.to_string())).map_err(
+            |why| VolumeError::set_up(name, &format!("applyFSGroup failed for vol {name}: {why}")),
+        )?;
+    }
+    Ok(path)
+}
+
+fn check_reachable(claimed: &Claimed, node: &NodeVolumes) -> Result<(), VolumeError> {
+    let present = node.node.borrow().clone();
+    if present.is_some_and(|node| !claimed.is_reachable(&node)) {
+        let step = "MountVolume.NodeAffinity check failed";
+        return Err(VolumeError::of(step, claimed.name(), "no matching NodeSelectorTerms"));
+    }
+    Ok(())
+}
+
+/// How a volume behind a claim is had that no driver serves.
+fn persistent(claimed: &Claimed) -> Result<Source, VolumeError> {
+    let name = claimed.name();
+    let Some(spec) = &claimed.volume.spec else {
+        return Err(VolumeError::set_up(name, "the volume has no spec"));
+    };
+    if let Some(host) = &spec.host_path {
+        if spec.mount_options.as_ref().is_some_and(|o| !o.is_empty()) {
+            let step = "MountVolume.MountOptionSupport check failed";
+            return Err(VolumeError::of(step, name, "Mount options are not supported for this volume type"));
+        }
+        let kind = host.type_.clone().unwrap_or_default();
+        return Ok(Source::Host { path: host.path.clone().into(), kind });
+    }
+    let Some(local) = &spec.local else {
+        return Err(VolumeError::set_up(name, "this kind of volume is not supported"));
+    };
+    let path = PathBuf::from(&local.path);
+    let found = fs::metadata(&path).map_err(|_| {
+        let step = "MountVolume.NewMounter initialization failed";
+        VolumeError::of(step, name, &format!("path {:?} does not exist", local.path))
+    })?;
+    match (claimed.is_block(), found.file_type().is_block_device(), found.is_dir()) {
+        (true, true, _) => Ok(Source::Host { path, kind: "BlockDevice".into() }),
+        (true, false, _) => {
+            let why = format!("{} is not a block device", path.display());
+            Err(VolumeError::of("MapVolume.MapPodDevice failed", name, &why))
+        }
+        (false, _, true) => Ok(Source::Local { path, give: !claimed.read_only }),
+        (false, ..) => {
+            let why =
+                format!("{} is not a directory; mount the device and name the directory", path.display());
+            Err(VolumeError::set_up(name, &why))
+        }
+    }
 }
 
 async fn fetch(objects: &Objects, kind: Kind, pod: &Pod, name: &str, optional: bool) -> Result<Data, String> {
@@ -224,7 +393,7 @@ async fn gather(
             }
             if let Some(projection) = &source.service_account_token {
                 let token = objects.tokens.get(pod, projection, changed).await?;
-                project::token(&mut files, projection, token, mode);
+                project::token(&mut files, projection, token, mode, pod);
             }
         }
     } else {
@@ -234,7 +403,8 @@ async fn gather(
     Ok(Source::Files(files, volume.config_map.is_none()))
 }
 
-fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<PathBuf, String> {
+fn make(dir: &Path, name: &str, source: Source, of: Group) -> Result<PathBuf, String> {
+    let group = of.id;
     let own = dir.join("volumes").join(name);
     let io = |action: &str, path: &Path, e: io::Error| format!("cannot {action} {}: {e}", path.display());
     match source {
@@ -242,10 +412,17 @@ fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<Pa
             host_path(&path, &kind)?;
             Ok(path)
         }
+        Source::Local { path, give } => {
+            if let Some(group) = group.filter(|_| give) {
+                owner::give(&path, group, of.root_decides)
+                    .map_err(|e| io("give the pod's group what is in", &path, e))?;
+            }
+            Ok(path)
+        }
         Source::Empty { memory, limit } => {
             let fresh = !own.exists();
             fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
-            if memory && !is_mount(&own) {
+            if memory && !mountinfo::is_mounted(&own) {
                 mount_memory(&own, limit).map_err(|e| io("mount a tmpfs at", &own, e))?;
             }
             if fresh || memory {
@@ -261,7 +438,7 @@ fn make(dir: &Path, name: &str, source: Source, group: Option<u32>) -> Result<Pa
         Source::Files(files, memory) => {
             fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
             // Secrets and tokens never touch a disk.
-            if memory && !is_mount(&own) {
+            if memory && !mountinfo::is_mounted(&own) {
                 mount_memory(&own, None).map_err(|e| io("mount a tmpfs at", &own, e))?;
             }
             let sticky = if memory { 0o1000 } else { 0 };
@@ -285,16 +462,6 @@ fn mount_memory(at: &Path, limit: Option<i64>) -> io::Result<()> {
         }
     }
     Err(io::ErrorKind::InvalidInput.into())
-}
-
-/// Something is mounted exactly here.
-fn is_mount(path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let parent = path.parent().and_then(|p| fs::metadata(p).ok());
-    match (fs::metadata(path), parent) {
-        (Ok(own), Some(parent)) => own.dev() != parent.dev(),
-        _ => false,
-    }
 }
 
 fn host_path(path: &Path, kind: &str) -> Result<(), String> {
@@ -361,22 +528,15 @@ pub fn sub_path(volume: &Path, sub: &str, container: &str, mount: &VolumeMount) 
     Ok(at)
 }
 
-/// Unmounts and removes the volumes of a pod's directory; what a hostPath names is left alone.
+/// Unmounts and removes the volumes of a pod's directory; what lies elsewhere, and what was mounted there, is left alone.
 ///
 /// # Errors
 /// Something is still in use; try again.
 pub fn tear_down_volumes(dir: &Path) -> io::Result<()> {
-    let volumes = dir.join("volumes");
-    if let Ok(entries) = fs::read_dir(&volumes) {
-        for path in entries.flatten().map(|e| e.path()) {
-            while path.is_dir() && is_mount(&path) {
-                umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
-            }
-        }
-    }
-    match fs::remove_dir_all(&volumes) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    mountinfo::remove_unmounted(&dir.join("volumes"))?;
+    match fs::remove_file(dir.join("claims.json")) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 

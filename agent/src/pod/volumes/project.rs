@@ -27,15 +27,31 @@ pub struct Downward<'a> {
     pub node_memory: i64,
 }
 
-/// Adds a service account's token.
+/// Adds a service account's token. One that the containers' user or the pod's group can read is nobody else's to read.
 pub fn token(
     files: &mut Files,
     projection: &ServiceAccountTokenProjection,
     token: String,
     mode: Option<i32>,
+    pod: &Pod,
 ) {
-    let mode = mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644);
-    files.insert((&projection.path).into(), File { data: token.into_bytes(), mode });
+    let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group);
+    let owner = only_user(pod);
+    let mode = match owner.is_some() || group.is_some() {
+        true => 0o600,
+        false => mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644),
+    };
+    files.insert((&projection.path).into(), File { data: token.into_bytes(), mode, owner });
+}
+
+/// The user that all containers run as, when every one of them says so.
+fn only_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = spec::containers(spec)
+        .map(|(_, c)| c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok())?
 }
 
 /// Adds the keys of an object, all of them or those of `items`.
@@ -52,14 +68,14 @@ pub fn keys(
     match items {
         None | Some([]) => {
             for (key, value) in data {
-                files.insert(key.into(), File { data: value.clone(), mode: mode_of(None) });
+                files.insert(key.into(), File { data: value.clone(), mode: mode_of(None), owner: None });
             }
         }
         Some(items) => {
             for item in items {
                 match data.get(&item.key) {
                     Some(value) => {
-                        let file = File { data: value.clone(), mode: mode_of(item.mode) };
+                        let file = File { data: value.clone(), mode: mode_of(item.mode), owner: None };
                         files.insert((&item.path).into(), file);
                     }
                     None if optional => {}
@@ -90,7 +106,7 @@ pub fn downward(
             continue;
         };
         let mode = u32::try_from(item.mode.or(mode).unwrap_or(0o644)).unwrap_or(0o644);
-        files.insert((&item.path).into(), File { data: text.into_bytes(), mode });
+        files.insert((&item.path).into(), File { data: text.into_bytes(), mode, owner: None });
     }
     Ok(())
 }

@@ -49,14 +49,20 @@ async fn every_kind_is_set_up_twice_and_removed_without_a_trace() {
         None,
     );
     for _ in 0..2 {
-        let paths = set_up(&p, &root, &objects(), &downward(&p), &Arc::default()).await.unwrap();
+        let paths = set_up(&p, &root, &objects(), &NodeVolumes::alone(), &downward(&p), &Arc::default())
+            .await
+            .unwrap();
         assert_eq!(paths["h"], host);
         assert_eq!(fs::read_to_string(paths["cm"].join("x/y")).unwrap(), "1");
         assert_eq!(fs::metadata(paths["s"].join("password")).unwrap().permissions().mode() & 0o777, 0o400);
         assert_eq!(fs::read_to_string(paths["p"].join("labels")).unwrap(), "a=\"b\"");
         assert_eq!(fs::read_to_string(paths["p"].join("mem")).unwrap(), "64");
-        assert!(is_mount(&paths["m"]) && is_mount(&paths["s"]) && !is_mount(&paths["e"]));
-        assert!(!is_mount(&paths["cm"]) && is_mount(&paths["p"]));
+        assert!(
+            mountinfo::is_mounted(&paths["m"])
+                && mountinfo::is_mounted(&paths["s"])
+                && !mountinfo::is_mounted(&paths["e"])
+        );
+        assert!(!mountinfo::is_mounted(&paths["cm"]) && mountinfo::is_mounted(&paths["p"]));
         assert!(paths["o"].is_dir());
         fs::write(paths["e"].join("kept"), "").unwrap();
     }
@@ -93,10 +99,14 @@ async fn the_volume_of_the_service_account() {
     objects.tokens = crate::pod::tokens::Tokens::new(kube::Client::new(service, "default"));
     let changed = Arc::default();
     // Without an account there is no token, and no half of a volume.
-    let error = set_up(&p, dir.path(), &objects, &downward(&p), &changed).await.unwrap_err().to_string();
+    let error = set_up(&p, dir.path(), &objects, &NodeVolumes::alone(), &downward(&p), &changed)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.ends_with("failed to fetch token: the pod has no service account"), "{error}");
     p.spec.as_mut().unwrap().service_account_name = Some("sa".into());
-    let paths = set_up(&p, dir.path(), &objects, &downward(&p), &changed).await.unwrap();
+    let paths =
+        set_up(&p, dir.path(), &objects, &NodeVolumes::alone(), &downward(&p), &changed).await.unwrap();
     let read = |file: &str| fs::read_to_string(paths["kube-api-access-x"].join(file)).unwrap();
     assert_eq!((read("token"), read("ca.crt"), read("namespace")), ("t".into(), "ca".into(), "n".into()));
     tear_down_volumes(dir.path()).unwrap();
@@ -107,7 +117,8 @@ async fn errors_are_those_of_upstream() {
     let dir = tempfile::tempdir().unwrap();
     let fails = async |volume: serde_json::Value| {
         let p = pod(json!([volume]), None);
-        let result = set_up(&p, dir.path(), &objects(), &downward(&p), &Arc::default()).await;
+        let result =
+            set_up(&p, dir.path(), &objects(), &NodeVolumes::alone(), &downward(&p), &Arc::default()).await;
         let _ = tear_down_volumes(dir.path());
         result.unwrap_err().to_string()
     };
@@ -137,7 +148,9 @@ async fn fs_group_owns_what_the_pod_writes_to() {
         json!([{"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "sec"}}]),
         Some(1234),
     );
-    let paths = set_up(&p, dir.path(), &objects(), &downward(&p), &Arc::default()).await.unwrap();
+    let paths = set_up(&p, dir.path(), &objects(), &NodeVolumes::alone(), &downward(&p), &Arc::default())
+        .await
+        .unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(&paths["e"]).unwrap().gid(), 1234);
     assert_eq!(fs::metadata(&paths["e"]).unwrap().mode() & 0o7777, 0o2777);

@@ -334,19 +334,32 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         write().map_err(|e| format!("cannot write {}: {e}", path.display()))
     }
 
+    /// Unmounts and removes the volumes. Every step may have been done by an agent that was killed then.
+    async fn tear_down_volumes(&mut self) -> Result<(), String> {
+        let dir = self.context.config.pod_dir(&self.reference.uid);
+        if let Some(csi) = self.context.volumes.csi() {
+            csi.tear_down(&dir).await?;
+        }
+        let (at, uid, images) =
+            (dir.clone(), self.reference.uid.clone(), self.context.volumes.images().cloned());
+        let removed = tokio::task::spawn_blocking(move || {
+            volumes::tear_down_volumes(&at).map_err(|e| e.to_string())?;
+            images.map_or(Ok(()), |images| images.release(&uid, &at))
+        });
+        let removed = removed.await.map_err(|e| e.to_string()).and_then(|removed| removed);
+        removed.map_err(|why| format!("cannot remove the volumes in {}: {why}", dir.display()))?;
+        self.context.volumes.forget(&self.reference.uid);
+        self.volumes = None;
+        self.image_volumes.clear();
+        Ok(())
+    }
+
     /// The pod is over. Its volumes go at once; its logs, its directory and its API object when it is deleted.
     pub(super) async fn finish(&mut self) -> Result<Wake, String> {
         let dir = self.context.config.pod_dir(&self.reference.uid);
         let deleted = self.gone || self.pod.metadata.deletion_timestamp.is_some();
         self.context.devices.release(&self.reference.uid);
-        let volumes = dir.join("volumes");
-        if volumes.exists() {
-            let at = dir.clone();
-            let keep = tokio::task::spawn_blocking(move || volumes::tear_down_volumes(&at)).await;
-            keep.map_err(|e| e.to_string())?
-                .map_err(|e| format!("cannot remove the volumes in {}: {e}", dir.display()))?;
-            self.volumes = None;
-        }
+        self.tear_down_volumes().await?;
         if !deleted {
             return Ok(None);
         }

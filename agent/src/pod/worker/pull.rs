@@ -23,6 +23,16 @@ pub(super) enum NoImage {
     Waiting(Waiting, Option<Timestamp>),
 }
 
+/// An image that is needed.
+struct Ask {
+    /// Container, or volume, that needs it.
+    who: String,
+    reference: String,
+    policy: Option<String>,
+    /// The container's place in the Pod spec, for events; `None`: they are about the pod.
+    path: Option<String>,
+}
+
 /// The pull secrets of a pod.
 pub(super) fn secrets(pod: &Pod) -> Vec<Key> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
@@ -49,14 +59,68 @@ fn go_duration(time: Duration) -> String {
 impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     /// The container's image, and what the event about it says.
     pub(super) async fn image(&mut self, container: &Container) -> Result<(ResolvedImage, String), NoImage> {
-        let reference = container.image.clone().unwrap_or_default();
-        let path = self.field_path(&container.name);
+        let ask = Ask {
+            who: container.name.clone(),
+            reference: container.image.clone().unwrap_or_default(),
+            policy: container.image_pull_policy.clone(),
+            path: Some(self.field_path(&container.name)),
+        };
+        self.ask_image(&ask).await
+    }
+
+    /// Mounts the images that are volumes of a container.
+    pub(super) async fn set_up_image_volumes(&mut self, container: &Container) -> Result<(), NoImage> {
+        let pod = self.pod.clone();
+        let mounted = |name: &str| container.volume_mounts.iter().flatten().any(|m| m.name == name);
+        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter(|v| mounted(&v.name)) {
+            let Some(source) =
+                volume.image.as_ref().filter(|_| !self.image_volumes.contains_key(&volume.name))
+            else {
+                continue;
+            };
+            let ask = Ask {
+                who: format!("volume {}", volume.name),
+                reference: source.reference.clone().unwrap_or_default(),
+                policy: source.pull_policy.clone(),
+                path: None,
+            };
+            let (image, text) = self.ask_image(&ask).await?;
+            self.context.events.pod(&self.reference, Kind::Normal, "Pulled", text);
+            let dir = self.context.config.pod_dir(&self.reference.uid);
+            let (images, uid) = (self.context.volumes.images().cloned(), self.reference.uid.clone());
+            let (name, id) = (volume.name.clone(), image.id.clone());
+            let made = tokio::task::spawn_blocking(move || {
+                let images = images.ok_or("this node mounts no images")?;
+                images.set_up(&uid, &dir, &name, &id)
+            });
+            match made.await.map_err(|e| e.to_string()).and_then(|made| made) {
+                Ok(path) => {
+                    if let Some(paths) = &mut self.volumes {
+                        paths.insert(volume.name.clone(), path.clone());
+                    }
+                    self.image_volumes.insert(volume.name.clone(), path);
+                }
+                Err(why) => {
+                    let text = format!("failed to mount image volume {:?}: {why}", volume.name);
+                    return Err(NoImage::Waiting(("CreateContainerError".into(), text), after(RETRY)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An image, and what the event about it says.
+    async fn ask_image(&mut self, ask: &Ask) -> Result<(ResolvedImage, String), NoImage> {
+        let Ask { who, reference, policy, path } = ask;
         let pod = self.reference.clone();
         let events = self.context.events.clone();
-        let event = |kind, reason: &str, text: String| events.container(&pod, &path, kind, reason, text);
+        let event = |kind, reason: &str, text: String| match path {
+            Some(path) => events.container(&pod, path, kind, reason, text),
+            None => events.pod(&pod, kind, reason, text),
+        };
         let keyring = self.keyring().await;
-        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        let present = match self.context.images.resolve(&reference) {
+        let policy = policy.as_deref().unwrap_or("IfNotPresent");
+        let present = match self.context.images.resolve(reference) {
             Ok(present) => present,
             Err(ImageError::Reference { message, .. }) => {
                 let text = format!(
@@ -74,7 +138,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
         };
         if let Some(image) = present.filter(|_| policy != "Always") {
-            self.image_backoff.remove(&container.name);
+            self.image_backoff.remove(who);
             let text = format!(
                 "Container image {reference:?} already present on machine and can be accessed by the pod"
             );
@@ -87,12 +151,12 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             return Err(NoImage::Waiting(("ErrImageNeverPull".into(), text), after(RETRY)));
         }
         let pulls = self.context.images.pulls().cloned();
-        let key = (pod.uid.clone(), container.name.clone(), reference.clone());
+        let key = (pod.uid.clone(), who.clone(), reference.clone());
         let now = Timestamp::now();
         let cause = match pulls.as_ref().map_or(Standing::None, |pulls| pulls.standing(&key)) {
             Standing::Running => return Err(NoImage::Pulling),
             Standing::Ended(Ended::Pulled { image, took, size }) => {
-                self.image_backoff.remove(&container.name);
+                self.image_backoff.remove(who);
                 let took = go_duration(took);
                 let text = format!(
                     "Successfully pulled image {reference:?} in {took} ({took} including waiting). Image size: {size} bytes."
@@ -101,7 +165,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
             Standing::Ended(Ended::Failed(cause)) => cause,
             Standing::None => {
-                let known = self.image_backoff.get(&container.name).filter(|b| b.until > now);
+                let known = self.image_backoff.get(who).filter(|b| b.until > now);
                 if let Some(known) = known {
                     let text = format!("Back-off pulling image {reference:?}");
                     event(Kind::Normal, "BackOff", text.clone());
@@ -127,11 +191,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         };
         event(Kind::Warning, "Failed", format!("Failed to pull image {reference:?}: {cause}"));
         event(Kind::Warning, "Failed", "Error: ErrImagePull".into());
-        let known = self.image_backoff.get(&container.name);
+        let known = self.image_backoff.get(who);
         let delay = known.map_or(backoff::INITIAL, |b| (b.delay * 2).min(backoff::MAX));
         let until = now.checked_add(delay).unwrap_or(now);
         let entry = ImageBackoff { delay, until, cause: cause.clone() };
-        self.image_backoff.insert(container.name.clone(), entry);
+        self.image_backoff.insert(who.clone(), entry);
         // Seen soon again, to say that it is backing off.
         Err(NoImage::Waiting(("ErrImagePull".into(), cause), after(Duration::from_secs(3))))
     }

@@ -280,9 +280,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             return Ok(());
         }
         let dir = self.context.config.pod_dir(&self.reference.uid);
-        let objects = &self.context.objects;
-        match volumes::set_up(&self.pod, &dir, objects, &self.downward(), &self.objects_changed).await {
-            Ok(paths) => {
+        let context = self.context.clone();
+        let (objects, node, changed) = (&context.objects, &context.volumes, &self.objects_changed);
+        match volumes::set_up(&self.pod, &dir, objects, node, &self.downward(), changed).await {
+            Ok(mut paths) => {
+                paths.extend(self.image_volumes.clone());
                 self.volumes = Some(paths);
                 Ok(())
             }

@@ -44,6 +44,14 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             return false;
         };
         let container = container.as_ref();
+        match self.set_up_image_volumes(container).await {
+            Ok(()) => {}
+            Err(NoImage::Pulling) => return false,
+            Err(NoImage::Waiting(waiting, retry)) => {
+                self.hold(name, waiting, retry);
+                return false;
+            }
+        }
         let (image, text) = match self.image(container).await {
             Ok(found) => found,
             Err(NoImage::Pulling) => return false,
@@ -154,6 +162,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         };
         let paths = self.volumes.clone().unwrap_or_default();
         let mounts = container::mounts(&self.pod, container, &paths, &managed, &env).map_err(config_error)?;
+        let devices = container::devices(&self.pod, container, &paths).map_err(config_error)?;
         let hostname = self.kernel_hostname();
         let mut spec = container::spec(Parts {
             pod: &self.pod,
@@ -166,6 +175,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             env: &env,
             hostname: &hostname,
             mounts,
+            devices,
             user: &user,
             limits: container_limits(&self.pod, container, self.context.node_memory),
             termination,

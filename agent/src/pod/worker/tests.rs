@@ -249,6 +249,7 @@ impl World {
             None => images,
         };
         let context = Arc::new(Context {
+            volumes: crate::pod::volumes::NodeVolumes::alone(),
             node: tokio::sync::watch::channel(None).1,
             states: Default::default(),
             devices: Default::default(),

@@ -93,6 +93,7 @@ impl Host {
             (key(Kind::Secret, "sec"), Data::from([("password".to_owned(), b"x".to_vec())])),
         ]);
         let context = Arc::new(Context {
+            volumes: crate::pod::volumes::NodeVolumes::alone(),
             node: tokio::sync::watch::channel(None).1,
             states: Default::default(),
             devices: Default::default(),
