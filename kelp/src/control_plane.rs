@@ -8,14 +8,19 @@ use crate::pki::renew::{self, Renewal};
 use crate::pki::{Leaf, LeafSpec, Pki, ReloadingCert, write_atomic};
 use anyhow::{Context, Result};
 use kelp_apiserver::{ApiServer, Config, KubeletClient, ServiceAccountKey, TlsFiles, UserInfo};
+use kelp_controllers::certificates::Signer;
 use kelp_store::EmbeddedStore;
 use kube::Client;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
+
+/// Life of the certificates that are signed on request: upstream's default.
+const SIGNED_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What the control plane is started with.
 pub struct Settings<'a> {
@@ -35,6 +40,7 @@ pub struct Settings<'a> {
 pub struct Apiserver {
     server: ApiServer,
     ca_pem: String,
+    signer: Signer,
 }
 
 impl Apiserver {
@@ -42,6 +48,11 @@ impl Apiserver {
     pub fn client(&self, spec: &LeafSpec) -> Client {
         let user = UserInfo::authenticated(&spec.common_name, spec.organizations.iter().cloned());
         Client::new(self.server.client_service(user), "default")
+    }
+
+    /// What signs the cluster's certificates.
+    pub fn signer(&self) -> Signer {
+        self.signer.clone()
     }
 
     /// The cluster's certificate authority, PEM.
@@ -120,12 +131,13 @@ pub async fn start_apiserver(settings: Settings<'_>, parts: &mut Parts) -> Resul
     ];
     let shutdown = parts.shutdown();
     let ca_pem = pki.ca_pem().to_owned();
+    let signer = Signer { certificate: ca_pem.clone(), key: pki.ca_key_pem()?, life: SIGNED_LIFE };
     parts.spawn("certificates", async move {
         renew::run(pki, renewals, shutdown).await;
         Ok(())
     });
     tracing::info!(address = %advertise, port, "API server ready");
-    Ok(Apiserver { server, ca_pem })
+    Ok(Apiserver { server, ca_pem, signer })
 }
 
 /// Every name the API server is called by.
@@ -216,9 +228,11 @@ pub fn start_controllers(
     client: Client,
     cluster: &ClusterArgs,
     ca_pem: Option<&str>,
+    signer: Option<Signer>,
     parts: &mut Parts,
 ) -> Result<()> {
-    let mut config = kelp_controllers::Config { root_ca: ca_pem.map(str::to_owned), ..Default::default() };
+    let root_ca = ca_pem.map(str::to_owned);
+    let mut config = kelp_controllers::Config { root_ca, signer, ..Default::default() };
     let convert =
         |cidrs: &[Cidr]| cidrs.iter().map(|cidr| cidr.to_string().parse()).collect::<Result<Vec<_>, _>>();
     config.cluster_cidrs = convert(&cluster.cluster_cidr).context("--cluster-cidr")?;

@@ -51,7 +51,8 @@ pub async fn up(args: UpArgs) -> Result<()> {
         let api = control_plane::start_apiserver(settings, parts).await?;
         control_plane::start_scheduler(api.client(&LeafSpec::scheduler()), &host.host_name, parts);
         let controllers = api.client(&LeafSpec::controller_manager());
-        control_plane::start_controllers(controllers, &args.cluster, Some(api.ca_pem()), parts)?;
+        let (ca, signer) = (Some(api.ca_pem()), Some(api.signer()));
+        control_plane::start_controllers(controllers, &args.cluster, ca, signer, parts)?;
         let ca_pem = api.ca_pem().as_bytes().to_vec();
         let settings =
             node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host, ca_pem };
@@ -95,7 +96,8 @@ pub async fn server(args: ServerArgs) -> Result<()> {
                 }
                 (None, None) => None,
             };
-            control_plane::start_controllers(client, &args.cluster, ca_pem.as_deref(), parts)?;
+            let signer = api.as_ref().map(control_plane::Apiserver::signer);
+            control_plane::start_controllers(client, &args.cluster, ca_pem.as_deref(), signer, parts)?;
         }
         Ok(())
     })

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use kelp_model::controllers::cidr::Cidr;
 
+use crate::certificates::Signer;
+
 /// Settings of the controllers; the defaults are those of the cluster's components.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -20,6 +22,8 @@ pub struct Config {
     pub service_cidrs: Vec<Cidr>,
     /// PEM bundle that pods use to verify the API server (`kube-root-ca.crt`). `None`: not published.
     pub root_ca: Option<String>,
+    /// Signs approved certificate signing requests. `None`: nobody does here.
+    pub signer: Option<Signer>,
     /// A node that renewed no Lease for this long is unreachable.
     pub node_monitor_grace: Duration,
     /// A node that never reported its status gets this long.
@@ -43,6 +47,7 @@ impl Default for Config {
             node_mask_v6: 64,
             service_cidrs: Vec::new(),
             root_ca: None,
+            signer: None,
             node_monitor_grace: Duration::from_secs(40),
             node_startup_grace: Duration::from_secs(60),
             node_eviction_interval: Duration::from_secs(10),

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod certificates;
 mod claim;
 mod clusterrole_aggregation;
 pub mod config;

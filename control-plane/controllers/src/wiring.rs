@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::error::Result;
 use crate::{
-    clusterrole_aggregation, deployment, endpoints, endpointslice, ephemeral_volume, garbage, namespace,
-    node_ipam, node_lifecycle, node_ttl, pod_gc, replicaset, resource_quota, root_ca, serviceaccount,
-    taint_eviction, volume_attach, volume_binder, volume_protection,
+    certificates, clusterrole_aggregation, deployment, endpoints, endpointslice, ephemeral_volume, garbage,
+    namespace, node_ipam, node_lifecycle, node_ttl, pod_gc, replicaset, resource_quota, root_ca,
+    serviceaccount, taint_eviction, volume_attach, volume_binder, volume_protection,
 };
 
 /// A controller: its name (as `--controllers` takes it) and how it starts.
@@ -46,4 +46,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row("ephemeral-volume-controller", ephemeral_volume::start),
     row("persistentvolumeclaim-protection-controller", volume_protection::claims),
     row("persistentvolume-protection-controller", volume_protection::volumes),
+    row("certificatesigningrequest-signing-controller", certificates::signing),
+    row("certificatesigningrequest-approving-controller", certificates::approving),
+    row("certificatesigningrequest-cleaner-controller", certificates::cleaning),
 ];

@@ -73,6 +73,15 @@ impl Pki {
         self.authority.cert_pem()
     }
 
+    /// The authority's key, PKCS #8 PEM, for who signs requests in this process.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read.
+    pub fn ca_key_pem(&self) -> Result<String> {
+        let path = self.dir.join("ca.key");
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
     /// File of the key that signs service account tokens (`sa.pub` beside it verifies them).
     fn service_account_key_path(&self) -> PathBuf {
         self.dir.join("sa.key")
