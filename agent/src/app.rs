@@ -8,6 +8,7 @@
 //! | [`pod::services`](crate::pod::services) | Services | – (environment of containers) |
 //! | [`gc`] | the disk, images | images |
 //! | [`eviction`](crate::eviction) | the host, the pods' use | the node's state, images, orders to end pods |
+//! | [`certificates`](crate::certificates) | its requests for certificates | the serving certificate |
 //! | [`device`] | sockets of plugins, pods | devices, answers about pods' resources |
 //! | [`shutdown`](crate::shutdown) | logind | the node's state, orders to end pods |
 //! | [`csi::registry`](crate::csi::registry) | sockets in `plugins_registry` | CSI drivers, CSINode, labels of the Node |
@@ -17,6 +18,7 @@
 //!
 //! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
 
+use crate::certificates::ServingCertificate;
 use crate::config::AgentConfig;
 use crate::csi::{Csi, registry};
 use crate::dataplane::PodDatapath;
@@ -197,10 +199,21 @@ where
         node_memory: facts.memory_kib * 1024,
         config: config.clone(),
     });
+    let mut tasks = JoinSet::new();
     let api = match parts.client_ca.filter(|_| settings.enable_server) {
         Some(authority) => {
             let serving = tls::serving(&config.node_name, &config.node_ips, settings)?;
-            let tls = tls::config(&authority, serving, settings)?;
+            let tls = tls::config(&authority, serving.clone(), settings)?;
+            if settings.server_tls_bootstrap {
+                let certificate = ServingCertificate {
+                    client: client.clone(),
+                    node_name: config.node_name.clone(),
+                    addresses: config.node_ips.clone(),
+                    dir: config.data_dir.join("kubelet-pki"),
+                    serving,
+                };
+                tasks.spawn(certificate.run(shutdown.clone()));
+            }
             let listener = listen(&settings.address, config.kubelet_port).await?;
             let server = Server {
                 pods: pods.clone(),
@@ -249,7 +262,6 @@ where
         orders: manager.orders(),
     };
     let lease = settings.node_lease_duration_seconds;
-    let mut tasks = JoinSet::new();
     tasks.spawn(write_events);
     tasks.spawn(write_status);
     tasks.spawn(follow_services);

@@ -4,6 +4,7 @@
 //! `kelp-model`, and only [`runtime`], [`network`] and [`dataplane`] touch the kernel.
 
 pub mod app;
+pub mod certificates;
 pub mod config;
 pub mod csi;
 pub mod dataplane;

@@ -2,6 +2,7 @@
 //!
 //! They are the process's own and change nothing but what `/metrics` shows.
 
+use crate::pod::reference::PodRef;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
@@ -206,8 +207,15 @@ pub fn evicted(signal: &str) {
 }
 
 /// Forgets what speaks of a pod.
-pub fn forget_pod(uid: &str) {
-    VALUES.lock().retain(|(name, labels), _| *name != PROBES.name || labels.iter().all(|l| l != uid));
+pub fn forget_pod(pod: &PodRef) {
+    let is_own = |name: &str, labels: &[String]| match labels {
+        [.., uid] if name == PROBES.name => *uid == pod.uid,
+        [.., name_of, namespace] if name == PROBE_DURATION.name => {
+            (name_of, namespace) == (&pod.name, &pod.namespace)
+        }
+        _ => false,
+    };
+    VALUES.lock().retain(|(name, labels), _| !is_own(name, labels));
 }
 
 /// Everything that was counted, of metrics whose name fits.

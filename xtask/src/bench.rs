@@ -21,6 +21,13 @@ pub enum Bench {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Pods: creation to Running and Ready, bursts, deletion, idle memory and CPU, recovery, beside another cluster if its
+    /// kubeconfig is given
+    Pods {
+        /// Passed on to the driver
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Durable writes a second at 1 and at 256 clients
     Store {
         /// Passed on to the driver
@@ -45,6 +52,10 @@ pub fn run(what: &Bench) -> Result<()> {
                 ["build", "--quiet", "--release", "--package", "kelp-apiserver", "--example", "serve"];
             command::run(&mut cargo(&serve))?;
             (["--package", "kelp-apiserver", "--example", "bench"], arguments)
+        }
+        Bench::Pods { arguments } => {
+            build_ebpf::run(build::workspace_root())?;
+            (["--package", "kelp-tests", "--bin", "pods"], arguments)
         }
         Bench::Store { arguments } => (["--package", "kelp-store", "--example", "bench"], arguments),
     };

@@ -108,7 +108,7 @@ pub const FIELDS: &[Field] = &[
     yes("tlsCipherSuites", Texts),
     yes("tlsMinVersion", Text),
     no("tlsCurvePreferences", Any),
-    yes("rotateCertificates", Bool),
+    no("rotateCertificates", Bool),
     yes("serverTLSBootstrap", Bool),
     yes("authentication", Object("KubeletAuthentication", AUTHENTICATION)),
     yes("authorization", Object("KubeletAuthorization", AUTHORIZATION)),

@@ -35,9 +35,6 @@ pub struct Settings {
     /// Least version of TLS: `VersionTLS12`, `VersionTLS13`; empty: 1.2.
     #[serde(default)]
     pub tls_min_version: String,
-    /// The client certificate is renewed by certificate signing requests.
-    #[serde(default)]
-    pub rotate_certificates: bool,
     /// The serving certificate is asked of the API server.
     #[serde(default, rename = "serverTLSBootstrap")]
     pub server_tls_bootstrap: bool,

@@ -232,6 +232,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
         }
         let reference = PodRef::from(pod);
         let Rejection { reason, message } = rejection;
+        crate::metrics::REJECTIONS.count(&[reason]);
         tracing::info!(pod = %reference, reason, message, "pod rejected");
         self.context.events.pod(&reference, Kind::Warning, reason, message.clone());
         let old = pod.status.clone().unwrap_or_default();

@@ -99,6 +99,8 @@ pub struct Worker<R, N> {
     /// When this agent saw it first, as its annotations tell the containers.
     seen: String,
     resize: resize::Resize,
+    /// When this worker began.
+    born: std::time::Instant,
     /// The node ends the pod: reason and message.
     evicted: Option<(String, String)>,
     /// It does so for its own sake: message of the condition.
@@ -196,6 +198,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             mirror: slot.mirror,
             wanted: slot.pod,
             resize,
+            born: std::time::Instant::now(),
             evicted: None,
             disruption: None,
             grace: None,
@@ -208,7 +211,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     pub async fn run(mut self) {
         self.declare();
         loop {
-            let wake = match self.step().await {
+            let begin = std::time::Instant::now();
+            let step = self.step().await;
+            crate::metrics::POD_WORKER.observe(&["sync"], begin.elapsed().as_secs_f64());
+            let wake = match step {
                 Ok(wake) => {
                     self.errors = 0;
                     wake
@@ -224,6 +230,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.context.objects.declare(&self.reference.uid, &Default::default(), &self.objects_changed);
                 self.context.objects.tokens.forget(&self.reference.uid);
                 self.context.devices.release(&self.reference.uid);
+                crate::metrics::forget_pod(&self.reference);
                 self.context.status.forget(&self.reference.uid);
                 if let Some(pulls) = self.context.images.pulls() {
                     pulls.forget(&self.reference.uid);
@@ -489,6 +496,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let context = self.status_context(ending, stopped);
         let new = pod_status(&self.pod, &self.last, observed, &self.memories, &context, Timestamp::now());
         if new != self.last {
+            let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
+            if runs(&new) && !runs(&self.last) {
+                crate::metrics::POD_START.observe(&[], self.born.elapsed().as_secs_f64());
+            }
             self.last = new.clone();
         }
         self.report(new);

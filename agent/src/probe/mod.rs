@@ -70,12 +70,29 @@ pub struct Target<E> {
     pub container: String,
     /// Its attempt.
     pub attempt: u32,
+    /// Namespace, name and UID of the pod.
+    pub pod: [String; 3],
     /// Named ports of the container.
     pub ports: Vec<(String, u16)>,
     /// Address of the pod.
     pub ip: Option<IpAddr>,
     /// How to run a command in it.
     pub exec: Arc<E>,
+}
+
+impl<E> Target<E> {
+    fn count(&self, purpose: Purpose, outcome: &Outcome, took: Duration) {
+        let result = match outcome {
+            Outcome::Success(_) => "successful",
+            Outcome::Failure(_) => "failed",
+            Outcome::Error(_) | Outcome::Unknown => "unknown",
+        };
+        let [namespace, pod, uid] = &self.pod;
+        let kind = purpose.as_str();
+        crate::metrics::PROBES.count(&[kind, result, &self.container, pod, namespace, uid]);
+        let took = took.as_secs_f64();
+        crate::metrics::PROBE_DURATION.observe(&[kind, &self.container, pod, namespace], took);
+    }
 }
 
 /// Probes until the future is dropped. The first run comes after the initial delay, counted from
@@ -109,7 +126,9 @@ pub async fn run<E: Exec>(
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         timer.tick().await;
+        let begin = std::time::Instant::now();
         let outcome = once(&probe, &target, timing.timeout).await;
+        target.count(purpose, &outcome, begin.elapsed());
         let (success, event, warning) = match outcome {
             Outcome::Unknown => continue,
             Outcome::Error(text) => {

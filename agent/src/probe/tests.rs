@@ -19,6 +19,7 @@ fn target() -> Target<NoExec> {
     Target {
         container: "c".into(),
         attempt: 0,
+        pod: Default::default(),
         ports: vec![("web".into(), 1)],
         ip: Some(IpAddr::from([127, 0, 0, 1])),
         exec: Arc::new(NoExec),

@@ -1,5 +1,6 @@
 //! The text format of Prometheus, version 0.0.4, with Go's way of writing numbers.
 
+use crate::metrics::{Metric, Sample};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -45,6 +46,27 @@ impl Exposition {
         self.add(name, "gauge", help, labels, value, at);
     }
 
+    /// Adds what was counted: a counter or a histogram.
+    pub fn sample(&mut self, metric: &Metric, sample: &Sample) {
+        let labels: Vec<(&str, &str)> = sample.labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        if !metric.is_histogram() {
+            self.add(metric.name, "counter", metric.help, &labels, sample.count as f64, None);
+            return;
+        }
+        let mut lines = Vec::new();
+        let bounds = sample.buckets.iter().map(|(bound, count)| (number(*bound), *count));
+        for (bound, count) in bounds.chain([("+Inf".to_owned(), sample.count)]) {
+            let mut labels = labels.clone();
+            labels.push(("le", &bound));
+            lines.push(line(&format!("{}_bucket", metric.name), &labels, count as f64, None));
+        }
+        lines.push(line(&format!("{}_sum", metric.name), &labels, sample.sum, None));
+        lines.push(line(&format!("{}_count", metric.name), &labels, sample.count as f64, None));
+        let family = self.0.entry(metric.name).or_default();
+        (family.kind, family.help) = ("histogram", metric.help);
+        family.lines.append(&mut lines);
+    }
+
     fn add(
         &mut self,
         name: &'static str,
@@ -57,22 +79,7 @@ impl Exposition {
         let family = self.0.entry(name).or_default();
         family.kind = kind;
         family.help = help;
-        let mut line = name.to_owned();
-        if !labels.is_empty() {
-            line.push('{');
-            for (index, (key, text)) in labels.iter().enumerate() {
-                let comma = if index == 0 { "" } else { "," };
-                let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-                // Writing to a String cannot fail.
-                let _ = write!(line, "{comma}{key}=\"{text}\"");
-            }
-            line.push('}');
-        }
-        let _ = write!(line, " {}", number(value));
-        if let Some(at) = at {
-            let _ = write!(line, " {at}");
-        }
-        family.lines.push(line);
+        family.lines.push(line(name, labels, value, at));
     }
 
     /// The whole text.
@@ -87,6 +94,25 @@ impl Exposition {
         }
         out
     }
+}
+
+fn line(name: &str, labels: Labels<'_>, value: f64, at: Option<i64>) -> String {
+    let mut line = name.to_owned();
+    if !labels.is_empty() {
+        line.push('{');
+        for (index, (key, text)) in labels.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            // Writing to a String cannot fail.
+            let _ = write!(line, "{comma}{key}=\"{text}\"");
+        }
+        line.push('}');
+    }
+    let _ = write!(line, " {}", number(value));
+    if let Some(at) = at {
+        let _ = write!(line, " {at}");
+    }
+    line
 }
 
 /// Go's shortest form: with an exponent from a million on.

@@ -157,7 +157,20 @@ impl<R: Runtime + Clone> Server<R> {
             1.0,
             None,
         );
+        for (metric, sample) in crate::metrics::samples(|name| name.starts_with("kubelet_")) {
+            all.sample(metric, &sample);
+        }
         process(&mut all);
+        text(&all)
+    }
+
+    /// `/metrics/probes`.
+    pub(super) fn probe_metrics(&self) -> Answer {
+        let mut all = Exposition::default();
+        for (metric, sample) in crate::metrics::samples(|name| name.starts_with("prober_")) {
+            all.sample(metric, &sample);
+        }
+        process_start(&mut all);
         text(&all)
     }
 }

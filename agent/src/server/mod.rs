@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/healthz` | `ok` |
 //! | `/stats/summary` | what the node, pods and containers use |
-//! | `/metrics`, `/metrics/resource`, `/metrics/cadvisor` | the same and the agent's own numbers for Prometheus |
+//! | `/metrics`, `/metrics/resource`, `/metrics/cadvisor`, `/metrics/probes` | the same and the agent's own numbers for Prometheus |
 //! | `/configz` | settings in force |
 //! | `/logs/` | files below /var/log |
 //! | `/checkpoint/…` | an error: not supported |
@@ -207,6 +207,7 @@ impl<R: Runtime + Clone> Server<R> {
             ("stats", ["summary"], _) if get => self.summary(&query).await,
             ("metrics", [], _) if get => self.own_metrics().await,
             ("metrics", ["resource"], _) if get => self.resource_metrics().await,
+            ("metrics", ["probes"], _) if get => self.probe_metrics(),
             ("metrics", ["cadvisor"], _) if get => self.cadvisor_metrics().await,
             ("configz", [], _) if get => self.configz(),
             ("logs", _, _) if get => {

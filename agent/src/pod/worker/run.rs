@@ -218,9 +218,16 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             log_dir: self.context.config.pod_logs(&self.reference.namespace, &self.reference.name, &uid),
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         };
-        let status = match self.context.runtime.create_sandbox(&sandbox).await {
-            Ok(status) => status,
+        let begin = std::time::Instant::now();
+        let created = self.context.runtime.create_sandbox(&sandbox).await;
+        crate::metrics::RUN_SANDBOX.observe(&[""], begin.elapsed().as_secs_f64());
+        let status = match created {
+            Ok(status) => {
+                crate::metrics::STARTED_PODS.count(&[]);
+                status
+            }
             Err(error) => {
+                crate::metrics::STARTED_PODS_ERRORS.count(&[]);
                 failed(self, chain(&error));
                 return Err(());
             }

@@ -120,6 +120,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             let target = Target {
                 container: name.clone(),
                 attempt,
+                pod: [&self.reference.namespace, &self.reference.name, &self.reference.uid]
+                    .map(String::clone),
                 ports: named_ports(&container),
                 ip: self.downward().pod_ips.first().copied(),
                 exec: Arc::new(InContainer {
