@@ -23,3 +23,4 @@ pub mod probe;
 pub mod runtime;
 pub mod server;
 pub mod shutdown;
+pub mod tls;
