@@ -3,6 +3,7 @@
 use kelp_model::names;
 use serde_json::Value;
 
+use super::restart;
 use super::service::port_or_name;
 use super::volume::{descending_path, no_backsteps};
 use super::{
@@ -36,14 +37,7 @@ pub(super) fn containers(pod: &Pod<'_>, path: &str, errs: &mut Errors) {
             errs.push(FieldError::duplicate(format!("{at_c}.name"), name));
         }
         hooks_and_probes(c, pod, &at_c, errs);
-        if set(c, "restartPolicy") && list(c, "restartPolicyRules").is_empty() {
-            one_of(
-                errs,
-                &format!("{at_c}.restartPolicy"),
-                text(c, "restartPolicy"),
-                &["Always", "OnFailure", "Never"],
-            );
-        }
+        restart::policy(c, &at_c, errs);
     }
     host_ports(all, path, errs);
 }
@@ -54,14 +48,7 @@ pub(super) fn init_containers(pod: &Pod<'_>, path: &str, errs: &mut Errors) {
         let at_c = format!("{path}[{i}]");
         common(c, pod, &at_c, errs);
         let sidecar = text(c, "restartPolicy") == "Always";
-        if set(c, "restartPolicy") {
-            one_of(
-                errs,
-                &format!("{at_c}.restartPolicy"),
-                text(c, "restartPolicy"),
-                &["Always", "OnFailure", "Never"],
-            );
-        }
+        restart::policy(c, &at_c, errs);
         let name = text(c, "name");
         let mut others = list(pod.spec, "containers").iter().chain(&all[..i]);
         if others.any(|o| text(o, "name") == name) {

@@ -30,6 +30,7 @@ mod policy;
 mod rbac;
 mod resize;
 mod resources;
+mod restart;
 mod scheduling;
 mod selector;
 mod service;
