@@ -6,6 +6,7 @@ mod compare;
 mod images;
 mod observe;
 mod run;
+mod special;
 
 pub use images::import as import_images;
 pub use run::{Runner, run_all};

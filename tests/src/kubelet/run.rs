@@ -92,6 +92,43 @@ impl Runner {
         Ok(runner)
     }
 
+    pub(super) fn client(&self) -> &kube::Client {
+        &self.client
+    }
+
+    pub(super) fn kubectl_path(&self) -> &std::path::Path {
+        &self.kubectl
+    }
+
+    pub(super) fn scratch_dir(&self) -> &std::path::Path {
+        &self.scratch
+    }
+
+    pub(super) fn node_name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// A text of this cluster with the node's name as in the recordings.
+    pub(super) fn as_recorded(&self, text: &str) -> String {
+        text.replace(&self.node.name, "node1")
+    }
+
+    /// A word of the recordings with the node's name here.
+    fn here(&self, word: &str) -> String {
+        match word.strip_suffix("-node1") {
+            Some(start) => format!("{start}-{}", self.node.name),
+            None => word.to_owned(),
+        }
+    }
+
+    /// Environment and directory of a kubectl.
+    pub(super) fn environment<'a>(
+        &self,
+        command: &'a mut tokio::process::Command,
+    ) -> &'a mut tokio::process::Command {
+        command.env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.scratch).current_dir(&self.scratch)
+    }
+
     fn pods(&self) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), NAMESPACE, &resource("", "Pod", "pods"))
     }
@@ -205,8 +242,8 @@ impl Runner {
     /// kubectl with a namespace; `exit` is `None` after `timeout`.
     async fn kubectl(&self, args: &[String], stdin: Option<&str>, timeout: Duration) -> Result<Ran> {
         let mut command = tokio::process::Command::new(&self.kubectl);
-        command.arg("--namespace").arg(NAMESPACE).args(args).env("KUBECONFIG", &self.kubeconfig);
-        command.env("HOME", &self.scratch).current_dir(&self.scratch).kill_on_drop(true);
+        command.arg("--namespace").arg(NAMESPACE).args(args.iter().map(|word| self.here(word)));
+        self.environment(&mut command).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("start kubectl")?;
         let mut input = child.stdin.take().context("no stdin")?;
@@ -227,7 +264,7 @@ impl Runner {
                 (run.await?, true)
             }
         };
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(&self.node.name, "node1");
+        let text = |bytes: &[u8]| self.as_recorded(&String::from_utf8_lossy(bytes));
         Ok(Ran {
             exit: if over { json!("timeout") } else { json!(out.status.code()) },
             stdout: text(&out.stdout),
@@ -241,12 +278,13 @@ impl Runner {
             None => (container, false),
         };
         let uri = format!(
-            "/api/v1/namespaces/{NAMESPACE}/pods/{pod}/log?container={name}{}",
+            "/api/v1/namespaces/{NAMESPACE}/pods/{}/log?container={name}{}",
+            self.here(pod),
             if previous { "&previous=true" } else { "" }
         );
         let request = http::Request::get(uri).body(Vec::new())?;
         match self.client.request_text(request).await {
-            Ok(text) => Ok(text.replace(&self.node.name, "node1")),
+            Ok(text) => Ok(self.as_recorded(&text)),
             Err(kube::Error::Api(status)) => Ok(format!(
                 "HTTP {code}: {{\n  \"kind\": \"Status\",\n  \"apiVersion\": \"v1\",\n  \"metadata\": {{}},\n  \"status\": \"Failure\",\n  \"message\": {message},\n  \"reason\": {reason:?},\n  \"code\": {code}\n}}",
                 code = status.code,
@@ -262,6 +300,9 @@ impl Runner {
     /// # Errors
     /// The case could not be carried out.
     pub async fn replay(&self, case: &Case) -> Result<Verdict> {
+        if case.record["pod"].is_null() {
+            return self.node_objects(case).await;
+        }
         let mut verdict = Verdict::default();
         for object in case.list("setup") {
             self.create(object).await?;
@@ -287,6 +328,14 @@ impl Runner {
                 verdict.wrong.push(format!("action {}: {error:#}", action["do"]));
                 break;
             }
+        }
+        if !case.list("endpoints").is_empty() {
+            // Statistics of a container come after a moment.
+            self.wait(&name, "ready", Duration::from_secs(30)).await?;
+            tokio::time::sleep(Duration::from_secs(12)).await;
+            self.endpoints(case, &mut verdict).await?;
+            self.clean_up(case, &name, is_static).await;
+            return Ok(verdict);
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
         let mut seen = self.seen(&name);
@@ -435,6 +484,8 @@ impl Runner {
                     verdict.wrong.push(format!("file {}: {seen:?}", text("file")));
                 }
             }
+            "port-forward" => self.forward(action, verdict).await?,
+            w if w.starts_with("kubectl exec -it") => self.in_terminal(pod, action, verdict).await?,
             "sigkill" => self.node.kill_main(uid(&self.seen(pod)), &text("container"))?,
             "SIGKILL to the pause process of the sandbox, from the host" => {
                 self.node.kill_sandbox(uid(&self.seen(pod)))?
