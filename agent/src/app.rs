@@ -32,6 +32,7 @@ use crate::network::{self, Network, NetworkError};
 use crate::node::facts::{self, Facts};
 use crate::node::state::States;
 use crate::node::{self, NodeTask, Readiness};
+use crate::pod::classes::Classes;
 use crate::pod::context::{Context, Images};
 use crate::pod::events::{Kind, Pace, Recorder};
 use crate::pod::manager::Manager;
@@ -39,6 +40,7 @@ use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
+use crate::pod::users::UserNamespaces;
 use crate::pod::volumes::{ImageVolumes, NodeVolumes};
 use crate::runtime::{Resources, Runtime, RuntimeError};
 use crate::server::auth::Auth;
@@ -195,6 +197,8 @@ where
         events: events.clone(),
         devices: devices.clone(),
         states: states.clone(),
+        classes: Classes::new(client.clone(), config.runtime_handlers.clone()),
+        users: UserNamespaces::open(&config.data_dir.join("pods"), config.max_pods),
         node_milli_cpu: i64::try_from(facts.cpus * 1000).unwrap_or(i64::MAX),
         node_memory: facts.memory_kib * 1024,
         config: config.clone(),

@@ -43,6 +43,8 @@ pub struct AgentConfig {
     pub credential_providers: Option<(PathBuf, PathBuf)>,
     /// Sysctls beyond the safe ones that pods may set: `name` or `prefix*`.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Names under which RuntimeClasses know the node's runtime, beside the empty one.
+    pub runtime_handlers: Vec<String>,
     /// Directory with manifests of static pods.
     pub static_pods: Option<PathBuf>,
     /// Directory of the sockets of plugins and of those who ask about pods (`--root-dir` of the kubelet).
@@ -72,6 +74,7 @@ impl AgentConfig {
             registries: "/etc/kelp/registries.yaml".into(),
             credential_providers: None,
             allowed_unsafe_sysctls: Vec::new(),
+            runtime_handlers: vec!["runc".into()],
             static_pods: None,
             kubelet_dir: "/var/lib/kubelet".into(),
             kubelet: Arc::default(),

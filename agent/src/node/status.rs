@@ -6,7 +6,7 @@ use crate::node::facts::Facts;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -60,6 +60,29 @@ fn allocatable(facts: &Facts, config: &AgentConfig) -> BTreeMap<String, Quantity
         map.insert(device.resource.clone(), Quantity(device.allocatable.to_string()));
     }
     map
+}
+
+/// What of the features that a scheduler asks for this node has, by name.
+const DECLARED_FEATURES: [&str; 3] = [
+    "ExtendWebSocketsToKubelet",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
+
+/// Handlers of RuntimeClasses; all are the same runtime.
+fn runtime_handlers(config: &AgentConfig, facts: &Facts) -> Vec<NodeRuntimeHandler> {
+    let features = NodeRuntimeHandlerFeatures {
+        recursive_read_only_mounts: Some(true),
+        user_namespaces: Some(maps_ids(&facts.kernel)),
+    };
+    let names = std::iter::once(String::new()).chain(config.runtime_handlers.iter().cloned());
+    names.map(|name| NodeRuntimeHandler { name: Some(name), features: Some(features.clone()) }).collect()
+}
+
+/// Whether a kernel can map the owners of files of every file system that volumes are on: tmpfs came last, in 6.3.
+fn maps_ids(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|version| version >= (6, 3))
 }
 
 /// Addresses of the node.
@@ -185,6 +208,8 @@ pub fn status(
         // -1: all of them.
         images: Some(images.iter().take(shown.unwrap_or(usize::MAX)).map(image).collect()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        runtime_handlers: Some(runtime_handlers(config, facts)),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
         ..old.clone()
     }
 }
@@ -246,6 +271,12 @@ mod tests {
             ]
         );
         assert_eq!(s.addresses.unwrap()[0].address, "192.0.2.1");
+        let handlers = s.runtime_handlers.unwrap();
+        let names: Vec<_> = handlers.iter().map(|h| h.name.as_deref().unwrap()).collect();
+        assert_eq!(names, ["", "runc"]);
+        for (release, can) in [("6.18.44-x", true), ("6.3", true), ("5.15.0-1", false), ("", false)] {
+            assert_eq!(maps_ids(release), can, "{release}");
+        }
     }
 
     #[test]

@@ -4,11 +4,13 @@ use crate::config::AgentConfig;
 use crate::device::Devices;
 use crate::image::{ImageConfig, ImageError, ImageStore};
 use crate::node::state::States;
+use crate::pod::classes::Classes;
 use crate::pod::events::Recorder;
 use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
+use crate::pod::users::UserNamespaces;
 use crate::pod::volumes::NodeVolumes;
 use crate::server::PodIndex;
 use k8s_openapi::api::core::v1::Node;
@@ -97,6 +99,10 @@ pub struct Context<R, N> {
     pub devices: Devices,
     /// What the node is short of, and whether it shuts down.
     pub states: States,
+    /// Handlers of RuntimeClasses.
+    pub classes: Classes,
+    /// Ids of pods with user namespaces.
+    pub users: UserNamespaces,
     /// CPUs of the node, thousandths.
     pub node_milli_cpu: i64,
     /// Memory of the node, bytes.

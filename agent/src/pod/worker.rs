@@ -139,6 +139,8 @@ pub struct Worker<R, N> {
     errors: u32,
     /// Failed attempts to make or start something, in a row.
     failures: u32,
+    /// A sandbox that was lost is being replaced: upstream shows what ran in it until something runs again.
+    replacing: bool,
 }
 
 /// Wait after an error of the runtime, doubled up to [`MAX_ERROR_DELAY`].
@@ -193,6 +195,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             told: HashSet::new(),
             errors: 0,
             failures: 0,
+            replacing: false,
             pod: as_seen(resize.view(&slot.pod), &seen),
             seen,
             mirror: slot.mirror,
@@ -353,7 +356,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         if self.first && sandbox.ready && self.pod_ips.is_empty() {
             self.reconnect(&sandbox).await;
         }
-        let state = match (sandbox.ready, spec::host_network(&self.pod) || !self.pod_ips.is_empty()) {
+        // The last of what is made before containers may run: an agent that died earlier has left it to do.
+        let prepared = self.context.config.pod_dir(&uid).join("resolv.conf").exists();
+        let connected = spec::host_network(&self.pod) || !self.pod_ips.is_empty();
+        let state = match (sandbox.ready, connected && prepared) {
             (false, _) => Sandbox::Lost,
             (true, false) => Sandbox::Created,
             (true, true) => Sandbox::Ready,
@@ -493,16 +499,19 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
 
     /// Reports the status if it changed.
     fn publish(&mut self, observed: &Observed, ending: bool, stopped: bool) {
+        self.note(observed, ending, stopped);
+        self.report(self.last.clone());
+    }
+
+    /// Keeps what a pod's status is without telling it.
+    fn note(&mut self, observed: &Observed, ending: bool, stopped: bool) {
         let context = self.status_context(ending, stopped);
         let new = pod_status(&self.pod, &self.last, observed, &self.memories, &context, Timestamp::now());
-        if new != self.last {
-            let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
-            if runs(&new) && !runs(&self.last) {
-                crate::metrics::POD_START.observe(&[], self.born.elapsed().as_secs_f64());
-            }
-            self.last = new.clone();
+        let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
+        if runs(&new) && !runs(&self.last) {
+            crate::metrics::POD_START.observe(&[], self.born.elapsed().as_secs_f64());
         }
-        self.report(new);
+        self.last = new;
     }
 
     fn report(&self, status: PodStatus) {

@@ -368,7 +368,8 @@ fn remove_recursively(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn pidfd(pid: i32) -> Option<OwnedFd> {
+/// A handle of a process.
+pub(super) fn pidfd(pid: i32) -> Option<OwnedFd> {
     // SAFETY: pidfd_open takes integers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;

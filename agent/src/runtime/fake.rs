@@ -123,25 +123,12 @@ impl FakeRuntime {
         self.end(sandbox, container, 137, Some(libc::SIGKILL), "OOMKilled")
     }
 
-    /// Kills a sandbox's shim: the sandbox is no longer ready, its containers are reported as lost.
+    /// Kills a sandbox's shim: the sandbox is no longer ready, its containers run on.
     pub fn lose_shim(&self, sandbox: &str) -> bool {
-        let now = jiff::Timestamp::now();
         let mut state = self.state.lock();
         let Some(found) = state.sandboxes.get_mut(sandbox) else { return false };
         found.status.ready = false;
         found.status.netns = None;
-        for container in &mut found.status.containers {
-            if let ContainerState::Running { started_at, .. } = container.state {
-                container.state = ContainerState::Exited(ExitRecord {
-                    exit_code: 137,
-                    signal: None,
-                    reason: "ContainerStatusUnknown".to_owned(),
-                    message: String::new(),
-                    started_at,
-                    finished_at: now,
-                });
-            }
-        }
         drop(state);
         let _ = self.events.send(RuntimeEvent::SandboxLost { sandbox: sandbox.to_owned() });
         true
@@ -447,6 +434,10 @@ pub enum Fault {
     Before,
     /// The work is done, but the answer is lost: what a crash between the two looks like.
     After,
+    /// The caller's process ends before anything is done: the call never returns.
+    DiesBefore,
+    /// The caller's process ends once the work is done: the call never returns.
+    DiesAfter,
 }
 
 type FaultPlan = dyn Fn(u64, &'static str) -> Option<Fault> + Send + Sync;
@@ -486,6 +477,11 @@ impl<R: Runtime> FaultyRuntime<R> {
             Some(Fault::After) => {
                 call.await?;
                 Err(error())
+            }
+            Some(Fault::DiesBefore) => std::future::pending().await,
+            Some(Fault::DiesAfter) => {
+                let _ = call.await;
+                std::future::pending().await
             }
         }
     }

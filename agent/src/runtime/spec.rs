@@ -115,6 +115,8 @@ pub(super) struct Surroundings {
     pub bounding: u64,
     /// Devices: all of the host's for privileged containers, and those that the container asks for.
     pub host_devices: Vec<HostDevice>,
+    /// The pod has a user namespace of its own.
+    pub users: bool,
 }
 
 /// A device node of the host.
@@ -262,13 +264,11 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
         }));
     }
     let shm = if around.host_ipc { Path::new("/dev/shm") } else { &around.shm };
-    if let Some(file) = &around.hostname_file
-        && !spec.mounts.iter().any(|m| m.destination == Path::new("/etc/hostname"))
-    {
+    if let Some(file) = hostname_file(spec, around).filter(|_| !around.users) {
         mounts.push(bind(file, Path::new("/etc/hostname"), spec.read_only_root));
     }
     // Outer mounts first: a mount below another's destination would be hidden by it.
-    let (own, late) = in_order(spec);
+    let (own, late) = in_order(spec, around);
     // As deep as the managed files and after them; a volume may take its place.
     let here = Path::new("/dev/shm");
     let mut shm =
@@ -285,12 +285,17 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
 
 /// The container's bind mounts, outer ones first: those that libcontainer makes, and those that come after it. What is
 /// below one that comes later comes later too.
-fn in_order(spec: &ContainerSpec) -> (Vec<&super::Mount>, Vec<&super::Mount>) {
+/// With a user namespace all do: libcontainer cannot map the ids of files.
+fn in_order<'a>(
+    spec: &'a ContainerSpec,
+    around: &Surroundings,
+) -> (Vec<&'a super::Mount>, Vec<&'a super::Mount>) {
     let mut all: Vec<&super::Mount> = spec.mounts.iter().collect();
     all.sort_by_key(|mount| mount.destination.components().count());
     let (mut first, mut late): (Vec<&super::Mount>, Vec<&super::Mount>) = (Vec::new(), Vec::new());
     for mount in all {
-        let special = mount.propagation != super::Propagation::None
+        let special = around.users
+            || mount.propagation != super::Propagation::None
             || mount.recursive_read_only
             || mount.within.is_some();
         if special || late.iter().any(|outer| mount.destination.starts_with(&outer.destination)) {
@@ -303,7 +308,7 @@ fn in_order(spec: &ContainerSpec) -> (Vec<&super::Mount>, Vec<&super::Mount>) {
 }
 
 /// What the helper mounts once libcontainer is done.
-pub(super) fn late_mounts(spec: &ContainerSpec) -> Vec<LateMount> {
+pub(super) fn late_mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<LateMount> {
     let late = |m: &super::Mount| {
         let below =
             m.within.as_ref().and_then(|volume| m.source.strip_prefix(volume).ok().map(PathBuf::from));
@@ -318,9 +323,25 @@ pub(super) fn late_mounts(spec: &ContainerSpec) -> Vec<LateMount> {
                 super::Propagation::HostToContainer => Propagation::Slave,
                 super::Propagation::Bidirectional => Propagation::Shared,
             },
+            mapped: around.users,
         }
     };
-    in_order(spec).1.into_iter().map(late).collect()
+    let hostname = hostname_file(spec, around).filter(|_| around.users).map(|file| LateMount {
+        source: file.to_owned(),
+        below: None,
+        destination: "/etc/hostname".into(),
+        read_only: spec.read_only_root,
+        recursive_read_only: false,
+        propagation: Propagation::Private,
+        mapped: true,
+    });
+    hostname.into_iter().chain(in_order(spec, around).1.into_iter().map(late)).collect()
+}
+
+/// The pod's /etc/hostname, unless the container has another one.
+fn hostname_file<'a>(spec: &ContainerSpec, around: &'a Surroundings) -> Option<&'a Path> {
+    let own = spec.mounts.iter().any(|m| m.destination == Path::new("/etc/hostname"));
+    around.hostname_file.as_deref().filter(|_| !own)
 }
 
 fn bind(source: &Path, destination: &Path, read_only: bool) -> Value {

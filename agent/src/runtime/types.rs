@@ -1,5 +1,6 @@
 //! Plain data that crosses the [`Runtime`](super::Runtime) seam.
 
+pub use kelp_runtime_protocol::IdRange;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -22,6 +23,8 @@ pub struct SandboxSpec {
     pub host_ipc: bool,
     /// All containers share one PID namespace, whose first process only waits.
     pub share_pid: bool,
+    /// A user namespace of the pod's own, with these ids of the host.
+    pub users: Option<IdRange>,
     /// Pod cgroup relative to the node's cgroup root, such as `kubepods/burstable/pod<uid>`.
     pub cgroup: PathBuf,
     /// Limits of the pod cgroup as a whole.

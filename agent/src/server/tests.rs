@@ -30,6 +30,7 @@ pub(super) async fn node() -> (Arc<Server<FakeRuntime>>, FakeRuntime) {
         host_pid: false,
         host_ipc: false,
         share_pid: false,
+        users: None,
         cgroup: PathBuf::from("kubepods/poduid-p"),
         resources: Default::default(),
         log_dir: "/nowhere".into(),

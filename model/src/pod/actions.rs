@@ -1,6 +1,7 @@
 //! What to do next for a pod that shall run.
 
 use crate::pod::backoff;
+use crate::pod::restart;
 use crate::pod::spec::{Kind, RestartPolicy, containers, ephemeral, restarts};
 use crate::pod::view::{Exit, Memories, Memory, Observed, Record, Sandbox, State};
 use jiff::Timestamp;
@@ -9,12 +10,19 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 /// One step. The executor does them in order and has no choices left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Remove what is left of a sandbox whose shim is gone, with its containers.
+    /// End the containers of a sandbox whose shim is gone, and remove what is left of it.
     RemoveSandbox,
     /// Start a sandbox, with volumes and network.
     CreateSandbox,
     /// Forget an attempt that ended: a newer one and its predecessor are kept for the status.
     RemoveContainer {
+        /// Name in the Pod spec.
+        name: String,
+        /// Which attempt.
+        attempt: u32,
+    },
+    /// Kill what is left of a container and forget it: all of the pod begin anew.
+    ResetContainer {
         /// Name in the Pod spec.
         name: String,
         /// Which attempt.
@@ -65,6 +73,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Another sandbox takes the place of one that is lost.
+    pub fn replace_sandbox() -> Self {
+        Self { actions: vec![Action::RemoveSandbox, Action::CreateSandbox], ..Self::default() }
+    }
+
     fn wake(&mut self, at: Timestamp) {
         self.wake_at = Some(self.wake_at.map_or(at, |w| w.min(at)));
     }
@@ -120,14 +133,18 @@ pub fn pod_actions(
 ) -> Plan {
     let mut plan = Plan::default();
     let Some(spec) = &pod.spec else { return plan };
+    if observed.sandbox == Sandbox::Ready && restart::is_restarting(spec, status, observed) {
+        let reset = |r: &&Record| Action::ResetContainer { name: r.name.clone(), attempt: r.attempt };
+        plan.actions = restart::to_remove(spec, observed).iter().map(reset).collect();
+        return plan;
+    }
     if is_finished(spec, observed, now) {
         plan.finished = true;
         return plan;
     }
     match observed.sandbox {
         Sandbox::Lost => {
-            plan.actions = vec![Action::RemoveSandbox, Action::CreateSandbox];
-            return plan;
+            return Plan::replace_sandbox();
         }
         Sandbox::Absent | Sandbox::Created => {
             plan.actions = vec![Action::CreateSandbox];

@@ -1,6 +1,7 @@
 //! Pod conditions, in upstream's order and with upstream's texts: those of other writers, then those of a resize, then
 //! the agent's own.
 
+use crate::pod::restart;
 use crate::pod::spec::{Kind, containers};
 use crate::pod::status::now_seconds;
 use jiff::Timestamp;
@@ -8,7 +9,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodSpec, Po
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// The conditions that the agent writes, in order.
-pub const OWNED: [&str; 7] = [
+pub const OWNED: [&str; 8] = [
     "PodResizePending",
     "PodResizeInProgress",
     "PodReadyToStartContainers",
@@ -16,6 +17,7 @@ pub const OWNED: [&str; 7] = [
     "Ready",
     "ContainersReady",
     "PodScheduled",
+    restart::CONDITION,
 ];
 
 /// Whoever ends a pod that could have gone on says so; the agent is one of them.
@@ -34,6 +36,8 @@ pub struct Summary<'a> {
     pub main_started: bool,
     /// The sandbox runs and has its network.
     pub network_ready: bool,
+    /// All containers are being removed to start anew.
+    pub restarting: bool,
     /// Generation of the pod.
     pub generation: Option<i64>,
     /// What became of a change of resources, when it is not done.
@@ -59,7 +63,9 @@ pub fn conditions(pod: &Pod, spec: &PodSpec, old: &PodStatus, of: &Summary<'_>) 
     let disruption = of
         .disruption
         .map(|why| condition(DISRUPTION, true, Some("TerminationByKubelet"), Some(why.to_owned())));
-    let mine = of.resize.iter().cloned().chain(own).chain(disruption).map(|mut c| {
+    let all_anew = restart::condition(spec, of.phase, of.restarting);
+    let own = own.into_iter().chain(all_anew).chain(disruption);
+    let mine = of.resize.iter().cloned().chain(own).map(|mut c| {
         let before = old_list.iter().find(|o| o.type_ == c.type_);
         c.last_transition_time = match before {
             Some(o) if o.status == c.status => o.last_transition_time.clone(),

@@ -14,6 +14,7 @@ pub mod probe;
 pub mod qos;
 pub mod quantity;
 pub mod resources;
+pub mod restart;
 pub mod spec;
 pub mod status;
 pub mod view;

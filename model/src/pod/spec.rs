@@ -1,7 +1,9 @@
 //! Questions about a Pod's specification.
 
 use jiff::{Timestamp, ToSpan};
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, VolumeMount};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, EphemeralContainer, Pod, PodSpec, VolumeMount,
+};
 use std::borrow::Cow;
 
 /// Which list of the Pod spec a container is in.
@@ -81,17 +83,8 @@ pub fn restarts(spec: &PodSpec, kind: Kind, container: &Container, exit_code: i3
         Kind::Ephemeral => return false,
         Kind::Init | Kind::Main => {}
     }
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
-        let hit = match codes.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            _ => false,
-        };
-        if hit {
-            return rule.action == "Restart";
-        }
+    if let Some(action) = rule(container, exit_code) {
+        return action == "Restart";
     }
     let policy = RestartPolicy::parse(container.restart_policy.as_deref().or(spec.restart_policy.as_deref()));
     match policy {
@@ -101,6 +94,37 @@ pub fn restarts(spec: &PodSpec, kind: Kind, container: &Container, exit_code: i3
         RestartPolicy::Never => false,
     }
 }
+
+/// Action of the first of a container's restart rules that is about `exit_code`.
+fn rule(container: &Container, exit_code: i32) -> Option<&str> {
+    let is_about = |rule: &&ContainerRestartRule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
+        match codes.operator.as_str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        }
+    };
+    let mut rules = container.restart_policy_rules.iter().flatten();
+    rules.find(is_about).map(|rule| rule.action.as_str())
+}
+
+/// This end of a container makes the whole pod start anew, in the sandbox and with the volumes that it has.
+pub fn restarts_all(container: &Container, exit_code: i32) -> bool {
+    rule(container, exit_code) == Some(RESTART_ALL)
+}
+
+/// A container may end in a way that makes the whole pod start anew.
+pub fn may_restart_all(spec: &PodSpec) -> bool {
+    let rules = |container: &Container| {
+        container.restart_policy_rules.iter().flatten().any(|rule| rule.action == RESTART_ALL)
+    };
+    containers(spec).any(|(_, container)| rules(container))
+}
+
+/// Action of a restart rule.
+const RESTART_ALL: &str = "RestartAllContainers";
 
 /// A read-only mount that is read-only all the way down: asked for, and this runtime can.
 pub fn is_recursive_read_only(mount: &VolumeMount) -> bool {

@@ -3,6 +3,7 @@
 use crate::pod::conditions::{self, Summary};
 use crate::pod::qos::qos_class;
 use crate::pod::resources::{status_allocated, status_resources};
+use crate::pod::restart;
 use crate::pod::spec::{
     Kind, containers, ephemeral as ephemeral_containers, host_network, is_terminal_phase, restarts,
 };
@@ -54,7 +55,7 @@ pub fn pod_status(
     let none = Memory::default();
     for (kind, container) in containers(spec) {
         let memory = memories.get(&container.name).unwrap_or(&none);
-        let one = Of { pod, spec, kind, container, memory, observed, context };
+        let one = Of { pod, spec, kind, container, memory, observed, context, told: old };
         match kind {
             Kind::Main => main.push(one.status(find(old.container_statuses.as_deref(), &container.name))),
             _ => init.push(one.status(find(old.init_container_statuses.as_deref(), &container.name))),
@@ -63,14 +64,18 @@ pub fn pod_status(
     let own_ephemeral = ephemeral_containers(spec);
     let ephemeral = own_ephemeral.iter().map(|container| {
         let memory = memories.get(&container.name).unwrap_or(&none);
-        let one = Of { pod, spec, kind: Kind::Ephemeral, container, memory, observed, context };
+        let one = Of { pod, spec, kind: Kind::Ephemeral, container, memory, observed, context, told: old };
         let old = find(old.ephemeral_container_statuses.as_deref(), &container.name);
         ContainerStatus { ready: false, started: None, ..one.status(old) }
     });
     let ephemeral: Vec<ContainerStatus> = ephemeral.collect();
     let main_started = main.iter().any(has_run);
+    let restarting = !context.ending && restart::is_restarting(spec, Some(old), observed);
+    let begins_anew = restarting || !context.ending && main.iter().any(restart::is_removed);
     let computed = match &context.failure {
         Some(_) => "Failed",
+        // However its containers ended: the pod goes on.
+        None if begins_anew => "Running",
         None => phase(spec, &init, &main, main_started, context.ending),
     };
     let old_phase = old.phase.as_deref().unwrap_or("Pending");
@@ -92,6 +97,7 @@ pub fn pod_status(
         main: &main,
         main_started,
         network_ready,
+        restarting,
         generation,
         resize: &context.resize,
         disruption: context.disruption.as_deref(),
@@ -103,7 +109,11 @@ pub fn pod_status(
     }
     let pod_ips: Vec<IpAddr> =
         if host_network(pod) { context.host_ips.clone() } else { context.pod_ips.clone() };
-    let pod_ips: Vec<PodIP> = if pod_ips.is_empty() {
+    // The addresses of a pod's own network are told together with its first container.
+    let begun = host_network(pod)
+        || !observed.containers.is_empty()
+        || memories.values().any(|m| m.waiting.is_some());
+    let pod_ips: Vec<PodIP> = if pod_ips.is_empty() || !begun {
         old.pod_ips.clone().unwrap_or_default()
     } else {
         pod_ips.iter().map(|ip| PodIP { ip: ip.to_string() }).collect()
@@ -200,6 +210,8 @@ struct Of<'a> {
     memory: &'a Memory,
     observed: &'a Observed,
     context: &'a Context,
+    /// The status that was told last.
+    told: &'a PodStatus,
 }
 
 impl Of<'_> {
@@ -242,6 +254,9 @@ impl Of<'_> {
             if is_terminated(old) {
                 return ContainerStatus { ready: self.kind == Kind::Init && old.ready, ..old.clone() };
             }
+        }
+        if let Some(removed) = restart::removed(self.told, old, &status, self.kind) {
+            return removed;
         }
         status.restart_count = old.restart_count;
         let was = old.state.as_ref();

@@ -2,25 +2,34 @@
 
 use crate::diagnosis::Diagnosis;
 use crate::executor::Outcome;
+use crate::late::Detached;
 use crate::terminal::ConsoleSocket;
-use crate::{Refusal, Started, late, mounts, sys, user};
+use crate::{Refusal, Started, late, mounts, sys, user, users};
 use anyhow::{Context, Result, anyhow};
 use kelp_runtime_protocol::{CreateJob, HELPER_STDIO_FD, files};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Makes the container and starts its process.
 pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
     let diagnosis = Diagnosis::start().context("cannot collect errors")?;
-    let late = late::detach(&job.late)?;
-    mounts::prepare(job)?;
-    late::make_targets(&job.bundle.join(files::ROOTFS), &late)?;
+    let users = users::of(job.users)?;
+    let late = late::detach(&job.late, users.as_ref())?;
+    mounts::prepare(job, users.as_ref())?;
     let config = job.bundle.join(files::CONFIG);
     let mut spec = Spec::load(&config).map_err(|e| anyhow!("cannot read the OCI spec: {e}"))?;
-    complete(&mut spec, job)?;
+    // What is made in the root filesystem is its root's.
+    let owner = job.users.map_or(0, |range| range.host);
+    let cwd = sys::as_owner(owner, || -> Result<_> {
+        late::make_targets(&job.bundle.join(files::ROOTFS), &late)?;
+        complete(&mut spec, job, &late)
+    })?;
+    let uid = spec.process().as_ref().map_or(0, |process| process.user().uid());
+    users::give_streams(uid, job.users)?;
+    let _joined = users.as_ref().map(|users| users::join(&mut spec, users)).transpose()?;
     spec.save(&config).map_err(|e| anyhow!("cannot write the OCI spec: {e}"))?;
     let mut warnings = Vec::new();
     warnings.extend(set_oom_score(job.oom_score_adj));
@@ -33,7 +42,7 @@ pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
     let tty = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     let console = tty.then(|| ConsoleSocket::new(&job.bundle)).transpose()?;
     let base = ContainerBuilder::new(job.container.clone(), SyscallType::default())
-        .with_executor(outcome.executor(None))
+        .with_executor(outcome.executor(None, cwd))
         .with_root_path(&job.state_dir)
         .and_then(ContainerBuilder::validate_id)
         .map_err(|e| anyhow!("cannot make the container: {e}"))?;
@@ -60,8 +69,9 @@ pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
     }
 }
 
-/// Fills in what only the mounted image tells: numbers of the user, the working directory.
-fn complete(spec: &mut Spec, job: &CreateJob) -> Result<()> {
+/// Fills in what only the mounted image tells: numbers of the user, the working directory. Returns the latter when it is
+/// in a mount that comes late, and so has to be entered again.
+fn complete(spec: &mut Spec, job: &CreateJob, late: &[Detached]) -> Result<Option<PathBuf>> {
     let rootfs = job.bundle.join(files::ROOTFS);
     let root = File::open(&rootfs).context("cannot open the root filesystem")?;
     let binds: Vec<(PathBuf, PathBuf)> = spec
@@ -84,7 +94,21 @@ fn complete(spec: &mut Spec, job: &CreateJob) -> Result<()> {
     }
     let who = process.user_mut();
     who.set_uid(ids.uid).set_gid(ids.gid).set_additional_gids(Some(groups));
-    mounts::make_cwd(&rootfs, process.cwd(), &binds)
+    let cwd = process.cwd();
+    if let Some((mount, inner)) = late::covering(late, cwd) {
+        mounts::make_cwd(mount, inner, cwd)?;
+        return Ok(Some(cwd.clone()));
+    }
+    let depth = |path: &Path| path.components().count();
+    let covering = binds.iter().filter(|(to, _)| cwd.starts_with(to)).max_by_key(|(to, _)| depth(to));
+    match covering {
+        Some((to, source)) => {
+            let base = File::open(source).with_context(|| format!("cannot open {}", source.display()))?;
+            mounts::make_cwd(&base, cwd.strip_prefix(to).unwrap_or(Path::new("")), cwd)?;
+        }
+        None => mounts::make_cwd(&root, cwd, cwd)?,
+    }
+    Ok(None)
 }
 
 /// Children inherit it. Lowering it takes CAP_SYS_RESOURCE, without which the container runs all the same.

@@ -2,13 +2,13 @@
 
 use crate::create::set_oom_score;
 use crate::diagnosis::Diagnosis;
-use crate::executor::Outcome;
+use crate::executor::{Identity, Outcome};
 use crate::terminal::ConsoleSocket;
-use crate::{Refusal, Started, sys};
+use crate::{Refusal, Started, sys, users};
 use anyhow::{Context, Result, anyhow};
 use kelp_runtime_protocol::{ExecJob, HELPER_STDIO_FD, files};
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{Spec, User};
 use libcontainer::syscall::syscall::SyscallType;
 use std::fs;
 use std::io::Write;
@@ -30,6 +30,14 @@ pub fn run(job: &ExecJob) -> Result<Started, Refusal> {
         env.push("TERM=xterm".to_owned());
         process.set_env(Some(env));
     }
+    users::give_streams(process.user().uid(), job.users)?;
+    let users = users::of(job.users)?;
+    let identity =
+        users.as_ref().map(|u| Identity { users: u.namespace.as_raw_fd(), process: process.clone() });
+    if identity.is_some() {
+        process.set_user(User::default());
+        process.set_capabilities(None).set_no_new_privileges(None);
+    }
     let mut file = sys::memory_file(c"process.json").context("cannot make a file in memory")?;
     let text = serde_json::to_vec(&process).context("cannot encode the process")?;
     file.write_all(&text).context("cannot write the process")?;
@@ -41,7 +49,7 @@ pub fn run(job: &ExecJob) -> Result<Started, Refusal> {
     let outcome = Outcome::new().context("cannot make a pipe")?;
     let console = job.tty.then(|| ConsoleSocket::new(&state.dir)).transpose()?;
     let base = ContainerBuilder::new(job.container.clone(), SyscallType::default())
-        .with_executor(outcome.executor(seccomp))
+        .with_executor(outcome.executor(seccomp, None).with_identity(identity))
         .with_root_path(&state.dir)
         .map_err(|e| anyhow!("cannot find the container: {e}"))?;
     let base = match &console {

@@ -1,7 +1,10 @@
 //! The last step inside the container: finding and executing the command, and saying exactly why it cannot be done.
 
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
+use libcontainer::capabilities::drop_privileges;
+use libcontainer::oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::unistd::{Gid, Uid};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,9 +31,10 @@ impl Outcome {
     }
 
     /// The executor that reports here. `seccomp` is loaded just before `execve`: libcontainer does so by itself when
-    /// it makes a container, but not for a process that joins one.
-    pub fn executor(&self, seccomp: Option<LinuxSeccomp>) -> CommandExecutor {
-        CommandExecutor { outcome: self.writer.as_raw_fd(), seccomp }
+    /// it makes a container, but not for a process that joins one. `cwd` is entered once more: libcontainer enters the
+    /// working directory before all mounts are there.
+    pub fn executor(&self, seccomp: Option<LinuxSeccomp>, cwd: Option<PathBuf>) -> CommandExecutor {
+        CommandExecutor { outcome: self.writer.as_raw_fd(), seccomp, cwd, identity: None }
     }
 
     /// Waits for the executor: `None` when the command runs, else exit code and message.
@@ -50,12 +54,24 @@ impl Outcome {
 pub struct CommandExecutor {
     outcome: RawFd,
     seccomp: Option<LinuxSeccomp>,
+    cwd: Option<PathBuf>,
+    identity: Option<Identity>,
+}
+
+/// Who a process becomes at last that joins a container with a user namespace: libcontainer does not enter one that
+/// exists, so that the process is the host's root until then.
+#[derive(Clone)]
+pub struct Identity {
+    /// The open user namespace.
+    pub users: RawFd,
+    /// User, groups, capabilities and `no_new_privs`.
+    pub process: Process,
 }
 
 impl Executor for CommandExecutor {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let args = spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
-        let (code, message) = match self.load_seccomp() {
+        let (code, message) = match self.enter_cwd().and_then(|()| self.become_user()) {
             Ok(()) => execute(&args),
             Err(message) => (NOT_EXECUTABLE, message),
         };
@@ -76,6 +92,44 @@ impl Executor for CommandExecutor {
 }
 
 impl CommandExecutor {
+    /// With another identity to take on at the end.
+    pub fn with_identity(self, identity: Option<Identity>) -> Self {
+        Self { identity, ..self }
+    }
+
+    /// Takes on the identity, if there is one, and loads the seccomp profile.
+    fn become_user(&self) -> Result<(), String> {
+        let Some(Identity { users, process }) = &self.identity else { return self.load_seccomp() };
+        let failed = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what}: {error}");
+        crate::sys::enter_users(*users).map_err(|e| failed("enter the pod's user namespace", &e))?;
+        let syscall = create_syscall();
+        let user = process.user();
+        let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|g| Gid::from_raw(*g)).collect();
+        syscall.set_groups(&groups).map_err(|e| failed("set the groups", &e))?;
+        let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+        syscall.set_id(uid, gid).map_err(|e| failed("set the user", &e))?;
+        let no_new_privileges = process.no_new_privileges() == Some(true);
+        if !no_new_privileges {
+            self.load_seccomp()?;
+        }
+        if let Some(capabilities) = process.capabilities() {
+            drop_privileges(capabilities, &*syscall).map_err(|e| failed("drop capabilities", &e))?;
+        }
+        if no_new_privileges {
+            nix::sys::prctl::set_no_new_privs().map_err(|e| failed("set no_new_privs", &e))?;
+            self.load_seccomp()?;
+        }
+        Ok(())
+    }
+
+    fn enter_cwd(&self) -> Result<(), String> {
+        let Some(cwd) = &self.cwd else { return Ok(()) };
+        std::env::set_current_dir(cwd).map_err(|error| {
+            let why = describe(error.raw_os_error().unwrap_or(libc::EIO));
+            format!("chdir to cwd ({cwd:?}) set in config.json failed: {why}")
+        })
+    }
+
     fn load_seccomp(&self) -> Result<(), String> {
         let Some(profile) = &self.seccomp else { return Ok(()) };
         match libcontainer::seccomp::initialize_seccomp(profile) {

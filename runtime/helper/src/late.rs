@@ -5,6 +5,7 @@
 //! mount namespace once that is complete, before the container's program starts.
 
 use crate::sys;
+use crate::users::Users;
 use anyhow::{Context, Result};
 use kelp_runtime_protocol::{LateMount, Propagation};
 use std::fs::File;
@@ -19,8 +20,8 @@ pub struct Detached {
 }
 
 /// Copies the mounts. Must be called in the host's mount namespace: a copy made elsewhere would not be the host's peer.
-pub fn detach(list: &[LateMount]) -> Result<Vec<Detached>> {
-    list.iter().map(|wanted| one(wanted).with_context(|| describe(wanted))).collect()
+pub fn detach(list: &[LateMount], users: Option<&Users>) -> Result<Vec<Detached>> {
+    list.iter().map(|wanted| one(wanted, users).with_context(|| describe(wanted))).collect()
 }
 
 fn describe(wanted: &LateMount) -> String {
@@ -28,7 +29,7 @@ fn describe(wanted: &LateMount) -> String {
     format!("cannot mount {} at {}", wanted.source.join(below).display(), wanted.destination.display())
 }
 
-fn one(wanted: &LateMount) -> Result<Detached> {
+fn one(wanted: &LateMount, users: Option<&Users>) -> Result<Detached> {
     let root = sys::open_path(&wanted.source).context("cannot open the source")?;
     let source = match &wanted.below {
         Some(below) => sys::open_beneath(&root, below).context("the path leaves its volume")?,
@@ -36,6 +37,10 @@ fn one(wanted: &LateMount) -> Result<Detached> {
     };
     let is_dir = File::from(source.try_clone()?).metadata()?.is_dir();
     let mount = sys::copy_mount(&source).context("cannot copy the mount")?;
+    if let Some(users) = users.filter(|_| wanted.mapped) {
+        sys::map_ids(&mount, &users.namespace)
+            .context("its file system or this kernel cannot map the ids of a user namespace")?;
+    }
     let propagation = match wanted.propagation {
         Propagation::Private => libc::MS_PRIVATE,
         Propagation::Slave => libc::MS_SLAVE,
@@ -62,6 +67,15 @@ pub fn make_targets(rootfs: &Path, list: &[Detached]) -> Result<()> {
         made.with_context(|| format!("cannot make the mount point {}", target.display()))?;
     }
     Ok(())
+}
+
+/// The mount that a path of the container is in, and the path below it. A mount that libcontainer makes is never below
+/// one of these.
+pub fn covering<'a>(list: &'a [Detached], path: &'a Path) -> Option<(&'a OwnedFd, &'a Path)> {
+    let depth = |mount: &&Detached| mount.wanted.destination.components().count();
+    let over = |mount: &&Detached| path.starts_with(&mount.wanted.destination);
+    let mount = list.iter().filter(over).max_by_key(depth)?;
+    Some((&mount.mount, path.strip_prefix(&mount.wanted.destination).unwrap_or(Path::new(""))))
 }
 
 /// Attaches the mounts in the mount namespace of the container's first process, which waits to be started.

@@ -13,6 +13,7 @@ mod mounts;
 mod sys;
 mod terminal;
 mod user;
+mod users;
 
 use anyhow::{Context, Result};
 use kelp_runtime_protocol::{Failure, HELPER_SOCKET_FD, Job, Report, wire};

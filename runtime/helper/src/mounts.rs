@@ -2,14 +2,16 @@
 //! with this process, once the container has its own: nothing is ever mounted on the host.
 
 use crate::sys;
+use crate::users::Users;
 use anyhow::{Context, Result};
 use kelp_runtime_protocol::{CreateJob, HELPER_SHM_FD, Overlay, files};
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsRawFd;
+use std::path::Path;
 
 /// Mounts the root filesystem and the pod's shm of `job` in a new mount namespace.
-pub fn prepare(job: &CreateJob) -> Result<()> {
+pub fn prepare(job: &CreateJob, users: Option<&Users>) -> Result<()> {
     let shm = match &job.shm {
         Some(target) if sys::is_open(HELPER_SHM_FD) => Some((copy_shm()?, target)),
         _ => None,
@@ -22,7 +24,7 @@ pub fn prepare(job: &CreateJob) -> Result<()> {
         fs::create_dir_all(target).with_context(|| format!("cannot create {}", target.display()))?;
         sys::attach_mount(&mount, target).context("cannot attach the pod's shm")?;
     }
-    mount_root(&job.root, &job.bundle.join(files::ROOTFS))
+    mount_root(&job.root, &job.bundle.join(files::ROOTFS), users)
 }
 
 /// Takes a copy of the only mount in the pod's shm namespace.
@@ -35,10 +37,23 @@ fn copy_shm() -> Result<std::os::fd::OwnedFd> {
     copy
 }
 
-fn mount_root(root: &Overlay, target: &Path) -> Result<()> {
+fn mount_root(root: &Overlay, target: &Path, users: Option<&Users>) -> Result<()> {
     for dir in [&root.upper, &root.work, &target.to_path_buf()] {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
+    let layers_dir = match users {
+        None => root.layers_dir.clone(),
+        Some(users) => {
+            // What the container writes belongs to its own ids.
+            let owner = Some(users.range.host);
+            std::os::unix::fs::chown(&root.upper, owner, owner)
+                .with_context(|| format!("cannot give away {}", root.upper.display()))?;
+            let mapped = target.with_file_name("layers");
+            mount_mapped(&root.layers_dir, &mapped, users)
+                .with_context(|| format!("cannot map the ids of {}", root.layers_dir.display()))?;
+            mapped
+        }
+    };
     let empty = "empty".to_owned();
     let lower = if root.lower.is_empty() {
         // An image without layers; overlayfs wants a lower directory all the same.
@@ -49,8 +64,8 @@ fn mount_root(root: &Overlay, target: &Path) -> Result<()> {
         root.lower.join(":")
     };
     // Relative names keep 240 layers within the one page that mount(2) takes.
-    std::env::set_current_dir(&root.layers_dir)
-        .with_context(|| format!("cannot enter {}", root.layers_dir.display()))?;
+    std::env::set_current_dir(&layers_dir)
+        .with_context(|| format!("cannot enter {}", layers_dir.display()))?;
     let options = format!("lowerdir={lower},upperdir={},workdir={}", escape(&root.upper), escape(&root.work));
     let options = CString::new(options).context("a layer's path has a zero byte")?;
     let result = sys::mount(c"overlay", target, c"overlay", 0, &options);
@@ -58,29 +73,27 @@ fn mount_root(root: &Overlay, target: &Path) -> Result<()> {
     result.with_context(|| format!("cannot mount the root filesystem ({} layers)", root.lower.len()))
 }
 
+/// Mounts `source` at `target` with its files belonging to the ids of a user namespace.
+fn mount_mapped(source: &Path, target: &Path, users: &Users) -> Result<()> {
+    fs::create_dir_all(target)?;
+    let mount = sys::copy_mount(&sys::open_path(source)?)?;
+    sys::map_ids(&mount, &users.namespace).context("its file system or this kernel cannot do that")?;
+    sys::attach_mount(&mount, target)?;
+    Ok(())
+}
+
 /// overlayfs splits options at commas, unless they follow a backslash.
 fn escape(path: &Path) -> String {
     path.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
 }
 
-/// Makes the working directory when the image lacks it, as other runtimes do: in the root filesystem, or in the bind
-/// mount of `binds` (destination, source) that covers it.
-pub fn make_cwd(rootfs: &Path, cwd: &Path, binds: &[(PathBuf, PathBuf)]) -> Result<()> {
-    let covering = binds
-        .iter()
-        .filter(|(destination, _)| cwd.starts_with(destination))
-        .max_by_key(|(destination, _)| destination.components().count());
-    let (base, inner) = match covering {
-        Some((destination, source)) => {
-            (source.as_path(), cwd.strip_prefix(destination).unwrap_or(Path::new("")))
-        }
-        None => (rootfs, cwd),
-    };
-    let base = File::open(base).with_context(|| format!("cannot open {}", base.display()))?;
-    let found = sys::open_in_root(&base, inner, libc::O_PATH | libc::O_DIRECTORY).map(drop);
+/// Makes the working directory when the image lacks it, as other runtimes do: `inner` below `base`, the root filesystem
+/// or the mount that it is in. `cwd` is its path in the container.
+pub fn make_cwd(base: &impl AsRawFd, inner: &Path, cwd: &Path) -> Result<()> {
+    let found = sys::open_in_root(base, inner, libc::O_PATH | libc::O_DIRECTORY).map(drop);
     found
         .or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => sys::make_dirs_in_root(&base, inner),
+            std::io::ErrorKind::NotFound => sys::make_dirs_in_root(base, inner),
             _ => Err(error),
         })
         .with_context(|| format!("cannot use {} as the working directory", cwd.display()))

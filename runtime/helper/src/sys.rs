@@ -132,6 +132,51 @@ pub fn set_mount(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Enters a user namespace for good, with all capabilities in it.
+pub fn enter_users(namespace: RawFd) -> io::Result<()> {
+    // SAFETY: setns takes integers only.
+    check(unsafe { libc::setns(namespace, libc::CLONE_NEWUSER) }).map(drop)
+}
+
+/// Runs `work` with the file system rights of a user and group of the host, to whom belongs what it makes.
+pub fn as_owner<T>(id: u32, work: impl FnOnce() -> T) -> T {
+    if id == 0 {
+        return work();
+    }
+    // SAFETY: setfsgid and setfsuid take integers only; this process has one thread.
+    unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+    }
+    let result = work();
+    // SAFETY: as above.
+    unsafe {
+        libc::setfsuid(0);
+        libc::setfsgid(0);
+    }
+    result
+}
+
+/// Files of a detached mount belong to the ids of a user namespace as they belong to those of the host.
+pub fn map_ids(mount: &OwnedFd, users: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: mount_attr is plain integers, for which zero is valid.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set = libc::MOUNT_ATTR_IDMAP;
+    attributes.userns_fd = u64::from(users.as_raw_fd().cast_unsigned());
+    // SAFETY: the path is a terminated constant, the structure lives for the call and its true size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Makes an empty file `path` below `root` with the directories above it, unless something is there.
 pub fn make_file_in_root(root: &impl AsRawFd, path: &Path) -> io::Result<()> {
     if open_in_root(root, path, libc::O_PATH).is_ok() {

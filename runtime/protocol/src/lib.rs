@@ -31,6 +31,18 @@ pub const HELPER_STDIO_FD: i32 = 4;
 /// Descriptor of a helper: the mount namespace that holds nothing but the pod's `/dev/shm`. Absent with host IPC.
 pub const HELPER_SHM_FD: i32 = 7;
 
+/// Descriptor of a helper: the pod's user namespace, when it has one of its own.
+pub const HELPER_USERS_FD: i32 = 8;
+
+/// Users and groups of a user namespace: its ids from 0 on are these of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// First id on the host.
+    pub host: u32,
+    /// How many there are.
+    pub length: u32,
+}
+
 /// File names in a sandbox's run directory.
 pub mod files {
     /// [`Sandbox`](super::Sandbox): written before anything else of the pod exists, removed last.
@@ -75,6 +87,9 @@ pub struct Sandbox {
     /// Make one PID namespace for all containers. Its first process is the shim's file [`files::PAUSE`].
     #[serde(default)]
     pub share_pid: bool,
+    /// Make a user namespace, to which the other namespaces belong.
+    #[serde(default)]
+    pub users: Option<IdRange>,
     /// Namespaced sysctls, key to value.
     pub sysctls: Vec<(String, String)>,
     /// cgroup v2 directory that the shim moves itself and so its containers to; the agent made it.
@@ -325,6 +340,9 @@ pub struct CreateJob {
     /// Mounts that [`files::CONFIG`] cannot express: they are attached once the container's own are in place.
     #[serde(default)]
     pub late: Vec<LateMount>,
+    /// The pod has a user namespace ([`HELPER_USERS_FD`]) with these ids.
+    #[serde(default)]
+    pub users: Option<IdRange>,
 }
 
 /// A bind mount that travels, that is read-only all the way down, or whose source others may change.
@@ -342,6 +360,9 @@ pub struct LateMount {
     pub recursive_read_only: bool,
     /// How later mounts travel.
     pub propagation: Propagation,
+    /// Files belong to the ids of the pod's user namespace as they belong to those of the host.
+    #[serde(default)]
+    pub mapped: bool,
 }
 
 /// How mounts travel between a container and its host.
@@ -401,6 +422,9 @@ pub struct ExecJob {
     pub tty: bool,
     /// `oom_score_adj` of the container.
     pub oom_score_adj: Option<i32>,
+    /// Ids of the pod's user namespace.
+    #[serde(default)]
+    pub users: Option<IdRange>,
 }
 
 /// How a [`Job`] ended. With a terminal, its controlling side is attached.
@@ -431,6 +455,7 @@ mod tests {
             argv: vec!["true".into()],
             tty: false,
             oom_score_adj: Some(-997),
+            users: Some(IdRange { host: 65_536, length: 65_536 }),
         };
         let text = serde_json::to_string(&Request::Exec(Box::new(Exec { timeout_ms: 5, keep: false, job })))
             .unwrap();

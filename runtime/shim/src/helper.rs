@@ -42,11 +42,20 @@ pub fn is_left_by_helper(name: &str) -> bool {
     name == "kelp-helper" || name.starts_with("youki:[")
 }
 
+/// Namespaces of the pod that a helper is given.
+#[derive(Clone, Copy)]
+pub struct Namespaces<'a> {
+    /// Mount namespace of the pod's shm.
+    pub shm: Option<&'a OwnedFd>,
+    /// User namespace.
+    pub users: Option<&'a OwnedFd>,
+}
+
 /// Starts a helper and gives it its job.
 pub fn start(
     executable: &OwnedFd,
     dev_null: RawFd,
-    shm: Option<&OwnedFd>,
+    namespaces: Namespaces<'_>,
     stdio: Stdio,
     purpose: Purpose,
     job: &Job,
@@ -66,8 +75,14 @@ pub fn start(
         copy(stdio.output.as_raw_fd())?,
         copy(stdio.error.as_raw_fd())?,
     ];
-    if let Some(shm) = shm {
-        table.push(copy(shm.as_raw_fd())?);
+    match namespaces {
+        Namespaces { shm: None, users: None } => {}
+        Namespaces { shm, users } => {
+            table.push(copy(shm.map_or(dev_null, AsRawFd::as_raw_fd))?);
+            if let Some(users) = users {
+                table.push(copy(users.as_raw_fd())?);
+            }
+        }
     }
     let pid = sys::spawn(executable, c"kelp-runtime-helper", &table)?;
     Ok(Helper { pid, purpose, socket: ours })

@@ -13,6 +13,7 @@ mod log;
 mod server;
 mod setup;
 mod sys;
+mod users;
 
 use std::io::Write;
 use std::path::Path;

@@ -1,7 +1,10 @@
 //! The poll loop: requests, helpers, output, children.
 
+mod endings;
+mod executions;
+
 use crate::container::{Container, kill_all, now};
-use crate::helper::{self, Helper, Purpose, Stdio};
+use crate::helper::{self, Helper, Namespaces, Purpose, Stdio};
 use crate::log::{Log, Stream};
 use crate::setup::Prepared;
 use crate::sys::{self, Child};
@@ -307,7 +310,7 @@ impl Shim {
         let helper = helper::start(
             &self.prepared.helper,
             self.dev_null.as_raw_fd(),
-            self.prepared.shm.as_ref(),
+            Namespaces { shm: self.prepared.shm.as_ref(), users: self.prepared.users.as_ref() },
             stdio,
             Purpose::Container(start.container.clone()),
             &Job::Create(start.job),
@@ -372,84 +375,6 @@ impl Shim {
         }
     }
 
-    fn exec(&mut self, index: usize, exec: Exec, mut fds: Vec<OwnedFd>) -> Option<Response> {
-        let id = exec.job.container.clone();
-        let running = |c: &&mut Container| c.id == id && c.pid().is_some() && !c.doomed;
-        let Some(container) = self.containers.iter_mut().find(running) else {
-            let failure = node_failure(format!("container {id:?} does not run"));
-            return Some(Response::Failed(failure));
-        };
-        let (Some(error), Some(output), Some(input)) = (fds.pop(), fds.pop(), fds.pop()) else {
-            return Some(Response::Failed(node_failure("exec needs three descriptors")));
-        };
-        let number = self.next_execution;
-        self.next_execution += 1;
-        let started = helper::start(
-            &self.prepared.helper,
-            self.dev_null.as_raw_fd(),
-            None,
-            Stdio { input, output, error },
-            Purpose::Exec(number),
-            &Job::Exec(exec.job),
-        );
-        match started {
-            Ok(helper) => {
-                container.joining += 1;
-                self.helpers.push(helper);
-                let time = i64::try_from(exec.timeout_ms).unwrap_or(i64::MAX);
-                self.executions.push(Execution {
-                    number,
-                    container: id,
-                    pid: None,
-                    deadline: (time > 0).then(|| now().saturating_add(time)),
-                    timed_out: false,
-                    keep: exec.keep,
-                });
-                self.connections[index].waiting = Waiting::Exec(number);
-                None
-            }
-            Err(error) => Some(Response::Failed(node_failure(error.to_string()))),
-        }
-    }
-
-    fn attach(&mut self, index: usize, attach: &Attach, fds: Vec<OwnedFd>) -> Option<Response> {
-        let running = |c: &&mut Container| c.id == attach.container && c.pid().is_some();
-        let Some(container) = self.containers.iter_mut().find(running) else {
-            let failure = node_failure(format!("container {:?} does not run", attach.container));
-            return Some(Response::Failed(failure));
-        };
-        let mut fds = fds.into_iter();
-        let wanted = [(attach.stdout, &mut container.stdout), (attach.stderr, &mut container.stderr)];
-        for (_, stream) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
-            let none = || io::Error::other("a descriptor is missing");
-            if let Err(error) = fds.next().ok_or_else(none).and_then(|fd| stream.tap(fd)) {
-                return Some(Response::Failed(node_failure(format!("cannot attach: {error}"))));
-            }
-        }
-        let terminal = container.terminal;
-        let input = if terminal {
-            container.stdout.descriptor()
-        } else {
-            container.stdin.as_ref().filter(|_| attach.stdin).map(AsRawFd::as_raw_fd)
-        };
-        let connection = &mut self.connections[index];
-        let socket = connection.socket.as_raw_fd();
-        connection.waiting = Waiting::Attached(attach.container.clone(), attach.stdin);
-        let _ = wire::send(socket, &Response::Attached { terminal }, input.as_slice());
-        None
-    }
-
-    fn close_stdin(&mut self, id: &str) {
-        let once = |c: &&mut Container| c.id == id && c.stdin_once;
-        if let Some(container) = self.containers.iter_mut().find(once) {
-            container.stdin = None;
-        }
-    }
-
-    fn is_kept(&self, number: u64) -> bool {
-        self.executions.iter().any(|e| e.number == number && e.keep)
-    }
-
     fn reopen_log(&mut self, id: &str) -> Response {
         let Some(container) = self.containers.iter_mut().find(|c| c.id == id) else {
             return Response::Failed(node_failure(format!("no container {id:?}")));
@@ -477,231 +402,6 @@ impl Shim {
         }
     }
 
-    fn kill_execution(&self, number: u64) {
-        let Some(execution) = self.executions.iter().find(|e| e.number == number) else { return };
-        match execution.pid {
-            Some(pid) => drop(sys::kill(pid, libc::SIGKILL)),
-            None => {
-                let purpose = Purpose::Exec(number);
-                for helper in self.helpers.iter().filter(|h| h.purpose == purpose) {
-                    let _ = sys::kill(helper.pid, libc::SIGKILL);
-                }
-            }
-        }
-    }
-
-    fn enforce_deadlines(&mut self) {
-        let now = now();
-        let late = |e: &&mut Execution| e.deadline.is_some_and(|deadline| deadline <= now);
-        let mut numbers = Vec::new();
-        for execution in self.executions.iter_mut().filter(late) {
-            execution.deadline = None;
-            execution.timed_out = true;
-            numbers.push(execution.number);
-        }
-        for number in numbers {
-            self.kill_execution(number);
-        }
-    }
-
-    /// A helper has reported, or closed its socket.
-    fn helper_ready(&mut self, fd: RawFd) {
-        let Some(index) = self.helpers.iter().position(|h| h.socket.as_raw_fd() == fd) else {
-            return;
-        };
-        if let Some((report, fds)) = read_report(fd) {
-            self.reported(index, report, fds);
-        }
-    }
-
-    /// Reaps helpers that have ended. Their sockets do not tell: what a killed helper had forked keeps them open.
-    fn reap_helpers(&mut self) -> io::Result<()> {
-        let mut index = 0;
-        while let Some(helper) = self.helpers.get(index) {
-            match sys::reap(helper.pid) {
-                Ok(None) => {
-                    index += 1;
-                    continue;
-                }
-                Ok(Some(_)) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {}
-                Err(error) => return Err(error),
-            }
-            let (report, fds) =
-                read_report(helper.socket.as_raw_fd()).unwrap_or_else(|| no_report("it was killed"));
-            self.reported(index, report, fds);
-        }
-        Ok(())
-    }
-
-    fn reported(&mut self, index: usize, report: Report, fds: Vec<OwnedFd>) {
-        let helper = self.helpers.remove(index);
-        self.sweeping |= matches!(report, Report::Failed(_));
-        match helper.purpose {
-            Purpose::Container(id) => self.container_reported(&id, report, fds),
-            Purpose::Exec(number) => self.execution_reported(number, report, fds),
-        }
-    }
-
-    /// Kills what failed helpers have forked. A process that was about to fork when it was killed here does so no more,
-    /// and its end brings us here again.
-    fn sweep(&mut self) {
-        let known = |pid: i32| self.helpers.iter().any(|h| h.pid == pid);
-        let left: Vec<i32> = sys::children()
-            .into_iter()
-            .filter(|(pid, name)| helper::is_left_by_helper(name) && !known(*pid))
-            .map(|(pid, _)| pid)
-            .collect();
-        for pid in &left {
-            let _ = sys::kill(*pid, libc::SIGKILL);
-        }
-        self.sweeping = !left.is_empty();
-    }
-
-    fn container_reported(&mut self, id: &str, report: Report, mut fds: Vec<OwnedFd>) {
-        let Some(container) = self.containers.iter_mut().find(|c| c.id == id) else { return };
-        match report {
-            Report::Started { pid, warnings } => {
-                for warning in warnings {
-                    eprintln!("container {id}: {warning}");
-                }
-                if let Some(terminal) = fds.pop() {
-                    let _ = fcntl(terminal.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-                    container.stdout = Stream::new("stdout", Some(terminal));
-                    container.terminal = true;
-                    container.stdin = None;
-                }
-                let started_at = now();
-                container.state = ContainerState::Running { pid, started_at };
-                let doomed = container.doomed;
-                self.answer(&Waiting::Start(id.to_owned()), &Response::Started { pid, started_at }, &[]);
-                if let Some(stray) = self.strays.iter().position(|(stray, ..)| *stray == pid) {
-                    let (_, exit_code, signal) = self.strays.swap_remove(stray);
-                    self.container_ended(id, exit_code, signal);
-                } else if doomed {
-                    let _ = sys::kill(pid, libc::SIGKILL);
-                }
-            }
-            Report::Failed(failure) => {
-                kill_all(container.procs_file.as_deref());
-                if let Err(error) = container.failed(failure.exit_code, failure.message.clone()) {
-                    eprintln!("container {id}: cannot write the exit record: {error}");
-                }
-                self.answer(&Waiting::Start(id.to_owned()), &Response::Failed(failure), &[]);
-                self.announce(id);
-            }
-        }
-    }
-
-    fn execution_reported(&mut self, number: u64, report: Report, fds: Vec<OwnedFd>) {
-        let Some(index) = self.executions.iter().position(|e| e.number == number) else { return };
-        let id = self.executions[index].container.clone();
-        if let Some(container) = self.containers.iter_mut().find(|c| c.id == id) {
-            container.joining = container.joining.saturating_sub(1);
-        }
-        match report {
-            Report::Started { pid, .. } => {
-                self.executions[index].pid = Some(pid);
-                if let Some(terminal) = fds.first() {
-                    let response = Response::Started { pid, started_at: now() };
-                    for connection in &self.connections {
-                        if connection.waiting == Waiting::Exec(number) {
-                            let fd = connection.socket.as_raw_fd();
-                            let _ = wire::send(fd, &response, &[terminal.as_raw_fd()]);
-                        }
-                    }
-                }
-                if let Some(stray) = self.strays.iter().position(|(stray, ..)| *stray == pid) {
-                    let (_, exit_code, _) = self.strays.swap_remove(stray);
-                    self.execution_ended(index, exit_code);
-                } else if self.executions[index].timed_out
-                    || !(self.is_awaited(number) || self.is_kept(number))
-                {
-                    let _ = sys::kill(pid, libc::SIGKILL);
-                }
-            }
-            Report::Failed(_) if self.executions[index].timed_out => {
-                self.execution_ended(index, 128 + libc::SIGKILL);
-            }
-            Report::Failed(failure) => {
-                self.executions.remove(index);
-                self.answer(&Waiting::Exec(number), &Response::Failed(failure), &[]);
-            }
-        }
-    }
-
-    fn is_awaited(&self, number: u64) -> bool {
-        self.connections.iter().any(|c| c.waiting == Waiting::Exec(number))
-    }
-
-    /// Reaps what has ended. `true` when no child is left.
-    fn reap(&mut self) -> io::Result<bool> {
-        loop {
-            self.reap_helpers()?;
-            if self.sweeping {
-                self.sweep();
-            }
-            let pid = match sys::peek_child()? {
-                Child::Ended(pid) => pid,
-                Child::Alive => return Ok(false),
-                Child::None => return Ok(true),
-            };
-            // It ended just now: its report must be read before it is reaped.
-            if self.helpers.iter().any(|h| h.pid == pid) {
-                continue;
-            }
-            let container = self.containers.iter().find(|c| c.pid() == Some(pid));
-            // A helper finds the container by this PID, which must not become another process's while it does.
-            // Its report brings us back here.
-            if container.is_some_and(|c| c.joining > 0) {
-                return Ok(false);
-            }
-            let id = container.map(|c| c.id.clone());
-            let Some((exit_code, signal)) = sys::reap(pid)? else { continue };
-            if let Some(id) = id {
-                self.container_ended(&id, exit_code, signal);
-            } else if let Some(index) = self.executions.iter().position(|e| e.pid == Some(pid)) {
-                self.execution_ended(index, exit_code);
-            } else if !self.helpers.is_empty() {
-                self.strays.push((pid, exit_code, signal));
-            }
-            if self.helpers.is_empty() {
-                self.strays = Vec::new();
-            }
-        }
-    }
-
-    fn container_ended(&mut self, id: &str, exit_code: i32, signal: Option<i32>) {
-        let Some(container) = self.containers.iter_mut().find(|c| c.id == id) else { return };
-        if let Err(error) = container.ended(exit_code, signal) {
-            eprintln!("container {id}: cannot write the exit record: {error}");
-        }
-        let response = Response::Exited { exit_code, timed_out: false };
-        for stdin in [true, false] {
-            self.answer(&Waiting::Attached(id.to_owned(), stdin), &response, &[]);
-        }
-        self.announce(id);
-    }
-
-    /// Tells subscribers that a container has ended, and those who wait for its removal.
-    fn announce(&mut self, id: &str) {
-        let event = Event::Exited { container: id.to_owned() };
-        self.connections.retain(|c| {
-            c.waiting != Waiting::Events || wire::send(c.socket.as_raw_fd(), &event, &[]).is_ok()
-        });
-        let waiting = Waiting::Remove(id.to_owned());
-        if self.connections.iter().any(|c| c.waiting == waiting) {
-            self.forget(id);
-            self.answer(&waiting, &Response::Done, &[]);
-        }
-    }
-
-    fn execution_ended(&mut self, index: usize, exit_code: i32) {
-        let execution = self.executions.remove(index);
-        let response = Response::Exited { exit_code, timed_out: execution.timed_out };
-        self.answer(&Waiting::Exec(execution.number), &response, &[]);
-    }
-
     /// Answers and closes every connection that waits for `waiting`.
     fn answer(&mut self, waiting: &Waiting, response: &Response, fds: &[RawFd]) {
         self.connections.retain(|connection| {
@@ -712,21 +412,6 @@ impl Shim {
             !matches
         });
     }
-}
-
-/// What a helper says; `None` when it has said nothing yet.
-fn read_report(socket: RawFd) -> Option<(Report, Vec<OwnedFd>)> {
-    match wire::receive::<Report>(socket) {
-        Ok(Some(report)) => Some(report),
-        Ok(None) => Some(no_report("it ended")),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-        Err(error) => Some(no_report(&error.to_string())),
-    }
-}
-
-fn no_report(reason: &str) -> (Report, Vec<OwnedFd>) {
-    let failure = node_failure(format!("the runtime helper did not report: {reason}"));
-    (Report::Failed(Failure { exit_code: 128, ..failure }), Vec::new())
 }
 
 /// A pipe whose reading end does not block.

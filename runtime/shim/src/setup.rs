@@ -1,8 +1,9 @@
 //! What a shim does once, before it serves: cgroup, namespaces, socket.
 
-use crate::sys;
+use crate::{sys, users};
 use kelp_runtime_protocol::{Sandbox, files};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,6 +20,8 @@ pub struct Prepared {
     pub helper: OwnedFd,
     /// Mount namespace with the pod's shm as its root; `None` with host IPC.
     pub shm: Option<OwnedFd>,
+    /// User namespace of the pod, when it has its own.
+    pub users: Option<OwnedFd>,
     /// Held while the shim lives.
     pub _lock: File,
 }
@@ -57,7 +60,13 @@ pub fn prepare(dir: &Path) -> io::Result<Prepared> {
     if !sandbox.host_ipc {
         flags |= libc::CLONE_NEWIPC;
     }
-    doing("make the pod's namespaces", sys::unshare(flags))?;
+    let users = match sandbox.users {
+        Some(range) => Some(doing("make the pod's user namespace", users::enter(range, flags))?),
+        None => {
+            doing("make the pod's namespaces", sys::unshare(flags))?;
+            None
+        }
+    };
     if !sandbox.host_network {
         doing("set the host name", sys::set_hostname(&sandbox.hostname))?;
         doing("bring up the loopback device", sys::loopback_up())?;
@@ -66,16 +75,19 @@ pub fn prepare(dir: &Path) -> io::Result<Prepared> {
         set_sysctl(key, value)?;
     }
     if sandbox.share_pid {
-        let pid = doing("make the pod's PID namespace", start_pause())?;
+        let pid = doing("make the pod's PID namespace", start_pause(users.as_ref()))?;
         doing("note its first process", fs::write(dir.join(files::PAUSE), pid.to_string()))?;
     }
-    let shm = if sandbox.host_ipc { None } else { Some(doing("make the pod's shm", make_shm(dir))?) };
+    let shm = match sandbox.host_ipc {
+        true => None,
+        false => Some(doing("make the pod's shm", make_shm(dir, sandbox.users.map_or(0, |r| r.host)))?),
+    };
     let listener = doing("make the socket", listen_in(dir))?;
-    Ok(Prepared { listener, helper, shm, _lock: lock })
+    Ok(Prepared { listener, helper, shm, users, _lock: lock })
 }
 
 /// Starts the first process of a new PID namespace. It ends with the shim, and all others there with it.
-fn start_pause() -> io::Result<i32> {
+fn start_pause(users: Option<&OwnedFd>) -> io::Result<i32> {
     let own = File::open("/proc/self/ns/pid")?;
     let executable: OwnedFd = File::open("/proc/self/exe")?.into();
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -84,9 +96,13 @@ fn start_pause() -> io::Result<i32> {
         sys::duplicate(null.as_raw_fd())?,
         sys::duplicate(null.as_raw_fd())?,
     ];
+    let executable = sys::duplicate(executable.as_raw_fd())?;
+    if let Some(users) = users {
+        return users::start_first(users, &executable, c"/pause", &table);
+    }
     // Only children are born there, the shim stays where it is; the next ones are to be born here again.
     sys::unshare(libc::CLONE_NEWPID)?;
-    let started = sys::spawn(&sys::duplicate(executable.as_raw_fd())?, c"/pause", &table);
+    let started = sys::spawn(&executable, c"/pause", &table);
     sys::enter_pids(&own)?;
     started
 }
@@ -124,14 +140,15 @@ fn listen_in(dir: &Path) -> io::Result<OwnedFd> {
 
 /// A tmpfs that all containers of the pod share, in a mount namespace of its own that contains nothing else and lives
 /// as long as this descriptor: no mount is left on the host, however the shim ends.
-fn make_shm(dir: &Path) -> io::Result<OwnedFd> {
+fn make_shm(dir: &Path, owner: u32) -> io::Result<OwnedFd> {
+    let options = CString::new(format!("mode=1777,size=65536k,uid={owner},gid={owner}"))?;
     let own: OwnedFd = File::open("/proc/self/ns")?.into();
     let host = sys::open_at(&own, c"mnt")?;
     sys::unshare(libc::CLONE_NEWNS)?;
     let make = || {
         sys::mount(c"none", Path::new("/"), c"", libc::MS_REC | libc::MS_PRIVATE, c"")?;
         // Programs map code there: without MS_NOEXEC, as containers see it elsewhere.
-        sys::mount(c"shm", dir, c"tmpfs", 0, c"mode=1777,size=65536k")?;
+        sys::mount(c"shm", dir, c"tmpfs", 0, &options)?;
         std::env::set_current_dir(dir)?;
         sys::pivot_here()?;
         sys::open_at(&own, c"mnt")

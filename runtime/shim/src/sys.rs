@@ -98,6 +98,38 @@ pub fn enter_pids(namespace: &impl AsRawFd) -> io::Result<()> {
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) }).map(drop)
 }
 
+/// Enters a namespace of the kind `flag`.
+pub fn enter_namespace(namespace: &impl AsRawFd, flag: libc::c_int) -> io::Result<()> {
+    // SAFETY: setns takes integers only.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), flag) }).map(drop)
+}
+
+/// Two connected sockets.
+pub fn stream_pair() -> io::Result<(std::fs::File, OwnedFd)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    Ok((OwnedFd::from(ours).into(), theirs.into()))
+}
+
+/// Runs `work` in a child, which ends after it, and with this process.
+pub fn fork_with(work: impl FnOnce()) -> io::Result<i32> {
+    // SAFETY: the process has one thread, so the child may do whatever the parent could; it does not return.
+    unsafe {
+        let pid = check(libc::fork())?;
+        if pid > 0 {
+            return Ok(pid);
+        }
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        work();
+        libc::_exit(0);
+    }
+}
+
+/// Waits for the end of a child.
+pub fn wait_for(pid: i32) -> io::Result<()> {
+    // SAFETY: waitpid accepts a null status.
+    check(unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) }).map(drop)
+}
+
 /// Waits until it is killed; children that end meanwhile are reaped by the kernel.
 pub fn wait_for_ever() -> ! {
     // SAFETY: plain system calls without memory of ours; the name is a terminated constant.
@@ -245,15 +277,42 @@ pub fn kill_handle(handle: &OwnedFd, signal: i32) -> io::Result<()> {
 
 /// Starts `executable` as a child with the descriptors `table[i]` at number `i` and nothing else open.
 pub fn spawn(executable: &OwnedFd, name: &CStr, table: &[OwnedFd]) -> io::Result<i32> {
-    let argv = [name.as_ptr(), std::ptr::null()];
-    let envp = [std::ptr::null::<libc::c_char>()];
-    // SAFETY: the process has one thread, so the child may call anything; argv and envp end with null and live on. The
-    // sources of dup2 are all above its targets (`duplicate`). The child never returns.
+    // SAFETY: the process has one thread, so the child may call anything; it goes on in `become_program` only.
     unsafe {
         let pid = check(libc::fork())?;
         if pid > 0 {
             return Ok(pid);
         }
+        become_program(executable, name, table)
+    }
+}
+
+/// Like [`spawn`], but the new process is a child of this one's parent and, in a user namespace entered before, root.
+pub fn spawn_sibling(executable: &OwnedFd, name: &CStr, table: &[OwnedFd]) -> io::Result<i32> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without a stack of its own and without CLONE_VM this is fork(2) with another parent; else as in `spawn`.
+    unsafe {
+        let pid = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
+        let pid = check(libc::c_int::try_from(pid).map_err(io::Error::other)?)?;
+        if pid > 0 {
+            return Ok(pid);
+        }
+        if libc::setresgid(0, 0, 0) < 0 || libc::setresuid(0, 0, 0) < 0 {
+            libc::_exit(1);
+        }
+        become_program(executable, name, table)
+    }
+}
+
+/// Ends with its parent.
+///
+/// # Safety
+/// For a child that has just been forked: it takes over the process's descriptors.
+unsafe fn become_program(executable: &OwnedFd, name: &CStr, table: &[OwnedFd]) -> ! {
+    let argv = [name.as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: argv and envp end with null and live on. The sources of dup2 are all above its targets (`duplicate`).
+    unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         for (number, fd) in table.iter().enumerate() {
             if libc::dup2(fd.as_raw_fd(), i32::try_from(number).unwrap_or(i32::MAX)) < 0 {

@@ -52,6 +52,13 @@ impl Kills {
         self.tasks.drain().for_each(|(_, task)| task.abort());
         self.told.clear();
     }
+
+    /// Everything was ended, and is to begin anew.
+    pub fn reset(&mut self) {
+        self.clear();
+        self.deadline = None;
+        self.grace = None;
+    }
 }
 
 impl Drop for Kills {
@@ -179,7 +186,9 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         if let Some(status) = self.read_checkpoint() {
             self.last = status;
         } else {
-            if observed.sandbox == Sandbox::Ready || observed.sandbox == Sandbox::Created {
+            // Once for each grace period: what happens until everything has ended is not told, as upstream does it.
+            let begins = self.kills.deadline.is_none() || self.kills.grace != Some(self.ending_grace());
+            if begins && observed.sandbox != Sandbox::Absent {
                 self.publish(&observed, true, false);
             }
             let alive = self.kill_all(&observed);
@@ -203,15 +212,17 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         Ok(None)
     }
 
+    /// Seconds that the pod's containers get to end.
+    fn ending_grace(&self) -> i64 {
+        let of_pod = spec::grace_seconds(&self.pod);
+        self.grace.map_or(of_pod, |own| own.min(of_pod))
+    }
+
     /// Tells every container to end that may end now. `true` while one is alive.
-    fn kill_all(&mut self, observed: &Observed) -> bool {
+    pub(super) fn kill_all(&mut self, observed: &Observed) -> bool {
         let pod = self.pod.clone();
         let Some(spec) = &pod.spec else { return false };
-        if observed.sandbox == Sandbox::Lost {
-            return false; // removing the sandbox kills what is left
-        }
-        let grace =
-            self.grace.map_or_else(|| spec::grace_seconds(&pod), |own| own.min(spec::grace_seconds(&pod)));
+        let grace = self.ending_grace();
         let until = Instant::now() + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
         match &self.kills.deadline {
             None => self.kills.deadline = Some(watch::channel(until).0),
@@ -387,6 +398,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 _ => {}
             }
         }
+        self.context.users.release(uid);
         if let Some(shown) = &shown {
             let deleted = self.context.status.delete(shown);
             if self.or_shutdown(deleted).await.is_none() {

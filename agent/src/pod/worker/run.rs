@@ -11,7 +11,7 @@ use kelp_model::pod::actions::{Action, Plan, pod_actions};
 use kelp_model::pod::hosts::{self, Resolv};
 use kelp_model::pod::resources::{pod_cgroup, pod_limits};
 use kelp_model::pod::spec;
-use kelp_model::pod::view::Observed;
+use kelp_model::pod::view::{Observed, Sandbox, State};
 use std::path::Path;
 
 /// Rounds in a row without waiting for an event: a start is followed by a look at what became of it.
@@ -37,9 +37,17 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 return Ok(None);
             }
             let now = Timestamp::now();
-            let plan = pod_actions(&self.pod, Some(&self.last), &observed, &self.memories, now);
-            self.publish(&observed, plan.finished, false);
+            let plan = match self.replacing && observed.sandbox == Sandbox::Lost {
+                // Decided when the sandbox was lost, whatever becomes of its containers meanwhile.
+                true => Plan::replace_sandbox(),
+                false => pod_actions(&self.pod, Some(&self.last), &observed, &self.memories, now),
+            };
+            match self.replacing {
+                true => self.note(&observed, plan.finished, false),
+                false => self.publish(&observed, plan.finished, false),
+            }
             if plan.finished {
+                self.replacing = false;
                 self.phase = Phase::Terminating;
                 return Ok(None);
             }
@@ -50,10 +58,12 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             self.watch_containers(&observed);
             self.refresh_volumes(&observed).await;
             wake = earlier(measure, earlier(plan.wake_at, self.deadline()));
-            let changed = self.execute(&plan, &mut wake).await?;
+            let changed = self.execute(&plan, &observed, &mut wake).await?;
             if !changed {
-                let observed = self.observe().await?;
-                self.publish(&observed, false, false);
+                if !self.replacing {
+                    let observed = self.observe().await?;
+                    self.publish(&observed, false, false);
+                }
                 return Ok(wake);
             }
             // The newest word of the API server counts before the next step.
@@ -88,6 +98,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     /// The pod must not run (any longer).
     fn must_end(&mut self, observed: &Observed) -> bool {
         if self.gone || self.pod.metadata.deletion_timestamp.is_some() {
+            self.replacing = false;
             return true;
         }
         let ended = self.last.phase.as_deref().is_some_and(spec::is_terminal_phase);
@@ -128,15 +139,22 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     }
 
     /// Does what the plan says. `true`: look at the pod again at once.
-    async fn execute(&mut self, plan: &Plan, wake: &mut Wake) -> Result<bool, String> {
+    async fn execute(&mut self, plan: &Plan, observed: &Observed, wake: &mut Wake) -> Result<bool, String> {
         let mut changed = false;
         for action in &plan.actions {
             match action {
                 Action::RemoveSandbox => {
-                    let text = "Pod sandbox changed, it will be killed and re-created.";
-                    self.context.events.pod(&self.reference, Kind::Normal, "SandboxChanged", text);
-                    self.probes.clear();
-                    self.kills.clear();
+                    if !self.replacing {
+                        let text = "Pod sandbox changed, it will be killed and re-created.";
+                        self.context.events.pod(&self.reference, Kind::Normal, "SandboxChanged", text);
+                        self.replacing = true;
+                        self.probes.clear();
+                        self.kills.reset();
+                    }
+                    if self.kill_all(observed) {
+                        return Ok(false); // an exit goes on
+                    }
+                    self.kills.reset();
                     self.remove_sandbox().await?;
                     self.attempts.clear();
                     changed = true;
@@ -147,6 +165,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                         changed = true;
                     }
                     Err(()) => {
+                        self.replacing = false;
                         *wake = earlier(*wake, self.retry());
                         return Ok(false);
                     }
@@ -158,11 +177,27 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                     let _ = std::fs::remove_file(self.termination_file(name, *attempt));
                     self.messages.remove(&id);
                 }
+                Action::ResetContainer { name, attempt } => {
+                    let id = format!("{name}.{attempt}");
+                    if observed.latest(name).is_some_and(|r| matches!(r.state, State::Running(_))) {
+                        let (path, text) = (self.field_path(name), format!("Stopping container {name}"));
+                        self.context.events.container(&self.reference, &path, Kind::Normal, "Killing", text);
+                    }
+                    self.kills.ended(&id);
+                    let removed = self.context.runtime.remove_container(&self.reference.uid, &id).await;
+                    removed.map_err(|e| chain(&e))?;
+                    let _ = std::fs::remove_file(self.termination_file(name, *attempt));
+                    self.messages.remove(&id);
+                    self.memories.remove(name);
+                    self.attempts.remove(name);
+                    changed = true;
+                }
                 Action::KillContainer { name, attempt, message } => {
                     self.kill_one(name, *attempt, message);
                 }
                 Action::StartContainer { name, attempt, after } => {
                     changed |= self.start_container(name, *attempt, *after).await;
+                    self.replacing = false;
                     let retry = self.memories.get(name).and_then(|m| m.retry_at);
                     *wake = earlier(*wake, retry);
                     // A hook that started, or a pod that was deleted meanwhile, changes what comes next.
@@ -199,8 +234,23 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             );
             return Err(());
         }
-        self.set_up_volumes().await?;
         let spec = self.pod.spec.clone().unwrap_or_default();
+        self.set_up_volumes().await?;
+        let users = match spec.host_users {
+            Some(false) => match self.context.users.allocate(&uid) {
+                Ok(range) => Some(range),
+                Err(text) => {
+                    failed(self, text);
+                    return Err(());
+                }
+            },
+            _ => None,
+        };
+        let class = spec.runtime_class_name.as_deref();
+        if let Err(text) = self.context.classes.handler(&uid, class).await {
+            failed(self, text);
+            return Err(());
+        }
         let host_network = spec.host_network.unwrap_or(false);
         let hostname = if host_network { self.node_hostname() } else { name.kernel.clone() };
         let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
@@ -213,6 +263,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             host_pid: spec.host_pid.unwrap_or(false),
             host_ipc: spec.host_ipc.unwrap_or(false),
             share_pid: spec.share_process_namespace.unwrap_or(false),
+            users,
             cgroup: pod_cgroup(&self.pod).into(),
             resources: self.pod_resources(),
             log_dir: self.context.config.pod_logs(&self.reference.namespace, &self.reference.name, &uid),
@@ -304,7 +355,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
 
     /// Brings changed objects into a pod that already runs.
     async fn refresh_volumes(&mut self, observed: &Observed) {
-        if self.volumes.is_none() && observed.sandbox == kelp_model::pod::view::Sandbox::Ready {
+        if self.volumes.is_none() && observed.sandbox == Sandbox::Ready {
             let _ = self.set_up_volumes().await;
         }
     }
@@ -354,8 +405,16 @@ fn write_if_changed(path: &Path, text: &str) -> std::io::Result<()> {
     if std::fs::read_to_string(path).ok().as_deref() == Some(text) {
         return Ok(());
     }
-    std::fs::write(path, text)?;
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    if path.exists() {
+        std::fs::write(path, text)?;
+        return std::fs::set_permissions(path, mode);
+    }
+    // That it is there says that it is whole.
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, text)?;
+    std::fs::set_permissions(&temporary, mode)?;
+    std::fs::rename(temporary, path)
 }
 
 /// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.

@@ -2,10 +2,12 @@
 
 mod pull;
 mod real;
+mod walk;
 
 use crate::config::AgentConfig;
 use crate::image::ImageConfig;
 use crate::network::{NetworkError, PodNetwork};
+use crate::pod::classes::Classes;
 use crate::pod::context::{Context, Images, ResolvedImage};
 use crate::pod::events::Recorder;
 use crate::pod::manager::Manager;
@@ -13,6 +15,7 @@ use crate::pod::objects::Objects;
 use crate::pod::pulls::Pulls;
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
+use crate::pod::users::UserNamespaces;
 use crate::runtime::fake::{Call, FakeRuntime, Fault, FaultyRuntime};
 use crate::runtime::{ExecResult, Runtime};
 use http_body_util::BodyExt;
@@ -262,6 +265,8 @@ impl World {
             services: Services::none(),
             status,
             events,
+            classes: Classes::new(self.api.client(), vec!["runc".into()]),
+            users: UserNamespaces::open(&self.dir.path().join("data/pods"), 110),
             node_milli_cpu: 2000,
             node_memory: 1 << 34,
         });
@@ -678,7 +683,96 @@ async fn a_lost_sandbox_is_made_again_with_its_restart_count() {
         n.api.status("p").container_statuses.is_some_and(|s| s[0].restart_count == 1 && s[0].ready)
     })
     .await;
-    node.until("event", |n| n.api.has_event("SandboxChanged")).await;
+    for event in ["SandboxChanged", "Killing spec.containers{c} Stopping container c"] {
+        node.until("told", |n| n.api.has_event(event)).await;
+    }
+    let container = &node.api.status("p").container_statuses.unwrap()[0];
+    let last = container.last_state.as_ref().and_then(|s| s.terminated.as_ref()).unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (143, Some("Error")), "it was asked to stop");
+    // Until it runs again its last life is what is shown.
+    let history: Vec<PodStatus> = node.api.0.lock().history.iter().map(|(_, s)| s.clone()).collect();
+    let ran = history.iter().position(|s| s.phase.as_deref() == Some("Running")).unwrap();
+    let shows = |s: &PodStatus| {
+        let state = s.container_statuses.as_ref().and_then(|c| c[0].state.clone());
+        state.is_some_and(|s| s.running.is_some())
+    };
+    assert!(history[ran..].iter().all(shows), "{:#?}", &history[ran..]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_is_not_started_again_ends_with_its_sandbox() {
+    let world = World::new();
+    let mut node = world.agent();
+    node.create(&pod("p", json!({"restartPolicy": "Never", "containers": [{"name": "c"}]})));
+    node.until_ready("p").await;
+    assert!(node.runtime.lose_shim("uid-p"));
+    node.until("failed", |n| n.api.status("p").phase.as_deref() == Some("Failed")).await;
+    let container = &node.api.status("p").container_statuses.unwrap()[0];
+    let end = container.state.as_ref().and_then(|s| s.terminated.as_ref()).unwrap();
+    assert_eq!(end.exit_code, 143);
+    assert!(!node.api.has_event("SandboxChanged"));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn pods_have_users_of_their_own_while_they_are_there() {
+    let world = World::new();
+    let mut node = world.agent();
+    for name in ["a", "b"] {
+        node.create(&pod(name, json!({"hostUsers": false, "containers": [{"name": "c"}]})));
+        node.until_ready(name).await;
+    }
+    let range = |node: &Node<FakeRuntime>, name: &str| {
+        node.runtime.sandbox_spec(&format!("uid-{name}")).unwrap().users.unwrap()
+    };
+    let (a, b) = (range(&node, "a"), range(&node, "b"));
+    assert_eq!((a.host, b.host, a.length), (65_536, 131_072, 65_536));
+    node.delete("a", 0);
+    node.until("deleted", |n| n.api.pod("a").is_none()).await;
+    node.create(&pod("c", json!({"hostUsers": false, "containers": [{"name": "c"}]})));
+    node.until_ready("c").await;
+    assert_eq!(range(&node, "c"), a);
+    node.create(&pod("d", json!({"containers": [{"name": "c"}]})));
+    node.until_ready("d").await;
+    assert_eq!(node.runtime.sandbox_spec("uid-d").unwrap().users, None);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn all_containers_start_anew_when_one_asks_for_it() {
+    let world = World::new();
+    let mut node = world.agent();
+    node.create(&pod(
+        "p",
+        json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "main"},
+        {"name": "watch", "restartPolicy": "Never", "restartPolicyRules":
+            [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}}]}]}),
+    ));
+    node.until("init", |n| n.runtime.exit("uid-p", "i.0", 0)).await;
+    node.until_ready("p").await;
+    let sandbox = node.api.status("p").pod_ip;
+    assert!(node.runtime.exit("uid-p", "watch.0", 88));
+    node.until("init again", |n| n.runtime.exit("uid-p", "i.1", 0)).await;
+    node.until_ready("p").await;
+    let status = node.api.status("p");
+    let counts: Vec<i32> = status.container_statuses.iter().flatten().map(|c| c.restart_count).collect();
+    assert_eq!(counts, [1, 1]);
+    assert_eq!(status.init_container_statuses.unwrap()[0].restart_count, 1);
+    assert_eq!(status.pod_ip, sandbox, "the sandbox stays");
+    let created = node.runtime.calls().iter().filter(|c| matches!(c, Call::CreateSandbox(_))).count();
+    assert_eq!(created, 1);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_missing_runtime_class_is_told() {
+    let world = World::new();
+    let mut node = world.agent();
+    node.create(&pod("p", json!({"runtimeClassName": "absent", "containers": [{"name": "c"}]})));
+    let text = "Failed to create pod sandbox: runtimeclass.node.k8s.io \"absent\" not found";
+    node.until("told", |n| n.api.has_event(text)).await;
+    assert!(node.runtime.list().await.unwrap().is_empty());
     node.stop().await;
 }
 

@@ -11,6 +11,7 @@ fn sandbox(id: &str) -> SandboxSpec {
         host_pid: false,
         host_ipc: false,
         share_pid: false,
+        users: None,
         cgroup: PathBuf::from("kubepods/besteffort/pod1"),
         resources: Resources::default(),
         log_dir: PathBuf::from("/nonexistent"),

@@ -1,6 +1,6 @@
 //! `exec` with streams and `attach`, through the shim.
 
-use super::{ShimRuntime, client::Connection, output_pipe, shim_error};
+use super::{ShimRuntime, client::Connection, command::output_pipe, shim_error};
 use crate::runtime::layout::{self, Record, check_id};
 use crate::runtime::session::{Input, Output, Session, Streams, Terminal};
 use crate::runtime::{RuntimeError, client};
@@ -59,6 +59,7 @@ impl ShimRuntime {
         argv: &[String],
         streams: Streams,
     ) -> Result<Session, RuntimeError> {
+        let users = self.sandbox(sandbox)?.users;
         let record = self.record(sandbox, container)?;
         let layout = &self.inner.layout;
         let request = Request::Exec(Box::new(protocol::Exec {
@@ -71,6 +72,7 @@ impl ShimRuntime {
                 argv: argv.to_vec(),
                 tty: streams.tty,
                 oom_score_adj: record.oom_score_adj,
+                users,
             },
         }));
         let failed = |error: io::Error| shim_error(sandbox, format!("cannot exec: {error}"));

@@ -2,10 +2,12 @@
 //! nothing is left of it.
 
 mod interactive;
+mod users;
 
+use super::command::MAX_OUTPUT;
 use super::*;
 use crate::image::testing::{busybox_layer, docker_archive};
-use crate::runtime::{Mount, Resources};
+use crate::runtime::{ExitRecord, Mount, Resources, host};
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -29,6 +31,8 @@ fn layer() -> &'static Vec<u8> {
 impl Node {
     async fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("kelp-runtime-").tempdir().unwrap();
+        // Root of a user namespace is nobody on the way to its root filesystem.
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let config = RuntimeConfig {
             run_dir: dir.path().join("run"),
@@ -62,6 +66,7 @@ impl Node {
             host_pid: false,
             host_ipc: false,
             share_pid: false,
+            users: None,
             cgroup: PathBuf::from(format!("kubepods/besteffort/pod{id}")),
             resources: Resources::default(),
             log_dir: self.dir.path().join("logs").join(id),
@@ -533,11 +538,12 @@ async fn an_agent_restart_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_killed_shim_loses_its_containers_but_nothing_leaks() {
+async fn containers_outlive_their_shim_until_they_are_told_to_end() {
     let node = Node::new().await;
     let mut events = node.runtime.events();
     let status = node.runtime.create_sandbox(&node.sandbox_spec("a")).await.unwrap();
-    node.runtime.start_container("a", &node.container("main", &["sleep", "1000"])).await.unwrap();
+    let main = node.shell("main", "trap 'exit 7' TERM; while true; do sleep 0.1; done");
+    node.runtime.start_container("a", &main).await.unwrap();
     let done = node.container("done", &["true"]);
     node.runtime.start_container("a", &done).await.unwrap();
     assert_eq!(node.ended("a", "done.0").await.exit_code, 0);
@@ -551,9 +557,15 @@ async fn a_killed_shim_loses_its_containers_but_nothing_leaks() {
     }
     let lost = node.runtime.status("a").await.unwrap().unwrap();
     assert!(!lost.ready && lost.netns.is_none());
-    let record = node.ended("a", "main.0").await;
-    assert_eq!((record.exit_code, record.reason.as_str()), (137, "ContainerStatusUnknown"));
     assert_eq!(node.ended("a", "done.0").await.reason, "Completed");
+    assert_eq!(node.pid("a", "main.0").await, pid);
+    node.runtime.signal_container("a", "main.0", libc::SIGTERM).await.unwrap();
+    let record = node.ended("a", "main.0").await;
+    if kernel_tells_exit_codes() {
+        assert_eq!((record.exit_code, record.reason.as_str()), (7, "Error"));
+    } else {
+        assert_eq!((record.exit_code, record.reason.as_str()), (137, "ContainerStatusUnknown"));
+    }
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     assert!(cmdline.is_empty(), "the container lives on");
     let refused = node.runtime.start_container("a", &node.container("new", &["true"])).await;
@@ -564,6 +576,29 @@ async fn a_killed_shim_loses_its_containers_but_nothing_leaks() {
     assert!(again.ready && again.shim_pid != status.shim_pid && again.containers.len() == 2);
     node.runtime.start_container("a", &node.container("new", &["true"])).await.unwrap();
     assert_eq!(node.ended("a", "new.0").await.exit_code, 0);
+    node.finish().await;
+}
+
+/// Whether the exit code of a process that is not our child can be had: from Linux 6.15 on.
+fn kernel_tells_exit_codes() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 15)
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_later_follows_containers_without_a_shim() {
+    let mut node = Node::new().await;
+    let status = node.runtime.create_sandbox(&node.sandbox_spec("a")).await.unwrap();
+    let main = node.shell("main", "trap 'exit 7' TERM; while true; do sleep 0.1; done");
+    node.runtime.start_container("a", &main).await.unwrap();
+    let pid = node.pid("a", "main.0").await;
+    kill(status.shim_pid, libc::SIGKILL);
+    node.restart().await;
+    assert_eq!(node.pid("a", "main.0").await, pid);
+    node.runtime.signal_container("a", "main.0", libc::SIGTERM).await.unwrap();
+    let expected = if kernel_tells_exit_codes() { 7 } else { 137 };
+    assert_eq!(node.ended("a", "main.0").await.exit_code, expected);
     node.finish().await;
 }
 
@@ -658,8 +693,8 @@ async fn a_shim_killed_at_any_moment_leaves_nothing() {
         if attempt % 2 == 0 {
             let observed = node.runtime.status(&id).await.unwrap().unwrap();
             assert!(!observed.ready);
-            let runs = |c: &ContainerStatus| !matches!(c.state, ContainerState::Exited(_));
-            assert!(!observed.containers.iter().any(runs), "{observed:?}");
+            let unclear = |c: &ContainerStatus| c.state == ContainerState::Created;
+            assert!(!observed.containers.iter().any(unclear), "{observed:?}");
         }
         node.runtime.remove_sandbox(&id).await.unwrap();
     }

@@ -18,6 +18,7 @@ fn around() -> Surroundings {
         unified: false,
         bounding: ALL,
         host_devices: Vec::new(),
+        users: false,
     }
 }
 
@@ -191,4 +192,19 @@ fn devices_that_are_asked_for_may_be_used() {
     assert!(!rules[0].allow());
     let own = rules.iter().find(|r| r.major() == Some(7)).unwrap();
     assert_eq!((own.minor(), own.access().as_deref()), (Some(3), Some("r")));
+}
+
+#[test]
+fn with_users_of_its_own_every_mount_is_mapped() {
+    let mount = |to: &str| Mount { source: "/src".into(), destination: to.into(), ..Mount::default() };
+    let spec = ContainerSpec { mounts: vec![mount("/a/b"), mount("/a")], ..container() };
+    let mapped = Surroundings { users: true, ..around() };
+    let late = late_mounts(&spec, &mapped);
+    let to: Vec<_> = late.iter().map(|m| m.destination.to_str().unwrap()).collect();
+    assert_eq!(to, ["/etc/hostname", "/a", "/a/b"]);
+    assert!(late.iter().all(|m| m.mapped));
+    let config = generate(&spec, &mapped);
+    let own = config["mounts"].as_array().unwrap();
+    assert!(!own.iter().any(|m| m["source"] == "/src" || m["destination"] == "/etc/hostname"), "{own:?}");
+    assert!(late_mounts(&spec, &around()).is_empty());
 }

@@ -49,6 +49,45 @@ fn plan(pod: &Pod, observed: &Observed, memories: &Memories) -> Plan {
     pod_actions(pod, None, observed, memories, at(100))
 }
 
+/// A pod whose container `watch` has all of it start anew with exit code 88.
+fn anew() -> Pod {
+    pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "main"},
+        {"name": "watch", "restartPolicy": "Never", "restartPolicyRules":
+            [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}}]}]}))
+}
+
+#[test]
+fn one_end_has_all_containers_start_anew() {
+    let p = anew();
+    let reset = |name: &str| Action::ResetContainer { name: name.into(), attempt: 0 };
+    let observed = ready(vec![
+        record("i", 0, exited(0, 1)),
+        record("watch", 0, exited(88, 50)),
+        record("main", 0, State::Running(at(2))),
+    ]);
+    let first = plan(&p, &observed, &Memories::new());
+    assert_eq!(first.actions, [reset("i"), reset("main"), reset("watch")], "what asked for it goes last");
+    assert!(!first.finished);
+    // Another end does not.
+    let ends = vec![
+        record("i", 0, exited(0, 1)),
+        record("watch", 0, exited(1, 50)),
+        record("main", 0, exited(0, 50)),
+    ];
+    assert!(plan(&p, &ready(ends), &Memories::new()).finished);
+    // Cut off after the trigger is gone too: what was told goes on.
+    let told: PodStatus = serde_json::from_value(json!({
+        "conditions": [{"type": "AllContainersRestarting", "status": "True"}],
+        "initContainerStatuses": [{"name": "i", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "containerID": "kelp://u_i.0"}]}))
+    .unwrap();
+    let left = ready(vec![record("main", 0, State::Running(at(2)))]);
+    let resumed = pod_actions(&p, Some(&told), &left, &Memories::new(), at(100));
+    assert_eq!(resumed.actions, [reset("main")]);
+    let clean = pod_actions(&p, Some(&told), &ready(vec![]), &Memories::new(), at(100));
+    assert_eq!(clean.actions, [start("i", 1, None)], "from the first init container, counted as a restart");
+}
+
 #[test]
 fn a_new_pod_gets_a_sandbox_first() {
     let p = pod(json!({"containers": [{"name": "c"}]}));
@@ -294,6 +333,11 @@ proptest! {
                     let record = observed.containers.iter().find(|r| r.name == *name && r.attempt == *attempt);
                     prop_assert!(record.is_some_and(|r| matches!(r.state, State::Exited(_))));
                     prop_assert!(observed.latest(name).is_some_and(|l| l.attempt > *attempt));
+                }
+                Action::ResetContainer { name, attempt } => {
+                    prop_assert!(observed.containers.iter().any(|r| r.name == *name && r.attempt == *attempt));
+                    let only = plan.actions.iter().all(|a| matches!(a, Action::ResetContainer { .. }));
+                    prop_assert!(only);
                 }
                 Action::RemoveSandbox => prop_assert_eq!(observed.sandbox, Sandbox::Lost),
                 Action::CreateSandbox => prop_assert_ne!(observed.sandbox, Sandbox::Ready),

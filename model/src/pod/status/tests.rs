@@ -292,3 +292,63 @@ fn a_replaced_sandbox_keeps_counts_and_last_state() {
     assert_eq!(c.restart_count, 1);
     assert!(c.last_state.as_ref().unwrap().terminated.is_some());
 }
+
+#[test]
+fn a_pod_that_starts_anew_says_so() {
+    let p = pod(
+        json!({"restartPolicy": "Never", "containers": [{"name": "main"}, {"name": "watch", "restartPolicy": "Never",
+        "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}}]}]}),
+    );
+    let memories = healthy(&["main", "watch"]);
+    let condition = |s: &PodStatus| {
+        let all = s.conditions.as_ref().unwrap();
+        let last = all.last().unwrap().clone();
+        assert_eq!(last.type_, "AllContainersRestarting");
+        (last.status, last.reason)
+    };
+    let runs = || vec![record("main", 0, State::Running(at(1))), record("watch", 0, State::Running(at(1)))];
+    let first = of(&p, &PodStatus::default(), runs(), &memories, &context());
+    assert_eq!(condition(&first), ("False".into(), None));
+    let ended = vec![record("main", 0, exited(0)), record("watch", 0, exited(88))];
+    let second = of(&p, &first, ended, &memories, &context());
+    assert_eq!(condition(&second), ("True".into(), Some("RestartAllContainersStarted".into())));
+    assert_eq!(
+        second.phase.as_deref(),
+        Some("Running"),
+        "though all have ended and none is restarted by itself"
+    );
+    let third = of(&p, &second, vec![], &memories, &context());
+    assert_eq!(condition(&third), ("False".into(), None));
+    for container in third.container_statuses.as_ref().unwrap() {
+        assert_eq!(container.restart_count, 1);
+        let reason = |s: &Option<ContainerState>| {
+            let s = s.clone().unwrap();
+            s.waiting.and_then(|w| w.reason).or(s.terminated.and_then(|t| t.reason)).unwrap()
+        };
+        assert_eq!(reason(&container.state), "RestartingAllContainers");
+        assert_eq!(reason(&container.last_state), "RestartingAllContainers");
+    }
+    assert_eq!(third.phase.as_deref(), Some("Running"));
+    let again = vec![record("main", 1, State::Running(at(5))), record("watch", 1, State::Running(at(5)))];
+    let fourth = of(&p, &third, again, &memories, &context());
+    let main = &fourth.container_statuses.as_ref().unwrap()[0];
+    assert_eq!((main.restart_count, main.ready), (1, true));
+    let last = main.last_state.as_ref().and_then(|s| s.terminated.as_ref()).unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("RestartingAllContainers")));
+}
+
+#[test]
+fn addresses_are_told_with_the_first_container() {
+    let p = pod(json!({"containers": [{"name": "c"}]}));
+    let nothing = of(&p, &PodStatus::default(), vec![], &Memories::new(), &context());
+    assert_eq!(nothing.pod_ip, None);
+    let waits = BTreeMap::from([(
+        "c".to_owned(),
+        Memory { waiting: Some(("ErrImagePull".into(), "m".into())), ..Memory::default() },
+    )]);
+    assert!(of(&p, &nothing, vec![], &waits, &context()).pod_ip.is_some());
+    let runs = of(&p, &nothing, vec![record("c", 0, State::Running(at(1)))], &Memories::new(), &context());
+    assert!(runs.pod_ip.is_some());
+    let shared = pod(json!({"hostNetwork": true, "containers": [{"name": "c"}]}));
+    assert!(of(&shared, &PodStatus::default(), vec![], &Memories::new(), &context()).pod_ip.is_some());
+}

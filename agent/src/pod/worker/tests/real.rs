@@ -5,13 +5,16 @@ use crate::config::AgentConfig;
 use crate::dataplane::{DatapathError, Endpoint, PodDatapath};
 use crate::image::ImageStore;
 use crate::image::testing::{busybox_layer, docker_archive};
-use crate::network::Network;
+use crate::network::{Network, NetworkError, PodNetwork};
+use crate::pod::classes::Classes;
 use crate::pod::context::{Context, Images};
 use crate::pod::events::Recorder;
 use crate::pod::manager::Manager;
 use crate::pod::objects::{Data, Key, Kind, Objects};
 use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
+use crate::pod::users::UserNamespaces;
+use crate::runtime::fake::{Fault, FaultyRuntime};
 use crate::runtime::{Runtime, RuntimeConfig, ShimRuntime};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
@@ -37,20 +40,56 @@ impl PodDatapath for NoDatapath {
     }
 }
 
-struct Host {
-    api: Api,
-    dir: tempfile::TempDir,
-    config: AgentConfig,
+pub(super) struct Host {
+    pub(super) api: Api,
+    pub(super) dir: tempfile::TempDir,
+    pub(super) config: AgentConfig,
 }
 
-struct Agent {
-    manager: Manager<ShimRuntime, Network<NoDatapath>>,
-    runtime: ShimRuntime,
+/// When an agent dies: asked for every call that changes something, by its name.
+type Plan = Arc<dyn Fn(&'static str) -> Option<Fault> + Send + Sync>;
+
+/// The network of an agent that may die in a call.
+pub(super) struct MortalNetwork {
+    inner: Network<NoDatapath>,
+    plan: Plan,
+}
+
+impl MortalNetwork {
+    async fn call<T>(&self, name: &'static str, call: impl Future<Output = T>) -> T {
+        match (self.plan)(name) {
+            Some(Fault::DiesBefore) => std::future::pending().await,
+            Some(_) => {
+                call.await;
+                std::future::pending().await
+            }
+            None => call.await,
+        }
+    }
+}
+
+impl PodNetwork for MortalNetwork {
+    async fn connect(
+        &self,
+        uid: &str,
+        netns: &std::path::Path,
+    ) -> Result<Vec<std::net::IpAddr>, NetworkError> {
+        self.call("connect", self.inner.connect(uid, netns)).await
+    }
+
+    async fn disconnect(&self, uid: &str) -> Result<(), NetworkError> {
+        self.call("disconnect", self.inner.disconnect(uid)).await
+    }
+}
+
+pub(super) struct Agent {
+    pub(super) manager: Manager<FaultyRuntime<ShimRuntime>, MortalNetwork>,
+    pub(super) runtime: ShimRuntime,
     shutdown: CancellationToken,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("kelp-pods-").tempdir().unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mut config = AgentConfig::new("node1", vec!["192.0.2.1".parse().unwrap()]);
@@ -68,6 +107,10 @@ impl Host {
     }
 
     async fn agent(&self) -> Agent {
+        self.mortal_agent(Arc::new(|_| None)).await
+    }
+
+    pub(super) async fn mortal_agent(&self, plan: Plan) -> Agent {
         let shutdown = CancellationToken::new();
         let client = self.api.client();
         let images = ImageStore::open(&self.config.data_dir.join("images")).unwrap();
@@ -84,7 +127,7 @@ impl Host {
             watch::channel(vec!["10.244.9.0/24".parse().unwrap(), "fd00:10:244:9::/64".parse().unwrap()]);
         let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
         let (events, write_events) =
-            Recorder::new(client, "node1".into(), Default::default(), shutdown.clone());
+            Recorder::new(client.clone(), "node1".into(), Default::default(), shutdown.clone());
         tokio::spawn(write_status);
         tokio::spawn(write_events);
         let key = |kind, name: &str| Key { kind, namespace: "n".into(), name: name.into() };
@@ -98,13 +141,18 @@ impl Host {
             states: Default::default(),
             devices: Default::default(),
             pods: Default::default(),
-            network: Network::new(NoDatapath, &self.config.data_dir, cidrs, 1500).unwrap(),
-            runtime: runtime.clone(),
+            network: MortalNetwork {
+                inner: Network::new(NoDatapath, &self.config.data_dir, cidrs, 1500).unwrap(),
+                plan: plan.clone(),
+            },
+            runtime: FaultyRuntime::new(runtime.clone(), move |_, name| plan(name)),
             images: Images::from(images),
             objects,
             services: Services::none(),
             status,
             events,
+            classes: Classes::new(client, vec!["runc".into()]),
+            users: UserNamespaces::open(&self.config.data_dir.join("pods"), 110),
             node_milli_cpu: 2000,
             node_memory: 1 << 34,
             config: self.config.clone(),
@@ -161,7 +209,7 @@ fn remove_cgroups(path: &std::path::Path) {
 }
 
 impl Agent {
-    fn create(&mut self, host: &Host, name: &str, spec: serde_json::Value) {
+    pub(super) fn create(&mut self, host: &Host, name: &str, spec: serde_json::Value) {
         let mut made = pod(name, spec);
         for c in made
             .spec
@@ -174,7 +222,7 @@ impl Agent {
         self.manager.apply(made);
     }
 
-    fn delete(&mut self, host: &Host, name: &str, grace: i64) {
+    pub(super) fn delete(&mut self, host: &Host, name: &str, grace: i64) {
         let mut pod = host.api.pod(name).unwrap();
         pod.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::now()));
@@ -183,7 +231,7 @@ impl Agent {
         self.manager.apply(pod);
     }
 
-    async fn until(&mut self, what: &str, done: impl Fn() -> bool) {
+    pub(super) async fn until(&mut self, what: &str, done: impl Fn() -> bool) {
         let start = Instant::now();
         let mut events = self.runtime.events();
         while !done() {
@@ -193,7 +241,7 @@ impl Agent {
         }
     }
 
-    async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         self.shutdown.cancel();
         self.manager.drain().await;
     }
@@ -201,18 +249,25 @@ impl Agent {
 
 /// Runs async work in a network namespace of its own.
 fn in_namespace(work: impl AsyncFnOnce() + Send + 'static) {
+    on_host_of_its_own(move || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work());
+    });
+}
+
+/// Runs work in a network namespace of its own.
+pub(super) fn on_host_of_its_own(work: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         for arguments in [vec!["link", "set", "lo", "up"], vec!["addr", "add", "192.0.2.1/32", "dev", "lo"]] {
             assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
         }
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work());
+        work();
     })
     .join()
     .unwrap();
 }
 
-fn assert_no_trace(host: &Host) {
+pub(super) fn assert_no_trace(host: &Host) {
     assert_eq!(std::fs::read_dir(host.config.data_dir.join("pods")).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(&host.config.pod_log_dir).unwrap().count(), 0);
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
