@@ -39,7 +39,7 @@ fn why(reference: &str) -> String {
     if path.len() > MAX_PATH {
         return format!("repository name must not be more than {MAX_PATH} characters");
     }
-    digest.and_then(|digest| why_not_digest(digest)).unwrap_or("invalid reference format").to_owned()
+    digest.and_then(why_not_digest).unwrap_or("invalid reference format").to_owned()
 }
 
 /// Longest path of a repository, characters.
