@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn ids_of_the_host() {
         assert_eq!(available("", "", 110).unwrap(), IdRange { host: 65_536, length: 110 * 65_536 });
-        assert!(available("", "", u32::MAX).unwrap().length % IDS_PER_POD == 0);
+        assert!(available("", "", u32::MAX).unwrap().length.is_multiple_of(IDS_PER_POD));
         let line = "root:1:2\nkubelet:131072:655360\n";
         assert_eq!(available(line, line, 10).unwrap(), IdRange { host: 131_072, length: 655_360 });
         assert!(available(line, line, 11).is_err());

@@ -83,8 +83,7 @@ fn die_at(host: &Host, number: usize, fault: Fault) -> Option<&'static str> {
     });
     // Everything of this agent is dropped where it stands.
     drop(runtime);
-    let name = *died.1.lock();
-    name
+    *died.1.lock()
 }
 
 #[test]
