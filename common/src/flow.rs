@@ -92,12 +92,44 @@ pub struct SocketValue {
     /// The service's address.
     pub address: Address,
     /// The service's port, network byte order.
-    pub port: u32,
+    pub port: u16,
+    /// Protocol number.
+    pub protocol: u16,
     /// Id of the backend.
     pub backend: u32,
+    /// Cookie of the socket's network namespace: where to look for it when the backend is gone.
+    pub namespace: u64,
 }
 
-const _: () = assert!(size_of::<SocketValue>() == 24);
+const _: () = assert!(size_of::<SocketValue>() == 32);
+
+/// A datagram that was cut to pieces (RFC 791, RFC 8200): only the first one has ports.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// The datagram's identification.
+    pub identification: u32,
+    /// Protocol number.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+
+/// The ports in the first fragment.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FragmentValue {
+    /// Source port, network byte order.
+    pub source_port: u16,
+    /// Destination port, network byte order.
+    pub destination_port: u16,
+}
+
+const _: () = assert!(size_of::<FragmentValue>() == 4);
 
 #[cfg(test)]
 mod tests {

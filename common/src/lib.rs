@@ -16,14 +16,18 @@ pub mod node;
 pub mod service;
 
 pub use address::{Address, Cidr};
-pub use flow::{FlowKey, FlowValue, SocketKey, SocketValue};
-pub use node::{EndpointValue, NodeConfig};
-pub use service::{AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, SlotKey};
+pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentValue, SocketKey, SocketValue};
+pub use node::{EndpointValue, NamespaceValue, NodeConfig};
+pub use service::{
+    AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, SlotKey, SourceRange, SourceRangeKey,
+};
 
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Protocol number of SCTP.
+pub const SCTP: u8 = 132;
 /// Protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// Protocol number of ICMP for IPv6.

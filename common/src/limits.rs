@@ -16,3 +16,9 @@ pub const SOCKETS: u32 = 65_536;
 pub const ENDPOINTS: u32 = 16_384;
 /// Addresses of a node.
 pub const NODE_ADDRESSES: u32 = 1_024;
+/// Ranges of clients of load balancers.
+pub const SOURCE_RANGES: u32 = 65_536;
+/// Network namespaces of pods on a node.
+pub const NAMESPACES: u32 = 8_192;
+/// Datagrams in pieces at a time; the least recently used is forgotten.
+pub const FRAGMENTS: u32 = 8_192;

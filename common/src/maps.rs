@@ -11,18 +11,24 @@ pub const AFFINITIES: &str = "AFFINITIES_V1";
 /// [`crate::FlowKey`] → [`crate::FlowValue`].
 pub const FLOWS: &str = "FLOWS_V1";
 /// [`crate::SocketKey`] → [`crate::SocketValue`].
-pub const SOCKETS: &str = "SOCKETS_V1";
+pub const SOCKETS: &str = "SOCKETS_V2";
 /// [`crate::Address`] → [`crate::EndpointValue`].
 pub const ENDPOINTS: &str = "ENDPOINTS_V1";
 /// [`crate::Address`] → 1.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRS_V1";
 /// 0 → [`crate::NodeConfig`].
-pub const NODE_CONFIG: &str = "NODE_CONFIG_V1";
+pub const NODE_CONFIG: &str = "NODE_CONFIG_V2";
 /// `counter` → a count per CPU; see [`counter`](mod@counter).
-pub const COUNTERS: &str = "COUNTERS_V1";
+pub const COUNTERS: &str = "COUNTERS_V2";
+/// [`crate::SourceRangeKey`] → 1.
+pub const SOURCE_RANGES: &str = "SOURCE_RANGES_V1";
+/// Cookie of a network namespace → [`crate::NamespaceValue`].
+pub const NAMESPACES: &str = "NAMESPACES_V1";
+/// [`crate::FragmentKey`] → [`crate::FragmentValue`].
+pub const FRAGMENTS: &str = "FRAGMENTS_V1";
 
 /// All of them.
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 13] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -33,6 +39,9 @@ pub const ALL: [&str; 10] = [
     NODE_ADDRESSES,
     NODE_CONFIG,
     COUNTERS,
+    SOURCE_RANGES,
+    NAMESPACES,
+    FRAGMENTS,
 ];
 
 /// Indexes of [`COUNTERS`].
@@ -51,6 +60,25 @@ pub mod counter {
     pub const FRAGMENT: u32 = 5;
     /// Packets dropped because a helper failed to rewrite them.
     pub const REWRITE: u32 = 6;
+    /// Packets and connections dropped because the traffic policy wants an endpoint of this node, and there is none.
+    pub const NO_LOCAL_ENDPOINT: u32 = 7;
+    /// Packets and connections dropped because the client is outside `loadBalancerSourceRanges`.
+    pub const SOURCE_RANGE: u32 = 8;
+    /// Packets answered with "too big": they do not fit through the uplink.
+    pub const TOO_BIG: u32 = 9;
     /// Number of counters.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 10;
+    /// Names of the counters, by index.
+    pub const NAMES: [&str; COUNT as usize] = [
+        "malformed",
+        "spoofed",
+        "refused",
+        "unreachable",
+        "no_nat_port",
+        "fragment",
+        "rewrite",
+        "no_local_endpoint",
+        "source_range",
+        "too_big",
+    ];
 }

@@ -23,14 +23,12 @@ pub struct NodeConfig {
     pub node: [Address; 2],
     /// The source addresses a pod sees when it reaches itself through a service, IPv4 and IPv6.
     pub hairpin: [Address; 2],
-    /// First node port, host byte order.
-    pub node_port_min: u16,
-    /// Last node port, host byte order.
-    pub node_port_max: u16,
     /// First port for translated sources, host byte order. The range lies outside the host's ephemeral ports.
     pub nat_port_min: u16,
     /// Last port for translated sources, host byte order.
     pub nat_port_max: u16,
+    /// Largest IP packet that the uplink takes, bytes; 0 when that is not known.
+    pub uplink_mtu: u32,
 }
 
 const _: () = assert!(size_of::<NodeConfig>() == 16 + 6 * 32 + 4 * 16 + 8);
@@ -51,3 +49,20 @@ pub struct EndpointValue {
 }
 
 const _: () = assert!(size_of::<EndpointValue>() == 16);
+
+/// A pod's network namespace; the key is its cookie.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct NamespaceValue {
+    /// The pod's addresses, IPv4 and IPv6; unspecified (`::`) when it has none of that family.
+    pub addresses: [Address; 2],
+    /// `NAMESPACE_*` bits.
+    pub flags: u32,
+    /// Index of the pod's host-side device.
+    pub ifindex: u32,
+}
+
+const _: () = assert!(size_of::<NamespaceValue>() == 40);
+
+/// Sockets of this namespace are left alone: every packet is translated instead.
+pub const NAMESPACE_NO_SOCKETS: u32 = 1;

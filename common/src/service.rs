@@ -45,6 +45,45 @@ pub const FRONTEND_TWO_SCOPES: u32 = 1;
 pub const FRONTEND_LOCAL_ONLY: u32 = 2;
 /// The frontend is a node port.
 pub const FRONTEND_NODE_PORT: u32 = 4;
+/// Without slots the frontend drops in place of refusing: other nodes have endpoints, this one may not use them.
+pub const FRONTEND_DROP: u32 = 8;
+/// Only clients with a [`SourceRangeKey`] for the frontend's table may use it.
+pub const FRONTEND_SOURCE_RANGES: u32 = 16;
+
+/// The clients of a frontend with [`FRONTEND_SOURCE_RANGES`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SourceRange {
+    /// The slot table of the frontend.
+    pub table: u32,
+    /// The client's address.
+    pub address: Address,
+}
+
+const _: () = assert!(size_of::<SourceRange>() == 20);
+
+/// Key of a longest-prefix map: clients of a table; the value is 1.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SourceRangeKey {
+    /// Number of bits that count: 32 of the table and those of the address (96 more for IPv4, as it is v4-mapped).
+    pub prefix_length: u32,
+    /// Table and network.
+    pub range: SourceRange,
+}
+
+const _: () = assert!(size_of::<SourceRangeKey>() == 24);
+
+impl SourceRangeKey {
+    /// Bits of a key for one client.
+    pub const WHOLE: u32 = 32 + 128;
+
+    /// The clients `network/prefix` of a table; the prefix counts as in the v4-mapped form.
+    #[must_use]
+    pub const fn new(table: u32, network: Address, mapped_prefix: u32) -> Self {
+        Self { prefix_length: 32 + mapped_prefix, range: SourceRange { table, address: network } }
+    }
+}
 
 /// A place in a slot table; the value is a backend's id.
 #[repr(C)]
@@ -81,7 +120,8 @@ pub const BACKEND_DRAINING: u8 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct AffinityKey {
-    /// The client's address; for socket translation the cookie of its network namespace in the first two words.
+    /// The client's address; in sockets of a namespace that is not known the namespace's cookie, in the first two
+    /// words.
     pub client: Address,
     /// The slot table.
     pub table: u32,

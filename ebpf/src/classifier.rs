@@ -7,17 +7,19 @@
 //! | `from_net` | ingress of the uplink | what other nodes and the outside send |
 //! | `to_net` | egress of the uplink | what leaves the node |
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use kelp_common::maps::counter;
 use kelp_common::node::NODE_MASQUERADE;
-use kelp_common::service::FRONTEND_LOCAL_ONLY;
+use kelp_common::service::{FRONTEND_DROP, FRONTEND_LOCAL_ONLY};
 use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
 
-use crate::maps::{ENDPOINTS, NODE_CONFIG, count, is_node_address, scratch};
+use crate::maps::{ENDPOINTS, NODE_CONFIG, count, forward_room, is_node_address, packet_room};
 use crate::packet::{Kind, NotParsed, Packet, parse};
-use crate::{flow, lb, reject, rewrite, route};
+use crate::{flow, fragment, lb, reject, related, rewrite, route};
 
 /// The endpoint with an address, if it is a pod on this node.
 #[inline(always)]
@@ -28,14 +30,21 @@ fn endpoint(address: &Address) -> Option<&'static EndpointValue> {
 
 /// Parses, or says what to do with a packet that has nothing to parse.
 #[inline(always)]
-fn parsed(ctx: &TcContext) -> Result<Packet, i32> {
-    parse(ctx).map_err(|reason| match reason {
+fn parsed(ctx: &TcContext) -> Result<&'static Packet, i32> {
+    let packet = packet_room().ok_or(TC_ACT_SHOT)?;
+    parse(ctx, packet).map_err(|reason| match reason {
         NotParsed::NotIp => TC_ACT_OK,
         NotParsed::Malformed => {
             count(counter::MALFORMED);
             TC_ACT_SHOT
         }
-    })
+    })?;
+    if packet.fragmented {
+        fragment::resolve(packet);
+    }
+    // What was written is read again below, not remembered in registers; see `maps::Scratch`.
+    compiler_fence(Ordering::SeqCst);
+    Ok(packet)
 }
 
 /// Translates a packet in place; `Err` is the verdict for one that could not be.
@@ -74,11 +83,14 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
         count(counter::SPOOFED);
         return Err(TC_ACT_SHOT);
     }
-    if packet.kind == Kind::Flow {
-        if let Some(to) = flow::lookup(&packet) {
-            translate(ctx, &packet, to)?;
-            return Ok(deliver(ctx, config, &packet, &to.destination));
+    if packet.flow {
+        if let Some(to) = flow::lookup(packet) {
+            return Ok(send(ctx, config, packet, to));
         }
+    } else if packet.kind == Kind::IcmpError
+        && let Some(destination) = translated_error(ctx, packet)?
+    {
+        return Ok(deliver(ctx, config, packet, &destination));
     }
     // Multicast and link-local addresses never leave the link. (As answers to a pod that reaches itself, they do not
     // get here.)
@@ -86,35 +98,36 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
         return Ok(TC_ACT_OK);
     }
     let destination = packet.key.destination;
-    let forward = untranslated(&packet)?;
+    let forward = untranslated(packet)?;
     let mut translated = false;
     // Most packets go to a pod on this node, whose address cannot be a service's.
     if let Some(pod) = endpoint(&destination) {
-        if packet.kind != Kind::Flow || !flow::is_ambiguous(&packet) {
+        if !packet.flow || !flow::is_ambiguous(packet) {
             return Ok(route::to_pod(ctx, pod));
         }
-    } else if let Some(frontend) = service(config, &packet, false) {
-        translated = choose(ctx, config, &packet, frontend, false, forward)?;
+    } else if let Some(frontend) = service(packet, false) {
+        translated = choose(ctx, config, packet, frontend, false, forward)?;
     } else if lb::is_service_address(config, &destination) {
-        count(counter::REFUSED);
-        return Ok(reject::back(ctx, &packet));
+        // A fragment that overtook its first one cannot be told from one to nowhere.
+        count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::REFUSED });
+        return Ok(reject::back(ctx, packet));
     } else if is_node_address(&destination) {
         return Ok(TC_ACT_OK);
     } else if config.pods[0].contains(&destination) || config.pods[1].contains(&destination) {
         count(counter::UNREACHABLE);
-        return Ok(reject::back(ctx, &packet));
+        return Ok(reject::back(ctx, packet));
     } else if config.flags & NODE_MASQUERADE == 0 || in_cluster(config, &destination) {
-        return Ok(route::to_uplink(ctx, config, &packet));
+        return Ok(route::to_uplink(ctx, config, packet));
     } else {
         // The outside knows the node only.
-        if packet.kind != Kind::Flow {
+        if !packet.flow {
             count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::UNREACHABLE });
             return Err(TC_ACT_SHOT);
         }
-        take_node_address(ctx, config, &packet, forward)?;
+        take_node_address(ctx, config, packet, forward)?;
         translated = true;
     }
-    begin(ctx, config, &packet, forward, translated)
+    begin(ctx, config, packet, forward, translated)
 }
 
 /// What the host's stack sends to a pod: replies of a host-network backend have the service's address.
@@ -138,25 +151,47 @@ pub fn to_net(ctx: TcContext) -> i32 {
     // A program that the socket hooks do not cover: it is told at once, and nothing leaves.
     if lb::is_service_address(config, &packet.key.destination) {
         count(counter::REFUSED);
-        return reject::to_host(&ctx, &packet);
+        return reject::to_host(&ctx, packet);
     }
     TC_ACT_OK
 }
 
 /// Translates replies that come from the host's own stack. `Ok(Some)` is a packet that belongs to no flow.
 #[inline(always)]
-fn reply_of_host(ctx: &TcContext) -> Result<Option<Packet>, i32> {
+fn reply_of_host(ctx: &TcContext) -> Result<Option<&'static Packet>, i32> {
     // The host's own packets are not malformed; what cannot be parsed is none of ours.
-    let Ok(packet) = parse(ctx) else { return Ok(None) };
-    if packet.kind != Kind::Flow {
-        return Ok(Some(packet));
+    let Some(packet) = packet_room() else { return Ok(None) };
+    if parse(ctx, packet).is_err() {
+        return Ok(None);
     }
-    match flow::lookup(&packet) {
+    if packet.fragmented {
+        fragment::resolve(packet);
+    }
+    compiler_fence(Ordering::SeqCst);
+    if !packet.flow {
+        let known = packet.kind == Kind::IcmpError && translated_error(ctx, packet)?.is_some();
+        return Ok((!known).then_some(packet));
+    }
+    match flow::lookup(packet) {
         Some(to) => {
-            translate(ctx, &packet, to)?;
+            translate(ctx, packet, to)?;
             Ok(None)
         }
         None => Ok(Some(packet)),
+    }
+}
+
+/// Translates an ICMP error about a packet of a translated flow; returns where it goes.
+#[inline(always)]
+fn translated_error(ctx: &TcContext, packet: &Packet) -> Result<Option<Address>, i32> {
+    let mut destination = Address::ANY_V6;
+    match related::translate(ctx, packet, &mut destination) {
+        related::Outcome::Unknown => Ok(None),
+        related::Outcome::Translated => Ok(Some(destination)),
+        related::Outcome::Failed => {
+            count(counter::REWRITE);
+            Err(TC_ACT_SHOT)
+        }
     }
 }
 
@@ -175,36 +210,40 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
     if packet.kind == Kind::Neighbour || packet.key.destination.is_link_scoped() {
         return Ok(TC_ACT_OK);
     }
-    if packet.kind == Kind::Flow
-        && let Some(to) = flow::lookup(&packet)
+    if packet.flow {
+        if let Some(to) = flow::lookup(packet) {
+            return Ok(send(ctx, config, packet, to));
+        }
+    } else if packet.kind == Kind::IcmpError
+        && let Some(destination) = translated_error(ctx, packet)?
     {
-        translate(ctx, &packet, to)?;
-        return Ok(deliver(ctx, config, &packet, &to.destination));
+        return Ok(deliver(ctx, config, packet, &destination));
     }
     let destination = packet.key.destination;
-    let forward = untranslated(&packet)?;
+    let forward = untranslated(packet)?;
     let mut translated = false;
     if let Some(pod) = endpoint(&destination) {
         // A flow from outside the cluster is remembered, so that its replies keep the pod's address.
-        let known = in_cluster(config, &packet.key.source) && !flow::is_ambiguous(&packet);
-        if packet.kind != Kind::Flow || known {
+        let known = in_cluster(config, &packet.key.source) && !flow::is_ambiguous(packet);
+        if !packet.flow || known {
             return Ok(route::to_pod(ctx, pod));
         }
-    } else if let Some(frontend) = service(config, &packet, true) {
-        translated = choose(ctx, config, &packet, frontend, true, forward)?;
+    } else if let Some(frontend) = service(packet, true) {
+        translated = choose(ctx, config, packet, frontend, true, forward)?;
     } else if lb::is_service_address(config, &destination) {
-        count(counter::REFUSED);
-        return Ok(reject::back(ctx, &packet));
+        // A fragment that overtook its first one cannot be told from one to nowhere.
+        count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::REFUSED });
+        return Ok(reject::back(ctx, packet));
     } else {
         return Ok(TC_ACT_OK);
     }
-    begin(ctx, config, &packet, forward, translated)
+    begin(ctx, config, packet, forward, translated)
 }
 
 /// The frontend a packet is addressed to.
 #[inline(always)]
-fn service(config: &NodeConfig, packet: &Packet, external: bool) -> Option<&'static FrontendValue> {
-    if packet.kind != Kind::Flow || packet.icmp_echo {
+fn service(packet: &Packet, external: bool) -> Option<&'static FrontendValue> {
+    if !packet.flow || packet.icmp_echo {
         return None;
     }
     let key = &packet.key;
@@ -212,7 +251,8 @@ fn service(config: &NodeConfig, packet: &Packet, external: bool) -> Option<&'sta
     if let Some(frontend) = lb::frontend(&key.destination, key.destination_port, protocol, external) {
         return Some(frontend);
     }
-    if lb::in_node_port_range(config, key.destination_port) && is_node_address(&key.destination) {
+    // Node ports, and ports of pods on the node (`hostPort`).
+    if is_node_address(&key.destination) {
         return lb::frontend(&key.destination.any_of_family(), key.destination_port, protocol, external);
     }
     None
@@ -221,7 +261,7 @@ fn service(config: &NodeConfig, packet: &Packet, external: bool) -> Option<&'sta
 /// A flow that changes nothing.
 #[inline(always)]
 fn untranslated(packet: &Packet) -> Result<&'static mut FlowValue, i32> {
-    let forward = &mut scratch().ok_or(TC_ACT_SHOT)?.forward;
+    let forward = forward_room().ok_or(TC_ACT_SHOT)?;
     forward.source = packet.key.source;
     forward.destination = packet.key.destination;
     forward.source_port = packet.key.source_port;
@@ -240,7 +280,15 @@ fn choose(
     external: bool,
     forward: &mut FlowValue,
 ) -> Result<bool, i32> {
+    if !lb::admits(frontend, &packet.key.source) {
+        count(counter::SOURCE_RANGE);
+        return Err(TC_ACT_SHOT);
+    }
     let Some((id, backend)) = lb::select(frontend, &packet.key.source, None) else {
+        if frontend.flags & FRONTEND_DROP != 0 {
+            count(counter::NO_LOCAL_ENDPOINT);
+            return Err(TC_ACT_SHOT);
+        }
         count(counter::REFUSED);
         return Err(reject::back(ctx, packet));
     };
@@ -293,11 +341,36 @@ fn begin(
         count(counter::NO_NAT_PORT);
         return Err(TC_ACT_SHOT);
     }
-    translate(ctx, packet, forward)?;
-    Ok(deliver(ctx, config, packet, &forward.destination))
+    Ok(send(ctx, config, packet, forward))
 }
 
-/// Sends a translated packet to its new destination.
+/// Translates a packet and sends it to its new destination. One that will not fit is answered before it is changed.
+/// (A function of its own: inlined, the entry points would need more than the kernel's 512 bytes of stack.)
+#[inline(never)]
+fn send(ctx: &TcContext, config: &NodeConfig, packet: &Packet, to: &FlowValue) -> i32 {
+    let pod = endpoint(&to.destination);
+    let leaves = pod.is_none() && !is_node_address(&to.destination);
+    if leaves {
+        if config.uplink == 0 {
+            count(counter::UNREACHABLE);
+            return reject::back(ctx, packet);
+        }
+        if route::is_too_big(ctx, config, packet) {
+            count(counter::TOO_BIG);
+            return reject::too_big(ctx, packet, config.uplink_mtu);
+        }
+    }
+    if let Err(verdict) = translate(ctx, packet, to) {
+        return verdict;
+    }
+    match pod {
+        Some(pod) => route::to_pod(ctx, pod),
+        None if leaves => route::send_up(ctx, config, packet),
+        None => TC_ACT_OK,
+    }
+}
+
+/// Sends a translated ICMP error to its new destination.
 #[inline(always)]
 fn deliver(ctx: &TcContext, config: &NodeConfig, packet: &Packet, destination: &Address) -> i32 {
     if let Some(pod) = endpoint(destination) {
@@ -306,7 +379,11 @@ fn deliver(ctx: &TcContext, config: &NodeConfig, packet: &Packet, destination: &
     if is_node_address(destination) {
         return TC_ACT_OK;
     }
-    route::to_uplink(ctx, config, packet)
+    if config.uplink == 0 {
+        count(counter::UNREACHABLE);
+        return TC_ACT_SHOT;
+    }
+    route::send_up(ctx, config, packet)
 }
 
 #[inline(always)]

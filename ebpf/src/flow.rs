@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use kelp_common::flow::{FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN, FLOW_REPLY};
-use kelp_common::{FlowKey, FlowValue, NodeConfig, TCP, UDP};
+use kelp_common::{FlowKey, FlowValue, NodeConfig, SCTP, TCP, UDP};
 
 use crate::lb::now;
 use crate::maps::{BACKENDS, FLOWS};
@@ -12,13 +12,16 @@ use crate::packet::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 /// How often a port for a translated source is guessed before the packet is dropped.
 const PORT_TRIES: u32 = 24;
 
-/// Seconds a flow lives without a packet. TCP's established time is netfilter's in kube-proxy's defaults.
+/// Seconds a flow lives without a packet. TCP's established time is netfilter's in kube-proxy's defaults; SCTP's is
+/// several of its heartbeats.
 #[inline(always)]
 fn lifetime(protocol: u32, flags: u32) -> u32 {
     match protocol as u8 {
         TCP if flags & FLOW_CLOSED != 0 => 10,
         TCP if flags & FLOW_ESTABLISHED != 0 => 86_400,
         TCP => 60,
+        SCTP if flags & FLOW_CLOSED != 0 => 10,
+        SCTP if flags & FLOW_ESTABLISHED != 0 => 210,
         _ if flags & FLOW_ESTABLISHED != 0 => 180,
         _ => 30,
     }
@@ -39,7 +42,8 @@ pub fn lookup(packet: &Packet) -> Option<&'static FlowValue> {
         if fresh_syn && flags & FLOW_CLOSED != 0 {
             return None;
         }
-        if entry.backend != 0 && protocol == u32::from(UDP) && !backend_is(entry) {
+        // A datagram to a removed backend goes to another one, and so does a new connection.
+        if entry.backend != 0 && (fresh_syn || protocol == u32::from(UDP)) && !backend_is(entry) {
             return None;
         }
     }
@@ -92,7 +96,8 @@ pub fn lookup(packet: &Packet) -> Option<&'static FlowValue> {
 #[inline(always)]
 pub fn is_ambiguous(packet: &Packet) -> bool {
     let key = &packet.key;
-    if key.protocol == u32::from(TCP) && packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
+    let connected = key.protocol == u32::from(TCP) || key.protocol == u32::from(SCTP);
+    if connected && packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
         return false;
     }
     let reply = FlowKey {
@@ -105,7 +110,7 @@ pub fn is_ambiguous(packet: &Packet) -> bool {
     FLOWS.get_ptr(&reply).is_some()
 }
 
-/// Whether the backend of a flow still exists: a datagram to a removed one goes to another.
+/// Whether the backend of a flow still exists.
 #[inline(always)]
 fn backend_is(value: &FlowValue) -> bool {
     // SAFETY: the entry is only read.

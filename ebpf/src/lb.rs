@@ -1,12 +1,16 @@
 //! Choosing a backend; used by both paths.
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
-use kelp_common::service::{BACKEND_DRAINING, FRONTEND_TWO_SCOPES, SCOPE_CLUSTER, SCOPE_EXTERNAL};
+use aya_ebpf::maps::lpm_trie::Key;
+use kelp_common::service::{
+    BACKEND_DRAINING, FRONTEND_SOURCE_RANGES, FRONTEND_TWO_SCOPES, SCOPE_CLUSTER, SCOPE_EXTERNAL,
+};
 use kelp_common::{
     Address, AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, NodeConfig, SlotKey,
+    SourceRange, SourceRangeKey,
 };
 
-use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, SLOTS};
+use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, SLOTS, SOURCE_RANGES};
 
 /// Seconds of the monotonic clock.
 #[inline(always)]
@@ -34,11 +38,14 @@ pub fn frontend(
     Some(value)
 }
 
-/// Whether a port, in network byte order, lies in the node-port range.
+/// Whether a client may use a frontend (`loadBalancerSourceRanges`).
 #[inline(always)]
-pub fn in_node_port_range(config: &NodeConfig, port: u16) -> bool {
-    let port = u16::from_be(port);
-    port >= config.node_port_min && port <= config.node_port_max
+pub fn admits(frontend: &FrontendValue, client: &Address) -> bool {
+    if frontend.flags & FRONTEND_SOURCE_RANGES == 0 {
+        return true;
+    }
+    let key = Key::new(SourceRangeKey::WHOLE, SourceRange { table: frontend.table, address: *client });
+    SOURCE_RANGES.get(&key).is_some()
 }
 
 /// Whether an address lies in a service range.

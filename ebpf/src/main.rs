@@ -2,8 +2,9 @@
 //!
 //! Two paths over the same maps. [`socket`] translates the destination of a connection once, in the system call.
 //! [`classifier`] holds the entry points of the packet path, for everything sockets do not see: they call
-//! [`packet`] (parse), [`lb`] (choose a backend), [`flow`] (remember the translation), [`rewrite`], [`route`] and
-//! [`reject`]. Kernel floor: 5.18 for the socket path (`bpf_set_retval`), 5.10 for the packet path.
+//! [`packet`] (parse), [`fragment`] (ports of fragments), [`lb`] (choose a backend), [`flow`] (remember the translation),
+//! [`related`] (ICMP errors about a flow), [`rewrite`], [`route`] and [`reject`]. Kernel floor: 5.10; a socket's
+//! connection to nothing is refused in the system call since 5.18 (`bpf_set_retval`), before that by the packet path.
 #![no_std]
 #![no_main]
 #![expect(
@@ -13,12 +14,15 @@
 
 mod classifier;
 mod flow;
+mod fragment;
 mod lb;
 mod maps;
 mod packet;
 mod reject;
+mod related;
 mod rewrite;
 mod route;
+mod sctp;
 mod socket;
 
 #[cfg(not(test))]

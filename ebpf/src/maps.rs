@@ -2,12 +2,15 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use kelp_common::maps::counter;
 use kelp_common::{
-    Address, AffinityKey, AffinityValue, Backend, EndpointValue, FlowKey, FlowValue, FrontendKey,
-    FrontendValue, NodeConfig, SlotKey, SocketKey, SocketValue, limits,
+    Address, AffinityKey, AffinityValue, Backend, EndpointValue, FlowKey, FlowValue, FragmentKey,
+    FragmentValue, FrontendKey, FrontendValue, NamespaceValue, NodeConfig, SlotKey, SocketKey, SocketValue,
+    SourceRange, limits,
 };
+
+use crate::packet::{Packet, Quoted};
 
 #[map(name = "FRONTENDS_V1")]
 pub static FRONTENDS: HashMap<FrontendKey, FrontendValue> =
@@ -20,36 +23,67 @@ pub static BACKENDS: HashMap<u32, Backend> = HashMap::pinned(limits::BACKENDS, B
 pub static AFFINITIES: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::pinned(limits::AFFINITIES, 0);
 #[map(name = "FLOWS_V1")]
 pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::pinned(limits::FLOWS, 0);
-#[map(name = "SOCKETS_V1")]
+#[map(name = "SOCKETS_V2")]
 pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::pinned(limits::SOCKETS, 0);
 #[map(name = "ENDPOINTS_V1")]
 pub static ENDPOINTS: HashMap<Address, EndpointValue> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map(name = "NODE_ADDRS_V1")]
 pub static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(limits::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
-#[map(name = "NODE_CONFIG_V1")]
+#[map(name = "NODE_CONFIG_V2")]
 pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
-#[map(name = "COUNTERS_V1")]
+#[map(name = "COUNTERS_V2")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(counter::COUNT, 0);
+#[map(name = "SOURCE_RANGES_V1")]
+pub static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::pinned(limits::SOURCE_RANGES, 0);
+#[map(name = "NAMESPACES_V1")]
+pub static NAMESPACES: HashMap<u64, NamespaceValue> = HashMap::pinned(limits::NAMESPACES, BPF_F_NO_PREALLOC);
+#[map(name = "FRAGMENTS_V1")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::pinned(limits::FRAGMENTS, 0);
 
 /// Room for what would overflow the stack of 512 bytes. Classifiers run one at a time on a CPU: the kernel disables
 /// bottom halves around them.
+///
+/// The packet lives here for another reason: what the verifier knows of values on the stack (one state for IPv4 and
+/// TCP, one for IPv6 and UDP, …) it forgets of a map's, so that it follows the rest of a program once and not for every
+/// kind of packet.
 #[repr(C)]
 pub struct Scratch {
+    /// The packet that is looked at.
+    packet: Packet,
     /// The translation of a new flow.
-    pub forward: FlowValue,
+    forward: FlowValue,
     /// The quoted head of a packet.
-    pub quote: [u32; 12],
+    quote: [u32; 12],
+    /// What an ICMP error is about.
+    quoted: Quoted,
 }
 
 #[map(name = "SCRATCH")]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's scratch room. Classifiers only.
-#[inline(always)]
-pub fn scratch() -> Option<&'static mut Scratch> {
-    // SAFETY: the entry is this CPU's, and nothing else runs a classifier on this CPU meanwhile; each caller uses
-    // another field, or is done with it before the next one starts.
-    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+macro_rules! room {
+    ($($(#[$doc:meta])* $name:ident: $field:ident, $type:ty;)*) => {
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            pub fn $name() -> Option<&'static mut $type> {
+                // SAFETY: the entry is this CPU's, and nothing else runs a classifier on this CPU meanwhile; a program
+                // asks for each field in one place.
+                SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).$field })
+            }
+        )*
+    };
+}
+
+room! {
+    /// Room for the packet. Classifiers only, as all of these.
+    packet_room: packet, Packet;
+    /// Room for the translation of a new flow.
+    forward_room: forward, FlowValue;
+    /// Room for the head of a packet that is quoted in an answer.
+    quote_room: quote, [u32; 12];
+    /// Room for what an ICMP error is about.
+    quoted_room: quoted, Quoted;
 }
 
 /// Counts one event; indexes are in [`kelp_common::maps::counter`].

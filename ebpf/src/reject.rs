@@ -1,14 +1,14 @@
-//! Answers to packets that lead nowhere: a reset for TCP, "port unreachable" for the rest. The sender learns at once
-//! and nothing leaves the node.
+//! Answers to packets that lead nowhere: a reset for TCP, "port unreachable" for the rest, "too big" for what the uplink
+//! cannot carry. The sender learns at once and nothing leaves the node.
 
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use kelp_common::{ICMP, ICMPV6, TCP, UDP};
+use kelp_common::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
-use crate::maps::scratch;
+use crate::maps::quote_room;
 use crate::packet::{Kind, L2, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 const BPF_F_INGRESS: u64 = 1;
@@ -30,10 +30,27 @@ fn answer(ctx: &TcContext, packet: &Packet, direction: u64) -> i32 {
     let done = match (packet.kind, packet.key.protocol as u8, packet.v4) {
         (Kind::Flow, TCP, true) => reset_v4(ctx, packet),
         (Kind::Flow, TCP, false) => reset_v6(ctx, packet),
-        (Kind::Flow, UDP, true) => unreachable_v4(ctx),
-        (Kind::Flow, UDP, false) => unreachable_v6(ctx),
+        // "Port unreachable".
+        (Kind::Flow, UDP | SCTP, true) => error_v4(ctx, word([3, 3, 0, 0]), 0),
+        (Kind::Flow, UDP | SCTP, false) => error_v6(ctx, word([1, 4, 0, 0]), 0),
         _ => Err(()),
     };
+    finish(ctx, done, direction)
+}
+
+/// Tells the sender how large its packets may be.
+#[inline(never)]
+pub fn too_big(ctx: &TcContext, packet: &Packet, mtu: u32) -> i32 {
+    let done = if packet.v4 {
+        error_v4(ctx, word([3, 4, 0, 0]), (mtu & 0xffff).to_be())
+    } else {
+        error_v6(ctx, word([2, 0, 0, 0]), mtu.to_be())
+    };
+    finish(ctx, done, 0)
+}
+
+#[inline(always)]
+fn finish(ctx: &TcContext, done: Result<(), ()>, direction: u64) -> i32 {
     if done.is_err() {
         return TC_ACT_SHOT;
     }
@@ -154,9 +171,9 @@ fn reset_v6(ctx: &TcContext, packet: &Packet) -> Result<(), ()> {
     store(ctx, L2 + 40, &tcp)
 }
 
-/// "Port unreachable" (RFC 792) with the IP header and the first eight bytes of the packet.
+/// An error (RFC 792) with the IP header and the first eight bytes of the packet.
 #[inline(never)]
-fn unreachable_v4(ctx: &TcContext) -> Result<(), ()> {
+fn error_v4(ctx: &TcContext, kind: u32, extra: u32) -> Result<(), ()> {
     let old: [u32; 7] = ctx.load(L2).map_err(|_| ())?;
     // With options the transport header would have to be fetched from elsewhere: nobody sends them.
     if old[0] as u8 != 0x45 {
@@ -164,7 +181,7 @@ fn unreachable_v4(ctx: &TcContext) -> Result<(), ()> {
     }
     let mut ip = [word([0x45, 0xc0, 0, 56]), 0, word([64, ICMP, 0, 0]), old[4], old[3]];
     ip[2] |= u32::from(fold(sum(&ip))) << 16;
-    let mut icmp = [word([3, 3, 0, 0]), 0];
+    let mut icmp = [kind, extra];
     icmp[0] |= u32::from(fold(sum(&icmp) + sum(&old))) << 16;
     resize(ctx, L2 + 56)?;
     swap_ethernet(ctx)?;
@@ -173,10 +190,10 @@ fn unreachable_v4(ctx: &TcContext) -> Result<(), ()> {
     store(ctx, L2 + 28, &old)
 }
 
-/// "Port unreachable" (RFC 4443) with the IPv6 header and the first eight bytes behind it.
+/// An error (RFC 4443) with the IPv6 header and the first eight bytes behind it.
 #[inline(never)]
-fn unreachable_v6(ctx: &TcContext) -> Result<(), ()> {
-    let old = &mut scratch().ok_or(())?.quote;
+fn error_v6(ctx: &TcContext, kind: u32, extra: u32) -> Result<(), ()> {
+    let old = quote_room().ok_or(())?;
     // SAFETY: the helper checks the bounds of the packet; the destination is the array.
     if unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), L2 as u32, old.as_mut_ptr().cast::<c_void>(), 48) }
         != 0
@@ -185,7 +202,7 @@ fn unreachable_v6(ctx: &TcContext) -> Result<(), ()> {
     }
     let source = [old[6], old[7], old[8], old[9]];
     let destination = [old[2], old[3], old[4], old[5]];
-    let mut icmp = [word([1, 4, 0, 0]), 0];
+    let mut icmp = [kind, extra];
     let pseudo = sum(&source) + sum(&destination) + u64::from(word([0, ICMPV6, 0, 56]));
     icmp[0] |= u32::from(fold(pseudo + sum(&icmp) + sum(old))) << 16;
     resize(ctx, L2 + 40 + 56)?;

@@ -5,57 +5,150 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use kelp_common::{Address, FlowValue, ICMP, TCP, UDP};
+use kelp_common::{Address, FlowValue, ICMP, SCTP, TCP, UDP};
 
-use crate::packet::{L2, Packet};
+use crate::packet::{Kind, L2, Packet, Quoted};
+use crate::sctp;
+
+/// Where addresses are in a network header.
+const fn addresses_at(l3: usize, v4: bool) -> (usize, usize) {
+    if v4 { (l3 + 12, l3 + 16) } else { (l3 + 8, l3 + 24) }
+}
 
 /// Writes the new addresses and ports of `to` into the packet. A failure leaves it half-written: drop it.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), ()> {
-    let (source_at, destination_at) = if packet.v4 { (L2 + 12, L2 + 16) } else { (L2 + 8, L2 + 24) };
+    let (source_at, destination_at) = addresses_at(L2, packet.v4);
     let (checksum_at, flags) = match packet.key.protocol as u8 {
         TCP => (packet.l4 + 16, 0),
         UDP => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
         _ => (packet.l4 + 2, 0),
     };
-    address(ctx, packet, &packet.key.source, &to.source, source_at, checksum_at, flags)?;
-    address(ctx, packet, &packet.key.destination, &to.destination, destination_at, checksum_at, flags)?;
+    let v4 = packet.v4;
+    // A later fragment has no transport header, and SCTP's checksum does not cover addresses (ICMP's for IPv4 neither).
+    let protocol = packet.key.protocol as u8;
+    let bare = packet.kind == Kind::Fragment || protocol == SCTP || (v4 && protocol == ICMP);
+    let covered = if bare { None } else { Some((checksum_at, flags | u64::from(BPF_F_PSEUDO_HDR))) };
+    address(ctx, v4, &packet.key.source, &to.source, source_at, covered)?;
+    address(ctx, v4, &packet.key.destination, &to.destination, destination_at, covered)?;
+    if packet.kind == Kind::Fragment {
+        return Ok(());
+    }
+    if protocol == SCTP {
+        return sctp_ports(ctx, packet, to);
+    }
     let (source_port_at, destination_port_at) =
         if packet.icmp_echo { (packet.l4 + 4, packet.l4 + 4) } else { (packet.l4, packet.l4 + 2) };
     port(ctx, packet.key.source_port, to.source_port, source_port_at, checksum_at, flags)?;
     port(ctx, packet.key.destination_port, to.destination_port, destination_port_at, checksum_at, flags)
 }
 
+/// Translates an ICMP error about a packet of a flow whose answers become `to`. The error goes to `to`'s destination;
+/// what it quotes came from there, and was meant for `to`'s source. A failure leaves it half-written: drop it.
+#[inline(always)]
+pub fn translate_error(ctx: &TcContext, packet: &Packet, quoted: &Quoted, to: &FlowValue) -> Result<(), ()> {
+    let v4 = packet.v4;
+    let checksum_at = packet.l4 + 2;
+    // For IPv4 the quoted header's own checksum takes up what changes in it, so that the error's sum stays the same.
+    let covered = if v4 { None } else { Some((checksum_at, 0)) };
+    let (source_at, destination_at) = addresses_at(quoted.l3, v4);
+    // The quoted packet is the answer's reverse.
+    let answer = &quoted.answer;
+    quoted_address(ctx, v4, &answer.destination, &to.destination, source_at, quoted.l3 + 10, covered)?;
+    quoted_address(ctx, v4, &answer.source, &to.source, destination_at, quoted.l3 + 10, covered)?;
+    let (source_port_at, destination_port_at) =
+        if quoted.icmp_echo { (quoted.l4 + 4, quoted.l4 + 4) } else { (quoted.l4, quoted.l4 + 2) };
+    port(ctx, answer.destination_port, to.destination_port, source_port_at, checksum_at, 0)?;
+    port(ctx, answer.source_port, to.source_port, destination_port_at, checksum_at, 0)?;
+    // The backend itself speaks as the service; a router between keeps its address.
+    let covered = if v4 { None } else { Some((checksum_at, u64::from(BPF_F_PSEUDO_HDR))) };
+    let (source_at, destination_at) = addresses_at(L2, v4);
+    if packet.key.source == answer.source {
+        address(ctx, v4, &packet.key.source, &to.source, source_at, covered)?;
+    }
+    address(ctx, v4, &packet.key.destination, &to.destination, destination_at, covered)
+}
+
+/// Changes an address of the network header. `covered` is the transport checksum over it, with the flags to change it.
 #[inline(always)]
 fn address(
     ctx: &TcContext,
-    packet: &Packet,
+    v4: bool,
     from: &Address,
     to: &Address,
     at: usize,
-    checksum_at: usize,
-    flags: u64,
+    covered: Option<(usize, u64)>,
+) -> Result<(), ()> {
+    quoted_address(ctx, v4, from, to, at, L2 + 10, covered)
+}
+
+/// [`address`] in a header whose own checksum (of IPv4) is elsewhere.
+#[inline(always)]
+fn quoted_address(
+    ctx: &TcContext,
+    v4: bool,
+    from: &Address,
+    to: &Address,
+    at: usize,
+    header_checksum_at: usize,
+    covered: Option<(usize, u64)>,
 ) -> Result<(), ()> {
     if from == to {
         return Ok(());
     }
     let skb = ctx.skb.skb;
-    let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
     // SAFETY: the helpers check every offset against the packet; the pointers are to the arguments.
     let failed = unsafe {
-        if packet.v4 {
+        if v4 {
             let (old, new) = (u64::from(from.0[3]), u64::from(to.0[3]));
-            let mut failed = bpf_l3_csum_replace(skb, (L2 + 10) as u32, old, new, 4) != 0;
-            if packet.key.protocol as u8 != ICMP {
-                failed |= bpf_l4_csum_replace(skb, checksum_at as u32, old, new, pseudo | 4) != 0;
+            let mut failed = bpf_l3_csum_replace(skb, header_checksum_at as u32, old, new, 4) != 0;
+            if let Some((checksum_at, flags)) = covered {
+                failed |= bpf_l4_csum_replace(skb, checksum_at as u32, old, new, flags | 4) != 0;
             }
             failed | (bpf_skb_store_bytes(skb, at as u32, (&raw const to.0[3]).cast::<c_void>(), 4, 0) != 0)
         } else {
-            let difference = bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0);
-            let failed = difference < 0
-                || bpf_l4_csum_replace(skb, checksum_at as u32, 0, difference as u64, pseudo) != 0;
+            let mut failed = false;
+            if let Some((checksum_at, flags)) = covered {
+                let difference =
+                    bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0);
+                failed = difference < 0
+                    || bpf_l4_csum_replace(skb, checksum_at as u32, 0, difference as u64, flags) != 0;
+            }
             failed | (bpf_skb_store_bytes(skb, at as u32, to.0.as_ptr().cast::<c_void>(), 16, 0) != 0)
         }
+    };
+    if failed { Err(()) } else { Ok(()) }
+}
+
+/// Changes the ports of an SCTP packet and its checksum. Where the device computes the checksum, what is written here is
+/// overwritten.
+#[inline(never)]
+fn sctp_ports(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), ()> {
+    let old = u32::from(packet.key.source_port) | u32::from(packet.key.destination_port) << 16;
+    let new = u32::from(to.source_port) | u32::from(to.destination_port) << 16;
+    if old == new {
+        return Ok(());
+    }
+    // The checksum covers all fragments, whose length is not known here.
+    if packet.fragmented {
+        return Err(());
+    }
+    let length_at = if packet.v4 { L2 + 2 } else { L2 + 4 };
+    let length = u32::from(u16::from_be(ctx.load::<u16>(length_at).map_err(|_| ())?));
+    let headers = packet.l4 as u32 - if packet.v4 { L2 as u32 } else { L2 as u32 + 40 };
+    let checksum_at = packet.l4 + 8;
+    let checksum =
+        ctx.load::<u32>(checksum_at).map_err(|_| ())? ^ sctp::change(old ^ new, length.wrapping_sub(headers));
+    // SAFETY: the helper checks the bounds of the packet; the sources are on the stack.
+    let failed = unsafe {
+        bpf_skb_store_bytes(ctx.skb.skb, packet.l4 as u32, (&raw const new).cast::<c_void>(), 4, 0) != 0
+            || bpf_skb_store_bytes(
+                ctx.skb.skb,
+                checksum_at as u32,
+                (&raw const checksum).cast::<c_void>(),
+                4,
+                0,
+            ) != 0
     };
     if failed { Err(()) } else { Ok(()) }
 }

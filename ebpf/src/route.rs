@@ -7,7 +7,7 @@ use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::{bpf_l3_csum_replace, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use kelp_common::maps::counter;
-use kelp_common::{EndpointValue, NodeConfig};
+use kelp_common::{EndpointValue, NodeConfig, TCP};
 
 use crate::maps::count;
 use crate::packet::{L2, Packet};
@@ -28,13 +28,46 @@ pub fn to_pod(ctx: &TcContext, endpoint: &EndpointValue) -> i32 {
     unsafe { bpf_redirect_peer(endpoint.ifindex, 0) as i32 }
 }
 
-/// Sends the packet to the next hop of its destination behind the uplink; refuses it when there is no uplink.
+/// Whether the packet, or a segment of it, is larger than what the uplink carries. (Without translation it would be
+/// the kernel's affair, but a redirected packet is not checked.)
+#[inline(always)]
+pub fn is_too_big(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> bool {
+    let mtu = config.uplink_mtu;
+    // SAFETY: the context is valid.
+    let (length, segment) = unsafe { ((*ctx.skb.skb).len, (*ctx.skb.skb).gso_size) };
+    if mtu == 0 || length <= L2 as u32 + mtu {
+        return false;
+    }
+    if segment == 0 {
+        return true;
+    }
+    let least =
+        segment + (packet.l4 - L2) as u32 + if packet.key.protocol == u32::from(TCP) { 20 } else { 8 };
+    if packet.key.protocol != u32::from(TCP) || least > mtu || least + 40 <= mtu {
+        return least > mtu;
+    }
+    // Options decide: the header's length is in the upper half of its 13th byte, in words.
+    ctx.load::<u8>(packet.l4 + 12).is_ok_and(|offset| least - 20 + u32::from(offset >> 4) * 4 > mtu)
+}
+
+/// Sends an untranslated packet to the next hop of its destination behind the uplink; refuses it when there is no
+/// uplink, or when it does not fit.
 #[inline(always)]
 pub fn to_uplink(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> i32 {
     if config.uplink == 0 {
         count(counter::UNREACHABLE);
         return reject::back(ctx, packet);
     }
+    if is_too_big(ctx, config, packet) {
+        count(counter::TOO_BIG);
+        return reject::too_big(ctx, packet, config.uplink_mtu);
+    }
+    send_up(ctx, config, packet)
+}
+
+/// Sends a packet that fits to the next hop of its destination behind the uplink.
+#[inline(always)]
+pub fn send_up(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> i32 {
     if !decrement_ttl(ctx, packet) {
         count(counter::UNREACHABLE);
         return TC_ACT_SHOT;

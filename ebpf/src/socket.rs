@@ -7,14 +7,22 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_ret
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use kelp_common::maps::counter;
-use kelp_common::{Address, SocketKey, SocketValue, TCP, UDP};
+use kelp_common::node::NAMESPACE_NO_SOCKETS;
+use kelp_common::service::{FRONTEND_DROP, FRONTEND_SOURCE_RANGES};
+use kelp_common::{Address, FrontendValue, NodeConfig, SocketKey, SocketValue, TCP, UDP};
 
 use crate::lb;
-use crate::maps::{NODE_CONFIG, SOCKETS, count, is_node_address};
+use crate::maps::{NAMESPACES, NODE_CONFIG, SOCKETS, count, is_node_address};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
+
+/// Whether the kernel has `bpf_set_retval` (5.18); the loader overrides it. Without the helper a refused connection
+/// is left to the packet path, which answers it.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u8 = 1;
 
 /// What to do with a destination.
 enum Decision {
@@ -22,60 +30,108 @@ enum Decision {
     Leave,
     /// It is a service without endpoints, or nothing at all in a service range.
     Refuse,
+    /// It is a service that this client may not use, or not from this node.
+    Deny(u32),
     /// This is the backend.
     Use(Address, u16),
+}
+
+/// The frontend a destination names, if it is one here.
+#[inline(always)]
+fn find(
+    config: &NodeConfig,
+    namespace: u64,
+    address: &Address,
+    port: u16,
+    protocol: u8,
+) -> Result<&'static FrontendValue, Decision> {
+    // Loopback addresses of a pod are its own.
+    let loopback = address.is_loopback();
+    if loopback && namespace != config.host_netns_cookie {
+        return Err(Decision::Leave);
+    }
+    if let Some(frontend) = lb::frontend(address, port, protocol, false) {
+        return Ok(frontend);
+    }
+    if lb::is_service_address(config, address) {
+        return Err(Decision::Refuse);
+    }
+    if !loopback && !is_node_address(address) {
+        return Err(Decision::Leave);
+    }
+    lb::frontend(&address.any_of_family(), port, protocol, false).ok_or(Decision::Leave)
 }
 
 /// Decides about a destination and remembers the translation for [`original`].
 #[inline(always)]
 fn decide(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Decision {
+    match translate(ctx, address, port) {
+        Ok(decision) | Err(decision) => decision,
+    }
+}
+
+#[inline(always)]
+fn translate(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Result<Decision, Decision> {
     // SAFETY: the context is valid for the whole run of the program.
     let protocol = unsafe { (*ctx).protocol } as u8;
     if protocol != TCP && protocol != UDP {
-        return Decision::Leave;
+        return Ok(Decision::Leave);
     }
-    let Some(config) = NODE_CONFIG.get(0) else { return Decision::Leave };
-    let frontend = match lb::frontend(&address, port, protocol, false) {
-        Some(frontend) => frontend,
-        None if lb::is_service_address(config, &address) => return Decision::Refuse,
-        None => {
-            if !lb::in_node_port_range(config, port) {
-                return Decision::Leave;
-            }
-            // SAFETY: the context is valid for the whole run of the program.
-            let in_host = || unsafe { bpf_get_netns_cookie(ctx.cast()) } == config.host_netns_cookie;
-            let here = if address.is_loopback() { in_host() } else { is_node_address(&address) };
-            if !here {
-                return Decision::Leave;
-            }
-            match lb::frontend(&address.any_of_family(), port, protocol, false) {
-                Some(frontend) => frontend,
-                None => return Decision::Leave,
-            }
+    let config = NODE_CONFIG.get(0).ok_or(Decision::Leave)?;
+    // SAFETY: the context is valid for the whole run of the program.
+    let namespace = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    let frontend = find(config, namespace, &address, port, protocol)?;
+    let (client, known) = client(config, namespace, &address)?;
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+        // The packet path sees the address of a client that is not known here.
+        if !known {
+            return Ok(Decision::Leave);
         }
-    };
+        if !lb::admits(frontend, &client) {
+            return Ok(Decision::Deny(counter::SOURCE_RANGE));
+        }
+    }
     // SAFETY: the context is valid for the whole run of the program.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
     // All datagrams of a socket go to one backend, connections to any.
     let hash = (protocol == UDP).then(|| (cookie.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32);
-    let client = if frontend.affinity_seconds == 0 {
-        Address::ANY_V6
-    } else {
-        // SAFETY: the context is valid for the whole run of the program.
-        let netns = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-        Address([netns as u32, (netns >> 32) as u32, 0, 0])
+    let Some((id, backend)) = lb::select(frontend, &client, hash) else {
+        let deny = frontend.flags & FRONTEND_DROP != 0;
+        return Ok(if deny { Decision::Deny(counter::NO_LOCAL_ENDPOINT) } else { Decision::Refuse });
     };
-    let Some((id, backend)) = lb::select(frontend, &client, hash) else { return Decision::Refuse };
     let key = SocketKey { cookie, address: backend.address, port: u32::from(backend.port), unused: 0 };
     // SAFETY: the entry is only read.
-    let known = unsafe { SOCKETS.get(&key) }
-        .is_some_and(|known| known.address == address && known.port == u32::from(port));
+    let known =
+        unsafe { SOCKETS.get(&key) }.is_some_and(|known| known.address == address && known.port == port);
     if !known {
-        let value = SocketValue { address, port: u32::from(port), backend: id };
+        let value = SocketValue { address, port, protocol: u16::from(protocol), backend: id, namespace };
         // A full map evicts; a failed write only hides the service's address from getpeername.
         let _ = SOCKETS.insert(&key, &value, u64::from(BPF_ANY));
     }
-    Decision::Use(backend.address, backend.port)
+    Ok(Decision::Use(backend.address, backend.port))
+}
+
+/// The address that a server would see, the pod's or the node's, and whether it is known; else a stand-in for it. (Not
+/// an `Option`: the compiler would leave its absent value unwritten, which the verifier does not allow.)
+#[inline(always)]
+fn client(config: &NodeConfig, namespace: u64, towards: &Address) -> Result<(Address, bool), Decision> {
+    let stand_in = Address([namespace as u32, (namespace >> 32) as u32, 0, 0]);
+    let addresses = if namespace == config.host_netns_cookie {
+        &config.node
+    } else {
+        // SAFETY: the kernel keeps the memory until the program ends.
+        match unsafe { NAMESPACES.get(&namespace) } {
+            Some(pod) if pod.flags & NAMESPACE_NO_SOCKETS != 0 => return Err(Decision::Leave),
+            Some(pod) => &pod.addresses,
+            None => return Ok((stand_in, false)),
+        }
+    };
+    // Both are read before one is chosen: an index computed from the address would need a proof of its range.
+    // SAFETY: the references are valid for reads.
+    let (v4, v6) =
+        unsafe { (ptr::read_volatile(&raw const addresses[0]), ptr::read_volatile(&raw const addresses[1])) };
+    let address = if towards.is_v4() { v4 } else { v6 };
+    if address == Address::ANY_V6 { Ok((stand_in, false)) } else { Ok((address, true)) }
 }
 
 /// The service address behind a backend this socket speaks to.
@@ -86,15 +142,19 @@ fn original(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Option<(Add
     let key = SocketKey { cookie, address, port: u32::from(port), unused: 0 };
     // SAFETY: the value is copied at once.
     let value = *unsafe { SOCKETS.get(&key) }?;
-    Some((value.address, value.port as u16))
+    Some((value.address, value.port))
 }
 
-/// Makes the system call fail as if the destination had answered with a reset.
+/// Makes the system call fail as if the destination had answered with a reset or "unreachable".
 #[inline(always)]
-fn refuse() -> i32 {
-    count(counter::REFUSED);
+fn fail(reason: u32, error: i32) -> i32 {
+    // SAFETY: the static is valid for reads; a plain read would be taken at compile time.
+    if unsafe { ptr::read_volatile(&raw const HAS_SET_RETVAL) } == 0 {
+        return ALLOW;
+    }
+    count(reason);
     // SAFETY: the helper has no preconditions.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    unsafe { bpf_set_retval(-error) };
     DENY
 }
 
@@ -140,7 +200,8 @@ fn forward_v4(ctx: &SockAddrContext) -> i32 {
     let (address, port) = destination_v4(ctx.sock_addr);
     match decide(ctx.sock_addr, address, port) {
         Decision::Leave => ALLOW,
-        Decision::Refuse => refuse(),
+        Decision::Refuse => fail(counter::REFUSED, ECONNREFUSED),
+        Decision::Deny(reason) => fail(reason, EHOSTUNREACH),
         Decision::Use(address, port) => {
             set_v4(ctx.sock_addr, &address, port);
             ALLOW
@@ -153,7 +214,8 @@ fn forward_v6(ctx: &SockAddrContext) -> i32 {
     let (address, port) = destination_v6(ctx.sock_addr);
     match decide(ctx.sock_addr, address, port) {
         Decision::Leave => ALLOW,
-        Decision::Refuse => refuse(),
+        Decision::Refuse => fail(counter::REFUSED, ECONNREFUSED),
+        Decision::Deny(reason) => fail(reason, EHOSTUNREACH),
         Decision::Use(address, port) => {
             set_v6(ctx.sock_addr, &address, port);
             ALLOW

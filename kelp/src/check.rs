@@ -30,7 +30,7 @@ enum Verdict {
 /// Runs every check and prints one line each, with the fix below where there is something to fix.
 pub fn run(args: &CheckArgs) -> ExitCode {
     let mut failed = false;
-    let checks: [(&str, Verdict); 10] = [
+    let checks: [(&str, Verdict); 11] = [
         ("kernel", kernel(&std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())),
         ("root", root()),
         ("cgroups", cgroups(&std::fs::read_to_string("/proc/self/mounts").unwrap_or_default())),
@@ -39,6 +39,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         ("overlay filesystem", overlay(&std::fs::read_to_string("/proc/filesystems").unwrap_or_default())),
         ("port 6443 (API server)", port(6443)),
         ("port 10250 (agent)", port(10250)),
+        ("port 10256 (health of the dataplane)", port(10256)),
         ("free disk", disk(&args.data.data_dir)),
         ("inotify instances", inotify()),
     ];

@@ -180,6 +180,12 @@ pub struct NodeArgs {
     /// Directory of the pinned BPF maps and links.
     #[arg(long, default_value = "/sys/fs/bpf/kelp")]
     pub bpf_dir: PathBuf,
+    /// Where the dataplane tells load balancers and monitors how it is (/healthz, /livez).
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:10256")]
+    pub healthz_bind_address: SocketAddr,
+    /// Where the dataplane serves its metrics (/metrics).
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: SocketAddr,
     /// How registries are reached (YAML); need not exist.
     #[arg(long, value_name = "FILE", default_value = "/etc/kelp/registries.yaml")]
     pub registries: PathBuf,

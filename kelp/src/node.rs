@@ -56,9 +56,10 @@ pub async fn start(
         uplink: node_address::interface_of(&host.node_ips)?,
         service_cidrs: ranges(&cluster.service_cidr),
         cluster_cidrs: ranges(&cluster.cluster_cidr),
-        node_ports: cluster.node_port_range.first..=cluster.node_port_range.last,
         cgroup: cgroup2.clone(),
         bpf_directory: node.bpf_dir.clone(),
+        healthz_address: Some(node.healthz_bind_address),
+        metrics_address: Some(node.metrics_bind_address),
         ..dataplane::Config::default()
     };
     let dataplane = dataplane::start(dataplane_config, client.clone(), parts.shutdown())

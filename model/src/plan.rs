@@ -1,14 +1,14 @@
 //! From the state the maps have to the state they should have, without losing a connection on the way.
 //!
-//! The order: backends, then slots, then frontends, then stale frontends, slots and backends. So at every step a
-//! frontend leads to slots that exist, and a slot to a backend that exists. Ids are stable: a backend and a table
-//! keep the id they have in the maps, also after a restart of the agent. (The reverse of a translation is kept with
-//! the flow, so there is no table of it to keep in step.)
+//! The order: backends, then slots and client ranges, then frontends, then stale frontends, ranges, slots and backends.
+//! So at every step a frontend leads to slots that exist, a slot to a backend that exists, and a restricted frontend
+//! knows its clients. Ids are stable: a backend and a table keep the id they have in the maps, also after a restart of
+//! the agent. (The reverse of a translation is kept with the flow, so there is no table of it to keep in step.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kelp_common::service::BACKEND_DRAINING;
-use kelp_common::{Backend, FrontendKey, FrontendValue, SlotKey};
+use kelp_common::{Backend, FrontendKey, FrontendValue, SlotKey, SourceRangeKey};
 
 use crate::service::{BackendKey, Desired, TableName};
 
@@ -21,6 +21,8 @@ pub struct Actual {
     pub slots: BTreeMap<SlotKey, u32>,
     /// Backend id → backend.
     pub backends: BTreeMap<u32, Backend>,
+    /// Clients of restricted frontends.
+    pub ranges: BTreeSet<SourceRangeKey>,
 }
 
 /// One change of one map. Each can be repeated.
@@ -30,10 +32,14 @@ pub enum MapOp {
     PutBackend(u32, Backend),
     /// Writes a slot.
     PutSlot(SlotKey, u32),
+    /// Writes a range of clients.
+    PutRange(SourceRangeKey),
     /// Writes a frontend.
     PutFrontend(FrontendKey, FrontendValue),
     /// Removes a frontend.
     DeleteFrontend(FrontendKey),
+    /// Removes a range of clients.
+    DeleteRange(SourceRangeKey),
     /// Removes a slot.
     DeleteSlot(SlotKey),
     /// Removes a backend.
@@ -50,11 +56,17 @@ impl Actual {
             MapOp::PutSlot(key, backend) => {
                 self.slots.insert(key, backend);
             }
+            MapOp::PutRange(key) => {
+                self.ranges.insert(key);
+            }
             MapOp::PutFrontend(key, value) => {
                 self.frontends.insert(key, value);
             }
             MapOp::DeleteFrontend(key) => {
                 self.frontends.remove(&key);
+            }
+            MapOp::DeleteRange(key) => {
+                self.ranges.remove(&key);
             }
             MapOp::DeleteSlot(key) => {
                 self.slots.remove(&key);
@@ -110,6 +122,17 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<MapOp> {
             }
         }
     }
+    let mut ranges = BTreeSet::new();
+    for (name, clients) in &desired.ranges {
+        let Some(table) = table_ids.get(name) else { continue };
+        for (network, prefix) in clients {
+            let key = SourceRangeKey::new(*table, *network, u32::from(*prefix));
+            ranges.insert(key);
+            if !actual.ranges.contains(&key) {
+                ops.push(MapOp::PutRange(key));
+            }
+        }
+    }
     for (key, frontend) in &desired.frontends {
         let Some(table) = table_ids.get(&frontend.table) else { continue };
         let count = desired.tables.get(&frontend.table).map_or(0, Vec::len);
@@ -126,6 +149,7 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<MapOp> {
 
     let stale = actual.frontends.keys().filter(|key| !desired.frontends.contains_key(key));
     ops.extend(stale.map(|key| MapOp::DeleteFrontend(*key)));
+    ops.extend(actual.ranges.difference(&ranges).map(|key| MapOp::DeleteRange(*key)));
     let stale = actual.slots.keys().filter(|key| !slots.contains(key));
     ops.extend(stale.map(|key| MapOp::DeleteSlot(*key)));
     let used: BTreeSet<u32> = backend_ids.values().copied().collect();
@@ -176,7 +200,12 @@ fn table_ids(desired: &Desired, actual: &Actual) -> BTreeMap<TableName, u32> {
             ids.entry((*name).clone()).or_insert(*id);
         }
     }
-    let taken = users.keys().copied().chain(actual.slots.keys().map(|key| key.table)).collect();
+    let taken = users
+        .keys()
+        .copied()
+        .chain(actual.slots.keys().map(|key| key.table))
+        .chain(actual.ranges.iter().map(|key| key.range.table))
+        .collect();
     let mut fresh = Fresh::new(taken);
     for name in desired.tables.keys() {
         if !ids.contains_key(name) {

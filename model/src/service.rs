@@ -1,27 +1,32 @@
-//! What the Services and EndpointSlices of a cluster mean for one node's dataplane.
+//! What the Services and EndpointSlices of a cluster, and the ports of a node's pods, mean for the node's dataplane.
 //!
 //! [`Index`] is fed by watches (apply, delete, reset) and answers with [`Desired`]: frontends, the tables of backends
 //! they lead to, and all backends that connections may still use. Which endpoints take part follows upstream's
-//! kube-proxy: ready ones; when there are none, those that still serve while they terminate (KEP-1669); for
-//! `internalTrafficPolicy` and `externalTrafficPolicy` `Local` only those of this node.
+//! kube-proxy; see [`endpoints`].
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kelp_common::service::{
-    FRONTEND_LOCAL_ONLY, FRONTEND_NODE_PORT, FRONTEND_TWO_SCOPES, SCOPE_CLUSTER, SCOPE_EXTERNAL,
+    FRONTEND_DROP, FRONTEND_LOCAL_ONLY, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, FRONTEND_TWO_SCOPES,
+    SCOPE_CLUSTER, SCOPE_EXTERNAL,
 };
-use kelp_common::{Address, FrontendKey, TCP, UDP};
+use kelp_common::{Address, FrontendKey, UDP};
 
-/// Another proxy serves a Service with this label.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// A Service with this label is not load-balanced.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-/// The Service an EndpointSlice belongs to.
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+pub mod endpoints;
+mod pods;
+mod state;
+
+use endpoints::{Endpoints, Site};
+use pods::PodState;
+pub use pods::SOCKET_ANNOTATION;
+use state::{Port, ServiceState, SliceState, name_of, service_state, slice_state};
+
+/// Label of a Node with its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,9 +54,9 @@ impl std::fmt::Display for ObjectName {
 /// What a table of backends stands for: one port of one Service, one family, all endpoints or the node's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableName {
-    /// The Service.
+    /// The Service; the Pod of a `hostPort`.
     pub service: ObjectName,
-    /// Name of the port; empty when it has none.
+    /// Name of the port; empty when it has none; `hostPort/…` for one of a Pod.
     pub port: Arc<str>,
     /// Protocol number.
     pub protocol: u8,
@@ -81,6 +86,33 @@ pub struct DesiredFrontend {
     pub affinity_seconds: u32,
     /// `FRONTEND_*` bits.
     pub flags: u32,
+    /// For datagrams: the endpoints that serve, also those that new flows no longer go to. Flows to others are stale.
+    pub serving: Option<Arc<BTreeSet<BackendKey>>>,
+}
+
+/// A range of clients: a network and the length of its prefix in the v4-mapped form.
+pub type Range = (Address, u8);
+
+/// Two Services (or Pods, by `hostPort`) want the same address and port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// What both want.
+    pub frontend: FrontendKey,
+    /// Who has it: the older one.
+    pub holder: ObjectName,
+    /// Who does not.
+    pub loser: ObjectName,
+    /// Whether the loser is a Pod.
+    pub loser_is_pod: bool,
+}
+
+/// The HTTP server that tells a load balancer whether this node has endpoints of a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `healthCheckNodePort`, host byte order.
+    pub port: u16,
+    /// Ready endpoints on this node.
+    pub endpoints: usize,
 }
 
 /// The state of the maps that the cluster asks for.
@@ -92,62 +124,43 @@ pub struct Desired {
     pub tables: BTreeMap<TableName, Vec<BackendKey>>,
     /// All backends; `true` for those in no table, which established connections keep using.
     pub backends: BTreeMap<BackendKey, bool>,
+    /// The clients of the tables behind frontends with [`FRONTEND_SOURCE_RANGES`].
+    pub ranges: BTreeMap<TableName, BTreeSet<Range>>,
+    /// Addresses of pods whose sockets are left alone.
+    pub opted_out: BTreeSet<Address>,
+    /// Services with `healthCheckNodePort`.
+    pub health_checks: BTreeMap<ObjectName, HealthCheck>,
+    /// Frontends that more than one wants.
+    pub conflicts: Vec<Conflict>,
+    /// Service ports that have endpoints, but none on this node, where only those may be used: by
+    /// `internalTrafficPolicy` and by `externalTrafficPolicy`.
+    pub without_local_endpoints: (usize, usize),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Port {
-    name: Arc<str>,
-    protocol: u8,
-    /// Network byte order, as all ports here.
-    port: u16,
-    /// 0 is none.
-    node_port: u16,
-}
-
-/// The fields of a Service that matter here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct ServiceState {
-    addresses: Vec<Address>,
-    /// Load-balancer and external addresses.
-    external: Vec<Address>,
-    ports: Vec<Port>,
-    affinity_seconds: u32,
-    internal_local: bool,
-    external_local: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct EndpointState {
-    address: Address,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-    local: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct SliceState {
-    service: ObjectName,
-    v4: bool,
-    /// Name, protocol, port.
-    ports: Vec<(Arc<str>, u8, u16)>,
-    endpoints: Vec<EndpointState>,
-}
-
-/// All Services and EndpointSlices, reduced to what the dataplane needs.
+/// All Services and EndpointSlices, and the pods of this node, reduced to what the dataplane needs.
 #[derive(Debug, Clone, Default)]
 pub struct Index {
-    node: String,
+    site: Site,
     services: BTreeMap<ObjectName, ServiceState>,
     slices: BTreeMap<ObjectName, SliceState>,
     by_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    pods: BTreeMap<ObjectName, PodState>,
 }
 
 impl Index {
     /// An empty index for the node of this name.
     #[must_use]
     pub fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), ..Self::default() }
+        Self { site: Site { node: node.into(), zone: None }, ..Self::default() }
+    }
+
+    /// Takes over the zone of the node. Returns whether it changed.
+    pub fn apply_node(&mut self, node: &Node) -> bool {
+        let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
+        let zone: Option<Arc<str>> = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
+        let changed = self.site.zone != zone;
+        self.site.zone = zone;
+        changed
     }
 
     /// Takes over a Service. Returns whether anything the dataplane looks at changed.
@@ -181,7 +194,7 @@ impl Index {
     /// Takes over an EndpointSlice. Returns whether anything the dataplane looks at changed.
     pub fn apply_slice(&mut self, slice: &EndpointSlice) -> bool {
         let Some(name) = name_of(&slice.metadata) else { return false };
-        let Some(state) = slice_state(slice, &self.node) else { return self.remove_slice(&name) };
+        let Some(state) = slice_state(slice, &self.site.node) else { return self.remove_slice(&name) };
         if self.slices.get(&name) == Some(&state) {
             return false;
         }
@@ -217,12 +230,45 @@ impl Index {
         true
     }
 
-    /// The state the maps should have. When two Services claim one frontend, the first by name gets it.
+    /// Takes over a pod of this node. Returns whether anything the dataplane looks at changed.
+    pub fn apply_pod(&mut self, pod: &Pod) -> bool {
+        let Some(name) = name_of(&pod.metadata) else { return false };
+        match pods::pod_state(pod) {
+            Some(state) => {
+                let old = self.pods.insert(name.clone(), state);
+                old.as_ref() != self.pods.get(&name)
+            }
+            None => self.pods.remove(&name).is_some(),
+        }
+    }
+
+    /// Forgets a pod. Returns whether it was known.
+    pub fn delete_pod(&mut self, pod: &Pod) -> bool {
+        name_of(&pod.metadata).is_some_and(|name| self.pods.remove(&name).is_some())
+    }
+
+    /// Replaces all pods. Returns whether anything changed.
+    pub fn reset_pods(&mut self, pods: &[Pod]) -> bool {
+        let new =
+            pods.iter().filter_map(|pod| Some((name_of(&pod.metadata)?, pods::pod_state(pod)?))).collect();
+        let changed = self.pods != new;
+        self.pods = new;
+        changed
+    }
+
+    /// The state the maps should have. When several want one frontend, the oldest gets it; Services before Pods.
     #[must_use]
     pub fn desired(&self) -> Desired {
         let mut desired = Desired::default();
-        for (name, service) in &self.services {
+        let mut services: Vec<_> = self.services.iter().collect();
+        services.sort_by_key(|(_, service)| service.created);
+        for (name, service) in services {
             self.service(name, service, &mut desired);
+        }
+        let mut pods: Vec<_> = self.pods.iter().collect();
+        pods.sort_by_key(|(_, pod)| pod.created);
+        for (name, pod) in pods {
+            pods::claim(name, pod, &mut desired);
         }
         for backends in desired.tables.values() {
             for backend in backends {
@@ -240,237 +286,115 @@ impl Index {
             .flatten()
             .filter_map(|slice| self.slices.get(slice))
             .collect();
+        if let Some(port) = service.health_check_port {
+            let endpoints = endpoints::local_ready(&slices);
+            desired.health_checks.insert(name.clone(), HealthCheck { port, endpoints });
+        }
         for (port, v4) in service.ports.iter().flat_map(|port| [(port, true), (port, false)]) {
-            if !service.addresses.iter().any(|address| address.is_v4() == v4) {
-                continue;
-            }
-            let endpoints = endpoints_of(&slices, port, v4);
-            for backend in endpoints.keys() {
-                desired.backends.entry(*backend).or_insert(true);
-            }
-            let table = |local| TableName {
-                service: name.clone(),
-                port: port.name.clone(),
-                protocol: port.protocol,
-                v4,
-                local,
-            };
-            let mut claim = |address: Address, number: u16, scope: u8, local: bool, flags: u32| {
-                let key = FrontendKey { address, port: number, protocol: port.protocol, scope };
-                if let std::collections::btree_map::Entry::Vacant(entry) = desired.frontends.entry(key) {
-                    let affinity_seconds = service.affinity_seconds;
-                    let table = table(local);
-                    desired.tables.entry(table.clone()).or_insert_with(|| choose(&endpoints, local));
-                    entry.insert(DesiredFrontend { table, affinity_seconds, flags });
-                }
-            };
-            for address in service.addresses.iter().filter(|address| address.is_v4() == v4) {
-                claim(*address, port.port, SCOPE_CLUSTER, service.internal_local, 0);
-            }
-            // Clients in the cluster reach all endpoints by every address; others only the node's own.
-            let scopes = if service.external_local { FRONTEND_TWO_SCOPES } else { 0 };
-            let mut outside = |address: Address, number: u16, flags: u32| {
-                claim(address, number, SCOPE_CLUSTER, false, flags | scopes);
-                if service.external_local {
-                    claim(address, number, SCOPE_EXTERNAL, true, flags | FRONTEND_LOCAL_ONLY);
-                }
-            };
-            for address in service.external.iter().filter(|address| address.is_v4() == v4) {
-                outside(*address, port.port, 0);
-            }
-            if port.node_port != 0 {
-                let any = if v4 { Address::ANY_V4 } else { Address::ANY_V6 };
-                outside(any, port.node_port, FRONTEND_NODE_PORT);
+            if service.addresses.iter().any(|address| address.is_v4() == v4) {
+                let endpoints = Endpoints::new(&slices, port, v4, &self.site);
+                PortClaims { name, service, port, v4, endpoints: &endpoints }.make(desired);
             }
         }
     }
 }
 
-/// The endpoints behind a port, without repetition: an endpoint that is in two slices counts as its better self.
-fn endpoints_of<'a>(
-    slices: &[&'a SliceState],
-    port: &Port,
+/// One port of a Service in one family.
+struct PortClaims<'a> {
+    name: &'a ObjectName,
+    service: &'a ServiceState,
+    port: &'a Port,
     v4: bool,
-) -> BTreeMap<BackendKey, &'a EndpointState> {
-    let mut found: BTreeMap<BackendKey, &EndpointState> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.v4 == v4) {
-        for (_, protocol, number) in
-            slice.ports.iter().filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol)
-        {
-            for endpoint in &slice.endpoints {
-                let key = BackendKey { address: endpoint.address, port: *number, protocol: *protocol };
-                let rank = |endpoint: &EndpointState| (endpoint.ready, endpoint.serving);
-                match found.get(&key) {
-                    Some(known) if rank(known) >= rank(endpoint) => {}
-                    _ => {
-                        found.insert(key, endpoint);
-                    }
+    endpoints: &'a Endpoints<'a>,
+}
+
+impl PortClaims<'_> {
+    fn make(&self, desired: &mut Desired) {
+        let Self { service, port, endpoints, .. } = *self;
+        for backend in endpoints.lasting() {
+            desired.backends.entry(backend).or_insert(true);
+        }
+        let serving = (port.protocol == UDP).then(|| Arc::new(endpoints.serving()));
+        let mut claim = |address: Address, number: u16, scope: u8, local: bool, flags: u32| {
+            self.claim(desired, &serving, (address, number, scope), local, flags)
+        };
+        let own = |address: &&Address| address.is_v4() == self.v4;
+        for address in service.addresses.iter().filter(own) {
+            claim(*address, port.port, SCOPE_CLUSTER, service.internal_local, 0);
+        }
+        // Clients in the cluster reach all endpoints by every address; others only the node's own.
+        let scopes = if service.external_local { FRONTEND_TWO_SCOPES } else { 0 };
+        let mut outside = |address: Address, number: u16, flags: u32| {
+            claim(address, number, SCOPE_CLUSTER, false, flags | scopes);
+            if service.external_local {
+                claim(address, number, SCOPE_EXTERNAL, true, flags | FRONTEND_LOCAL_ONLY);
+            }
+        };
+        // First: an address that is both a load balancer's and external is restricted.
+        let restricted = if service.source_ranges.is_some() { FRONTEND_SOURCE_RANGES } else { 0 };
+        for address in service.balancers.iter().filter(own) {
+            outside(*address, port.port, restricted);
+        }
+        for address in service.external.iter().filter(own) {
+            outside(*address, port.port, 0);
+        }
+        if port.node_port != 0 {
+            let any = if self.v4 { Address::ANY_V4 } else { Address::ANY_V6 };
+            outside(any, port.node_port, FRONTEND_NODE_PORT);
+        }
+        let lacks_local = endpoints.exist() && endpoints.choose(true).is_empty();
+        if lacks_local && service.internal_local {
+            desired.without_local_endpoints.0 += 1;
+        }
+        if lacks_local && service.external_local {
+            desired.without_local_endpoints.1 += 1;
+        }
+    }
+
+    fn claim(
+        &self,
+        desired: &mut Desired,
+        serving: &Option<Arc<BTreeSet<BackendKey>>>,
+        (address, number, scope): (Address, u16, u8),
+        local: bool,
+        flags: u32,
+    ) {
+        let key = FrontendKey { address, port: number, protocol: self.port.protocol, scope };
+        match desired.frontends.entry(key) {
+            Entry::Vacant(entry) => {
+                let table = TableName {
+                    service: self.name.clone(),
+                    port: self.port.name.clone(),
+                    protocol: self.port.protocol,
+                    v4: self.v4,
+                    local,
+                };
+                let backends =
+                    desired.tables.entry(table.clone()).or_insert_with(|| self.endpoints.choose(local));
+                // Upstream drops where another node would serve, and refuses where nobody would.
+                let drop = if backends.is_empty() && self.endpoints.exist() { FRONTEND_DROP } else { 0 };
+                if flags & FRONTEND_SOURCE_RANGES != 0 {
+                    let ranges = self.service.source_ranges.iter().flatten();
+                    let own = ranges.filter(|(network, _)| network.is_v4() == self.v4).copied();
+                    desired.ranges.entry(table.clone()).or_default().extend(own);
+                }
+                entry.insert(DesiredFrontend {
+                    table,
+                    affinity_seconds: self.service.affinity_seconds,
+                    flags: flags | drop,
+                    serving: serving.clone(),
+                });
+            }
+            Entry::Occupied(entry) => {
+                let holder = &entry.get().table.service;
+                // One conflict a frontend, not one a scope.
+                if holder != self.name && scope == SCOPE_CLUSTER {
+                    let (holder, loser) = (holder.clone(), self.name.clone());
+                    desired.conflicts.push(Conflict { frontend: key, holder, loser, loser_is_pod: false });
                 }
             }
         }
     }
-    found
-}
-
-/// The endpoints that new connections go to.
-fn choose(endpoints: &BTreeMap<BackendKey, &EndpointState>, local: bool) -> Vec<BackendKey> {
-    let pick = |wanted: &dyn Fn(&EndpointState) -> bool| -> Vec<BackendKey> {
-        endpoints
-            .iter()
-            .filter(|(_, endpoint)| (!local || endpoint.local) && wanted(endpoint))
-            .map(|(key, _)| *key)
-            .collect()
-    };
-    let ready = pick(&|endpoint| endpoint.ready && !endpoint.terminating);
-    if !ready.is_empty() {
-        return ready;
-    }
-    // `publishNotReadyAddresses` makes terminating endpoints ready as well.
-    pick(&|endpoint| endpoint.terminating && (endpoint.serving || endpoint.ready))
-}
-
-fn name_of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<ObjectName> {
-    Some(ObjectName::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?))
-}
-
-fn protocol_of(protocol: Option<&str>) -> Option<u8> {
-    match protocol {
-        None | Some("TCP" | "") => Some(TCP),
-        Some("UDP") => Some(UDP),
-        _ => None,
-    }
-}
-
-fn address_of(text: &str) -> Option<Address> {
-    text.parse::<IpAddr>().ok().map(Address::from)
-}
-
-fn port_of(number: i32) -> Option<u16> {
-    u16::try_from(number).ok().filter(|port| *port != 0).map(u16::to_be)
-}
-
-/// The fields that matter, or nothing for a Service that is not load-balanced here.
-fn service_state(service: &Service) -> Option<ServiceState> {
-    let labels = service.metadata.labels.as_ref();
-    if labels
-        .is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL))
-    {
-        return None;
-    }
-    let spec = service.spec.as_ref()?;
-    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
-    if kind == "ExternalName" {
-        return None;
-    }
-    let mut addresses: Vec<Address> = spec
-        .cluster_ips
-        .iter()
-        .flatten()
-        .chain(&spec.cluster_ip)
-        .filter_map(|text| address_of(text))
-        .collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.is_empty() {
-        return None;
-    }
-    let balanced = service
-        .status
-        .as_ref()
-        .and_then(|status| status.load_balancer.as_ref())
-        .and_then(|status| status.ingress.as_ref())
-        .into_iter()
-        .flatten()
-        .filter(|_| kind == "LoadBalancer")
-        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.as_deref());
-    let external = balanced
-        .chain(spec.external_ips.iter().flatten().map(String::as_str))
-        .filter_map(address_of)
-        .collect();
-    let ports = spec
-        .ports
-        .iter()
-        .flatten()
-        .filter_map(|port| {
-            Some(Port {
-                name: port.name.as_deref().unwrap_or_default().into(),
-                protocol: protocol_of(port.protocol.as_deref())?,
-                port: port_of(port.port)?,
-                node_port: port
-                    .node_port
-                    .filter(|_| matches!(kind, "NodePort" | "LoadBalancer"))
-                    .and_then(port_of)
-                    .unwrap_or(0),
-            })
-        })
-        .collect();
-    let affinity_seconds = if spec.session_affinity.as_deref() == Some("ClientIP") {
-        spec.session_affinity_config
-            .as_ref()
-            .and_then(|config| config.client_ip.as_ref())
-            .and_then(|config| config.timeout_seconds)
-            .and_then(|seconds| u32::try_from(seconds).ok())
-            .unwrap_or(10_800)
-    } else {
-        0
-    };
-    Some(ServiceState {
-        addresses,
-        external,
-        ports,
-        affinity_seconds,
-        internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
-    })
-}
-
-/// The fields that matter, or nothing for a slice of no Service or of host names.
-fn slice_state(slice: &EndpointSlice, node: &str) -> Option<SliceState> {
-    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
-    let v4 = match slice.address_type.as_str() {
-        "IPv4" => true,
-        "IPv6" => false,
-        _ => return None,
-    };
-    let ports = slice
-        .ports
-        .iter()
-        .flatten()
-        .filter_map(|port| {
-            Some((
-                port.name.as_deref().unwrap_or_default().into(),
-                protocol_of(port.protocol.as_deref())?,
-                port_of(port.port?)?,
-            ))
-        })
-        .collect();
-    let endpoints = slice
-        .endpoints
-        .iter()
-        .flatten()
-        .filter_map(|endpoint| {
-            let conditions = endpoint.conditions.as_ref();
-            // Unknown is "ready" (the field's documentation); "serving" defaults to "ready".
-            let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-            let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
-            let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-            let local = endpoint.node_name.as_deref() == Some(node);
-            // Upstream's consumers use the first address only.
-            endpoint
-                .addresses
-                .first()
-                .and_then(|text| address_of(text))
-                .filter(|address| address.is_v4() == v4)
-                .map(|address| EndpointState { address, ready, serving, terminating, local })
-        })
-        .collect();
-    Some(SliceState {
-        service: ObjectName::new(slice.metadata.namespace.as_deref()?, service),
-        v4,
-        ports,
-        endpoints,
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Settings of the dataplane.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -25,9 +26,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<Network>,
     /// Ranges of this node's pods, once known; see [`super::Dataplane::set_pod_cidrs`].
     pub pod_cidrs: Vec<Network>,
-    /// Node ports.
-    pub node_ports: RangeInclusive<u16>,
-    /// Ports of translated sources. They must lie outside `net.ipv4.ip_local_port_range` and the node ports.
+    /// Ports of translated sources. They must lie outside `net.ipv4.ip_local_port_range` and the
+    /// node ports.
     pub nat_ports: RangeInclusive<u16>,
     /// Whether pods reach the outside with the node's address.
     pub masquerade: bool,
@@ -35,6 +35,13 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// The directory on a bpffs for maps and links.
     pub bpf_directory: PathBuf,
+    /// Where `/healthz` and `/livez` are served, if at all.
+    pub healthz_address: Option<SocketAddr>,
+    /// Where `/metrics` is served, if at all.
+    pub metrics_address: Option<SocketAddr>,
+    /// How many entries maps hold, by their names in `kelp_common::maps`, where it is not the default. A map that is
+    /// pinned with another size is replaced, and keeps its entries.
+    pub map_sizes: BTreeMap<&'static str, u32>,
 }
 
 impl Default for Config {
@@ -48,11 +55,13 @@ impl Default for Config {
             service_cidrs: vec![(v4(10, 96, 0, 0), 16), (v6(0xfd00, 0x10, 0x96), 112)],
             cluster_cidrs: vec![(v4(10, 244, 0, 0), 16), (v6(0xfd00, 0x10, 0x244), 56)],
             pod_cidrs: Vec::new(),
-            node_ports: 30_000..=32_767,
             nat_ports: 61_000..=65_535,
             masquerade: true,
             cgroup: PathBuf::from("/sys/fs/cgroup"),
             bpf_directory: PathBuf::from("/sys/fs/bpf/kelp"),
+            healthz_address: None,
+            metrics_address: None,
+            map_sizes: BTreeMap::new(),
         }
     }
 }
@@ -60,7 +69,7 @@ impl Default for Config {
 impl Config {
     /// The programs' form of the settings.
     #[must_use]
-    pub fn for_kernel(&self, uplink: u32, host_netns_cookie: u64) -> NodeConfig {
+    pub fn for_kernel(&self, uplink: u32, uplink_mtu: u32, host_netns_cookie: u64) -> NodeConfig {
         let ranges = |list: &[Network]| {
             let of = |v4: bool| {
                 list.iter()
@@ -88,10 +97,9 @@ impl Config {
                 Address::from(IpAddr::from([169, 254, 1, 1])),
                 Address::from(IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 1_u16])),
             ],
-            node_port_min: *self.node_ports.start(),
-            node_port_max: *self.node_ports.end(),
             nat_port_min: *self.nat_ports.start(),
             nat_port_max: *self.nat_ports.end(),
+            uplink_mtu,
         }
     }
 }

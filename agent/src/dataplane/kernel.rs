@@ -1,10 +1,10 @@
 //! The kernel side: loads the programs, keeps maps and links pinned, replaces programs in place after a restart.
 //!
-//! Layout of the pin directory: `maps/<name>` and `links/<cgroup hook>`, `links/uplink-{in,out}`,
-//! `links/pod-<ifindex>-{in,out}`. Links hold their programs, so nothing is detached when the agent dies; the next
+//! Layout of the pin directory: `maps/<name>` (`old-maps/<name>` while a map is replaced by one of another size) and
+//! `links/<cgroup hook>`, `links/uplink-{in,out}`, `links/pod-<ifindex>-{in,out}`. Links hold their programs, so nothing is detached when the agent dies; the next
 //! one finds the links and swaps the programs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,6 +17,8 @@ use kelp_common::maps;
 
 use super::DatapathError;
 use super::sys::{self, AttachType};
+
+pub(super) mod resize;
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KELP_EBPF_OBJECT"));
@@ -64,14 +66,33 @@ impl Kernel {
     /// # Errors
     /// When `directory` is not on a bpffs, or the kernel refuses a map or a program.
     pub fn load(directory: &Path) -> Result<Self, DatapathError> {
+        Self::load_with(directory, &BTreeMap::new())
+    }
+
+    /// [`Self::load`] with maps of other sizes than the usual, by name. A map that is pinned with another size is
+    /// replaced; see [`resize`].
+    ///
+    /// # Errors
+    /// As of [`Self::load`].
+    pub fn load_with(directory: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Self, DatapathError> {
         let map_directory = directory.join("maps");
         fs::create_dir_all(&map_directory)
             .map_err(failed(format!("create {} (is a bpffs mounted there?)", map_directory.display())))?;
         fs::create_dir_all(directory.join("links")).map_err(failed("create the directory of links"))?;
+        let sizes: BTreeMap<&'static str, u32> = resize::SIZES
+            .iter()
+            .map(|(name, usual)| (*name, sizes.get(name).copied().unwrap_or(*usual).max(1)))
+            .collect();
+        resize::put_aside(directory, &sizes)?;
+        let has_set_retval = u8::from(kernel_is_at_least(5, 18));
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs().ok();
+        for (name, size) in &sizes {
+            loader.map_max_entries(name, *size);
+        }
         let mut programs = loader
             .btf(btf.as_ref())
+            .override_global("HAS_SET_RETVAL", &has_set_retval, true)
             .default_map_pin_directory(&map_directory)
             .load(OBJECT)
             .map_err(failed("load the kernel programs' maps"))?;
@@ -83,7 +104,33 @@ impl Kernel {
             let program: &mut SchedClassifier = program_mut(&mut programs, name)?;
             retried(|| program.load()).map_err(failed(format!("load the kernel program {name}")))?;
         }
-        Ok(Self { programs, directory: directory.to_owned() })
+        let kernel = Self { programs, directory: directory.to_owned() };
+        // Before a program that reads the new maps is attached.
+        resize::copy(&kernel)?;
+        Ok(kernel)
+    }
+
+    /// Takes over what was written to maps that were replaced until their programs were, and forgets them and the maps
+    /// of other layouts. Called when all programs are attached.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_old_maps(&self) -> Result<(), DatapathError> {
+        resize::copy(self)?;
+        resize::forget(&self.directory)?;
+        let pins = fs::read_dir(self.directory.join("maps")).map_err(failed("read the directory of maps"))?;
+        for pin in pins {
+            let pin = pin.map_err(failed("read the directory of maps"))?;
+            if !pin.file_name().to_str().is_some_and(|name| maps::ALL.contains(&name)) {
+                remove(&pin.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory of the pins.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// A map by its name in `kelp_common::maps`.
@@ -93,9 +140,13 @@ impl Kernel {
     pub fn map(&self, name: &str) -> Result<OwnedFd, DatapathError> {
         use aya::maps::Map;
         let data = match self.programs.map(name) {
-            Some(Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data)) => {
-                data
-            }
+            Some(
+                Map::Array(data)
+                | Map::HashMap(data)
+                | Map::LpmTrie(data)
+                | Map::LruHashMap(data)
+                | Map::PerCpuArray(data),
+            ) => data,
             _ => return Err(failed("find a map in the object")(io::Error::other(name.to_owned()))),
         };
         data.fd().as_fd().try_clone_to_owned().map_err(failed("duplicate a descriptor"))
@@ -237,6 +288,14 @@ impl Kernel {
     }
 }
 
+/// Whether the running kernel is of this version or a newer one.
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
+}
+
 /// Loads a program; the verifier gives up with `EAGAIN` when the kernel wants the thread for something else.
 fn retried(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const ATTEMPTS: usize = 5;
@@ -276,7 +335,7 @@ fn remove(path: &Path) -> Result<(), DatapathError> {
 /// # Errors
 /// When a pin cannot be removed.
 pub fn cleanup(directory: &Path) -> Result<(), DatapathError> {
-    for part in ["links", "maps"] {
+    for part in ["links", "maps", resize::OLD_MAPS] {
         let directory = directory.join(part);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,

@@ -1,12 +1,12 @@
 //! Typed maps, and the seam between plans and the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use kelp_common::maps;
-use kelp_common::{Backend, FrontendKey, FrontendValue, SlotKey};
+use kelp_common::{AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, SlotKey, SourceRangeKey};
 use kelp_model::plan::{Actual, MapOp};
 use parking_lot::Mutex;
 
@@ -46,7 +46,27 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// # Errors
     /// When the map is full or the kernel refuses.
     pub fn put(&self, key: &K, value: &V) -> Result<(), DatapathError> {
-        sys::map_update(self.map.as_fd(), key, value).map_err(failed(format!("write the map {}", self.name)))
+        sys::map_update(self.map.as_fd(), key, value).map_err(|error| match error.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) => DatapathError::Full { map: self.name },
+            _ => failed(format!("write the map {}", self.name))(error),
+        })
+    }
+
+    /// Writes an entry unless it is there. Returns whether it was written.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn insert(&self, key: &K, value: &V) -> Result<bool, DatapathError> {
+        sys::map_insert(self.map.as_fd(), key, value).map_err(failed(format!("write the map {}", self.name)))
+    }
+
+    /// The number of entries the map can hold.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn capacity(&self) -> Result<u32, DatapathError> {
+        let shape = sys::map_shape(self.map.as_fd());
+        shape.map(|(_, _, entries)| entries).map_err(failed(format!("look at the map {}", self.name)))
     }
 
     /// Removes an entry, if it is there.
@@ -87,7 +107,16 @@ pub trait Datapath: Send + 'static {
     /// # Errors
     /// When a map is full or the kernel refuses.
     fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError>;
+
+    /// Forgets the clients of session affinity but those of these tables and backends.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn retain_clients(&mut self, keep: &Stickiness) -> Result<(), DatapathError>;
 }
+
+/// The tables with session affinity, and the backends that clients may stay with.
+pub type Stickiness = BTreeMap<u32, BTreeSet<u32>>;
 
 /// The maps in the kernel.
 #[derive(Debug)]
@@ -95,6 +124,8 @@ pub struct KernelDatapath {
     frontends: Table<FrontendKey, FrontendValue>,
     slots: Table<SlotKey, u32>,
     backends: Table<u32, Backend>,
+    ranges: Table<SourceRangeKey, u32>,
+    clients: Table<AffinityKey, AffinityValue>,
 }
 
 impl KernelDatapath {
@@ -107,6 +138,8 @@ impl KernelDatapath {
             frontends: Table::open(kernel, maps::FRONTENDS)?,
             slots: Table::open(kernel, maps::SLOTS)?,
             backends: Table::open(kernel, maps::BACKENDS)?,
+            ranges: Table::open(kernel, maps::SOURCE_RANGES)?,
+            clients: Table::open(kernel, maps::AFFINITIES)?,
         })
     }
 }
@@ -125,6 +158,7 @@ impl Datapath for KernelDatapath {
             frontends: content(&self.frontends)?,
             slots: content(&self.slots)?,
             backends: content(&self.backends)?,
+            ranges: content(&self.ranges)?.into_keys().collect(),
         })
     }
 
@@ -132,11 +166,23 @@ impl Datapath for KernelDatapath {
         match op {
             MapOp::PutBackend(id, backend) => self.backends.put(id, backend),
             MapOp::PutSlot(key, backend) => self.slots.put(key, backend),
+            MapOp::PutRange(key) => self.ranges.put(key, &1),
             MapOp::PutFrontend(key, value) => self.frontends.put(key, value),
             MapOp::DeleteFrontend(key) => self.frontends.delete(key),
+            MapOp::DeleteRange(key) => self.ranges.delete(key),
             MapOp::DeleteSlot(key) => self.slots.delete(key),
             MapOp::DeleteBackend(id) => self.backends.delete(id),
         }
+    }
+
+    fn retain_clients(&mut self, keep: &Stickiness) -> Result<(), DatapathError> {
+        let mut stale = Vec::new();
+        self.clients.scan(|key, value| {
+            if !keep.get(&key.table).is_some_and(|backends| backends.contains(&value.backend)) {
+                stale.push(*key);
+            }
+        })?;
+        self.clients.delete_all(&stale)
     }
 }
 
@@ -145,6 +191,30 @@ impl Datapath for KernelDatapath {
 pub struct FakeDatapath {
     /// The content; shared by clones.
     pub content: Arc<Mutex<Actual>>,
+    /// What was asked for last of the clients of session affinity.
+    pub clients: Arc<Mutex<Stickiness>>,
+    /// How many backends, slots and frontends there may be; 0 is no limit.
+    pub limits: (usize, usize, usize),
+}
+
+impl FakeDatapath {
+    /// An error when an entry is one too many.
+    fn room(&self, op: &MapOp) -> Result<(), DatapathError> {
+        let content = self.content.lock();
+        let (map, limit, length, known) = match op {
+            MapOp::PutBackend(id, _) => {
+                (maps::BACKENDS, self.limits.0, content.backends.len(), content.backends.contains_key(id))
+            }
+            MapOp::PutSlot(key, _) => {
+                (maps::SLOTS, self.limits.1, content.slots.len(), content.slots.contains_key(key))
+            }
+            MapOp::PutFrontend(key, _) => {
+                (maps::FRONTENDS, self.limits.2, content.frontends.len(), content.frontends.contains_key(key))
+            }
+            _ => return Ok(()),
+        };
+        if limit != 0 && length >= limit && !known { Err(DatapathError::Full { map }) } else { Ok(()) }
+    }
 }
 
 impl Datapath for FakeDatapath {
@@ -153,7 +223,13 @@ impl Datapath for FakeDatapath {
     }
 
     fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
+        self.room(op)?;
         self.content.lock().apply(op);
+        Ok(())
+    }
+
+    fn retain_clients(&mut self, keep: &Stickiness) -> Result<(), DatapathError> {
+        self.clients.lock().clone_from(keep);
         Ok(())
     }
 }
@@ -176,7 +252,7 @@ impl<D: Datapath> Datapath for FaultyDatapath<D> {
         match self.successes.as_mut() {
             Some(0) => {
                 self.successes = None;
-                Err(failed("write a map")(std::io::Error::from_raw_os_error(libc::E2BIG)))
+                Err(failed("write a map")(std::io::Error::from_raw_os_error(libc::ENOMEM)))
             }
             Some(left) => {
                 *left -= 1;
@@ -184,5 +260,8 @@ impl<D: Datapath> Datapath for FaultyDatapath<D> {
             }
             None => self.inner.apply(op),
         }
+    }
+    fn retain_clients(&mut self, keep: &Stickiness) -> Result<(), DatapathError> {
+        self.inner.retain_clients(keep)
     }
 }

@@ -1,20 +1,30 @@
 //! Service load balancing and pod routing in eBPF; the only user of aya.
 //!
-//! [`start`] loads the programs, takes over what a former agent left pinned, and runs two tasks:
+//! [`start`] loads the programs, takes over what a former agent left pinned, and runs these tasks:
 //!
 //! | Task | Reads | Writes |
 //! |---|---|---|
-//! | [`reconciler`] | watches of Services and EndpointSlices | frontends, slots, backends |
-//! | [`collector`] | the flow map | the flow map: removes what has expired |
+//! | [`reconciler`] | watches of Services, EndpointSlices, the node's Pods and Node | frontends, slots, backends, client ranges |
+//! | [`collector`] | the flow and socket maps, where datagrams may go | the same maps: removes what is stale; closes sockets |
+//! | [`addresses`] | the kernel's addresses | node addresses |
+//! | [`health`] | Services with a health check, the state of the dataplane | – (answers HTTP) |
+//! | [`events`] | what happened | Events |
 //!
 //! [`Dataplane`] is also the pod network's [`PodDatapath`]. Programs, maps and links are pinned: when the agent dies,
 //! established and new connections go on; only changes wait for the next agent.
 
+mod addresses;
 pub mod collector;
 pub mod config;
+pub mod events;
+mod health;
 pub mod kernel;
 pub mod maps;
+pub mod metrics;
+pub mod namespace;
 pub mod reconciler;
+pub mod sockets;
+pub mod status;
 pub mod sys;
 
 use std::collections::BTreeSet;
@@ -22,15 +32,20 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use kelp_common::{Address, EndpointValue, NodeConfig};
+use kelp_common::{Address, EndpointValue, NamespaceValue, NodeConfig};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use collector::Collector;
 pub use config::Config;
+use events::Events;
 pub use kernel::cleanup;
 use kernel::{Kernel, failed};
 use maps::{KernelDatapath, Table};
+use namespace::{Namespace, Namespaces};
+use reconciler::Reports;
+use status::Status;
 
 /// A pod's device on this node, as the pod network made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +58,9 @@ pub struct Endpoint {
     pub pod_mac: [u8; 6],
     /// The pod's addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
+    /// Cookie of the pod's network namespace (`SO_NETNS_COOKIE`), by which the socket hooks know the pod; 0 when the
+    /// kernel has none.
+    pub netns_cookie: u64,
 }
 
 /// What the pod network needs of the dataplane. Every call is idempotent.
@@ -78,6 +96,12 @@ pub enum DatapathError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A map has no room for another entry.
+    #[error("the map {map} is full")]
+    Full {
+        /// The map.
+        map: &'static str,
+    },
 }
 
 /// An error and its causes in one line.
@@ -97,12 +121,23 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 pub struct Dataplane {
     kernel: Kernel,
     endpoints: Table<Address, EndpointValue>,
+    namespaces: Arc<Namespaces>,
     node_config: Table<u32, NodeConfig>,
     config: Mutex<Config>,
-    uplink: u32,
+    uplink: Uplink,
     netns_cookie: u64,
     removed: mpsc::UnboundedSender<Vec<Address>>,
     synced: watch::Receiver<bool>,
+    status: Arc<Status>,
+}
+
+/// The device to other nodes and the outside.
+#[derive(Debug, Clone, Copy)]
+struct Uplink {
+    /// 0 when there is none.
+    ifindex: u32,
+    /// 0 when it is not known.
+    mtu: u32,
 }
 
 /// Starts the dataplane in the network namespace of the calling thread. Services follow the API of `client` until
@@ -115,34 +150,38 @@ pub async fn start(
     client: kube::Client,
     shutdown: CancellationToken,
 ) -> Result<Arc<Dataplane>, DatapathError> {
-    let changes = reconciler::watch_api(&client);
-    start_with(config, changes, shutdown).await
+    let changes = reconciler::watch_api(&client, &config.node_name);
+    let (events, queue) = Events::channel();
+    tokio::spawn(events::write(client, config.node_name.clone(), queue, shutdown.clone()));
+    start_with(config, changes, events, shutdown).await
 }
 
-/// [`start`] with changes from elsewhere than an API: for tests and tools.
+/// [`start`] with changes from elsewhere than an API, and events to elsewhere: for tests and tools.
 ///
 /// # Errors
 /// When the programs cannot be loaded or attached.
 pub async fn start_with(
     config: Config,
     changes: impl futures::Stream<Item = reconciler::Change> + Send + 'static,
+    events: Events,
     shutdown: CancellationToken,
 ) -> Result<Arc<Dataplane>, DatapathError> {
     kernel::ensure_bpffs(&config.bpf_directory)?;
-    let kernel = Kernel::load(&config.bpf_directory)?;
-    let uplink = match &config.uplink {
-        Some(name) => {
-            nix::net::if_::if_nametoindex(name.as_str()).map_err(failed(format!("find the uplink {name}")))?
-        }
-        None => 0,
-    };
+    let kernel = Kernel::load_with(&config.bpf_directory, &config.map_sizes)?;
+    let uplink = uplink(&config)?;
     let netns_cookie = sys::netns_cookie().unwrap_or_else(|error| {
         tracing::warn!(%error, "node ports do not work on loopback addresses: the kernel has no namespace cookies");
         u64::MAX
     });
+    let host = Namespace::current().map_err(failed("open the network namespace"))?;
     let node_config: Table<u32, NodeConfig> = Table::open(&kernel, kelp_common::maps::NODE_CONFIG)?;
-    node_config.put(&0, &config.for_kernel(uplink, netns_cookie))?;
-    write_node_addresses(&kernel, &config)?;
+    node_config.put(&0, &config.for_kernel(uplink.ifindex, uplink.mtu, netns_cookie))?;
+    let address_watch = addresses::Watch::open()?;
+    let node_addresses = addresses::NodeAddresses::new(
+        Table::open(&kernel, kelp_common::maps::NODE_ADDRESSES)?,
+        config.node_addresses.clone(),
+    );
+    node_addresses.write(&address_watch).await?;
 
     // Programs that are attached are swapped here, only after the settings they read were written.
     let pods = kernel.adopt_links()?;
@@ -154,54 +193,74 @@ pub async fn start_with(
         }
     })?;
     endpoints.delete_all(&gone)?;
-    if uplink != 0 {
-        kernel.attach_uplink(uplink)?;
+    let namespaces: Table<u64, NamespaceValue> = Table::open(&kernel, kelp_common::maps::NAMESPACES)?;
+    let namespaces = Arc::new(Namespaces::new(namespaces));
+    namespaces.retain(|ifindex| pods.contains(&ifindex))?;
+    if uplink.ifindex != 0 {
+        kernel.attach_uplink(uplink.ifindex)?;
     }
     kernel.attach_sockets(&config.cgroup)?;
+    kernel.forget_old_maps()?;
 
     let (synced_sender, synced) = watch::channel(false);
-    let datapath = KernelDatapath::open(&kernel)?;
-    let reconciler = reconciler::Reconciler::new(&config.node_name, datapath);
-    tokio::spawn(reconciler.run(changes, synced_sender, shutdown.clone()));
+    let reports = Reports { events: events.clone(), ..Reports::default() };
+    let status = reports.status.clone();
+    let collector = Collector::open(&kernel, status.clone())?;
     let (removed, removals) = mpsc::unbounded_channel();
-    let flows = Table::open(&kernel, kelp_common::maps::FLOWS)?;
-    tokio::spawn(collector::run(flows, removals, synced.clone(), shutdown));
-    Ok(Arc::new(Dataplane {
+    tokio::spawn(collector.run(removals, reports.datagrams.subscribe(), synced.clone(), shutdown.clone()));
+    tokio::spawn(node_addresses.run(address_watch, shutdown.clone()));
+    let opted_out = reports.opted_out.subscribe();
+    tokio::spawn(follow_opt_outs(namespaces.clone(), opted_out, shutdown.clone()));
+    tokio::spawn(health::serve_checks(
+        host.clone(),
+        config.node_name.clone(),
+        reports.health_checks.subscribe(),
+        status.clone(),
+        events,
+        shutdown.clone(),
+    ));
+    let datapath = KernelDatapath::open(&kernel)?;
+    let reconciler = reconciler::Reconciler::with_reports(&config.node_name, datapath, reports);
+    let dataplane = Arc::new(Dataplane {
         kernel,
         endpoints,
+        namespaces,
         node_config,
         config: Mutex::new(config),
         uplink,
         netns_cookie,
         removed,
         synced,
-    }))
+        status,
+    });
+    dataplane.serve(&host, &shutdown);
+    tokio::spawn(reconciler.run(changes, synced_sender, shutdown));
+    Ok(dataplane)
 }
 
-/// Writes the addresses that have node ports: all of the node's own but loopback and link-local ones.
-fn write_node_addresses(kernel: &Kernel, config: &Config) -> Result<(), DatapathError> {
-    let table: Table<Address, u32> = Table::open(kernel, kelp_common::maps::NODE_ADDRESSES)?;
-    let interfaces = nix::ifaddrs::getifaddrs().map_err(failed("list the node's addresses"))?;
-    let own = interfaces.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    });
-    let wanted: BTreeSet<Address> = own
-        .chain(config.node_addresses.iter().copied())
-        .filter(|address| !address.is_loopback() && !is_link_local(address))
-        .map(Address::from)
-        .collect();
-    let mut stale = Vec::new();
-    table.scan(|address, _| {
-        if !wanted.contains(address) {
-            stale.push(*address);
+fn uplink(config: &Config) -> Result<Uplink, DatapathError> {
+    let Some(name) = &config.uplink else { return Ok(Uplink { ifindex: 0, mtu: 0 }) };
+    let ifindex =
+        nix::net::if_::if_nametoindex(name.as_str()).map_err(failed(format!("find the uplink {name}")))?;
+    let mtu = sys::device_mtu(name).map_err(failed(format!("look at the uplink {name}")))?;
+    Ok(Uplink { ifindex, mtu })
+}
+
+/// Reads: pods whose sockets are left alone. Writes: what the socket hooks know of pods.
+async fn follow_opt_outs(
+    namespaces: Arc<Namespaces>,
+    mut opted_out: watch::Receiver<BTreeSet<Address>>,
+    shutdown: CancellationToken,
+) {
+    let work = async {
+        while opted_out.changed().await.is_ok() {
+            let addresses = opted_out.borrow_and_update().clone();
+            if let Err(error) = namespaces.opt_out(addresses) {
+                tracing::warn!(error = %chain(&error), "pods that do not want their sockets translated not written");
+            }
         }
-    })?;
-    for address in &wanted {
-        table.put(address, &1)?;
-    }
-    table.delete_all(&stale)
+    };
+    shutdown.run_until_cancelled(work).await;
 }
 
 /// The device that carries one of these addresses: a node's uplink, by its own address. Loopback does not count.
@@ -215,13 +274,6 @@ pub fn uplink_of(addresses: &[IpAddr]) -> Option<String> {
         (addresses.contains(&own) && interface.interface_name != "lo").then_some(())
     };
     interfaces.into_iter().find(|interface| carries(interface).is_some()).map(|found| found.interface_name)
-}
-
-fn is_link_local(address: &IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
 }
 
 impl Dataplane {
@@ -250,7 +302,41 @@ impl Dataplane {
     pub fn set_pod_cidrs(&self, pod_cidrs: &[config::Network]) -> Result<(), DatapathError> {
         let mut config = self.config.lock();
         config.pod_cidrs = pod_cidrs.to_vec();
-        self.node_config.put(&0, &config.for_kernel(self.uplink, self.netns_cookie))
+        let Uplink { ifindex, mtu } = self.uplink;
+        self.node_config.put(&0, &config.for_kernel(ifindex, mtu, self.netns_cookie))
+    }
+
+    /// Answers monitors, as far as the settings say where.
+    fn serve(self: &Arc<Self>, host: &Namespace, shutdown: &CancellationToken) {
+        let config = self.config.lock();
+        if let Some(address) = config.healthz_address {
+            let families = [("IPv4", true), ("IPv6", false)];
+            let families = families
+                .into_iter()
+                .filter(|(_, v4)| config.node_addresses.iter().any(|address| address.is_ipv4() == *v4))
+                .map(|(name, _)| name)
+                .collect();
+            health::serve_health(host, address, self.status.clone(), families, shutdown.clone());
+        }
+        if let Some(address) = config.metrics_address {
+            let this = Arc::downgrade(self);
+            let text = move || this.upgrade().map(|this| this.metrics()).unwrap_or_default();
+            health::serve_metrics(host, address, text, shutdown.clone());
+        }
+    }
+
+    /// How the dataplane is, in Prometheus' text format.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let capacities: Vec<(&'static str, u32)> = kernel::resize::SIZES
+            .iter()
+            .filter_map(|(name, _)| {
+                let map = self.kernel.map(name).ok()?;
+                let (_, _, entries) = sys::map_shape(std::os::fd::AsFd::as_fd(&map)).ok()?;
+                Some((*name, entries))
+            })
+            .collect();
+        metrics::text(&self.status.state(), &capacities, &self.counters().unwrap_or_default())
     }
 
     /// Packets and connections refused or dropped, by the reasons of `kelp_common::maps::counter`.
@@ -303,8 +389,12 @@ impl PodDatapath for Dataplane {
             host_mac: endpoint.host_mac,
         };
         // The addresses come first: with the programs attached, a packet of an unknown pod is dropped.
-        for address in &endpoint.addresses {
-            self.endpoints.put(&Address::from(*address), &value)?;
+        let addresses: Vec<Address> = endpoint.addresses.iter().copied().map(Address::from).collect();
+        for address in &addresses {
+            self.endpoints.put(address, &value)?;
+        }
+        if endpoint.netns_cookie != 0 {
+            self.namespaces.attach(endpoint.netns_cookie, &addresses, endpoint.host_ifindex)?;
         }
         self.kernel.attach_pod(endpoint.host_ifindex)
     }
@@ -314,6 +404,7 @@ impl PodDatapath for Dataplane {
         for address in &addresses {
             if let Some(endpoint) = self.endpoints.get(address)? {
                 self.endpoints.delete(address)?;
+                self.namespaces.retain(|ifindex| ifindex != endpoint.ifindex)?;
                 self.kernel.detach_pod(endpoint.ifindex)?;
             }
         }

@@ -1,6 +1,8 @@
 //! The classifiers over single packets (`BPF_PROG_TEST_RUN`): nothing is sent anywhere.
 
+mod errors;
 mod frame;
+mod services;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -52,12 +54,15 @@ fn objects(
         "ports": [
             {"name": "t", "port": 80, "protocol": "TCP", "nodePort": 30_000 + number},
             {"name": "u", "port": 80, "protocol": "UDP", "nodePort": 30_000 + number},
+            {"name": "s", "port": 80, "protocol": "SCTP", "nodePort": 30_000 + number},
         ],
     });
+    let mut status = json!({});
     for (key, value) in extra.as_object().unwrap() {
-        spec[key] = value.clone();
+        let into = if key == "loadBalancer" { &mut status } else { &mut spec };
+        into[key] = value.clone();
     }
-    let service = json!({"metadata": {"namespace": "d", "name": name}, "spec": spec});
+    let service = json!({"metadata": {"namespace": "d", "name": name}, "spec": spec, "status": status});
     let slices = backends
         .iter()
         .zip(["IPv4", "IPv6"])
@@ -73,7 +78,8 @@ fn objects(
                 "metadata": {"namespace": "d", "name": format!("{name}-{family}"),
                     "labels": {"kubernetes.io/service-name": name}},
                 "addressType": family, "endpoints": endpoints,
-                "ports": [{"name": "t", "port": port, "protocol": "TCP"}, {"name": "u", "port": port, "protocol": "UDP"}],
+                "ports": [{"name": "t", "port": port, "protocol": "TCP"}, {"name": "u", "port": port, "protocol": "UDP"},
+                    {"name": "s", "port": port, "protocol": "SCTP"}],
             })
         })
         .collect();
@@ -96,7 +102,7 @@ impl Rig {
             ..Config::default()
         };
         rig.table::<u32, NodeConfig>(kelp_common::maps::NODE_CONFIG)
-            .put(&0, &config.for_kernel(DEVICE, 1))
+            .put(&0, &config.for_kernel(DEVICE, 1_500, 1))
             .unwrap();
         let addresses: Table<Address, u32> = rig.table(kelp_common::maps::NODE_ADDRESSES);
         for address in &config.node_addresses {
@@ -156,12 +162,41 @@ impl Rig {
                 8080,
                 json!({"sessionAffinity": "ClientIP"}),
             ),
+            objects(
+                "ranged",
+                "10.96.0.13",
+                "fd00:10:96::d",
+                [&["10.244.0.3"], &["fd00:10:244::3"]],
+                8080,
+                json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.244.0.2/32", "198.51.100.0/24", "2001:db8:9::/64"],
+                    "loadBalancer": {"ingress": [{"ip": "203.0.113.13"}, {"ip": "2001:db8:13::13"}]}}),
+            ),
+            objects(
+                "nolocal",
+                "10.96.0.14",
+                "fd00:10:96::e",
+                [&["10.244.1.5"], &["fd00:10:244:1::5"]],
+                8080,
+                json!({"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local",
+                    "externalIPs": ["203.0.113.14", "2001:db8:13::14"]}),
+            ),
         ] {
             index.apply_service(&service);
             for slice in slices {
                 index.apply_slice(&serde_json::from_value(slice).unwrap());
             }
         }
+        index.apply_pod(
+            &serde_json::from_value(json!({
+                "metadata": {"namespace": "d", "name": "p"},
+                "spec": {"containers": [{"name": "c", "ports": [
+                    {"containerPort": 8080, "hostPort": 443},
+                    {"containerPort": 8080, "hostPort": 53, "protocol": "UDP", "hostIP": "192.0.2.10"},
+                ]}]},
+                "status": {"podIPs": [{"ip": "10.244.0.3"}, {"ip": "fd00:10:244::3"}]},
+            }))
+            .unwrap(),
+        );
         let mut maps = KernelDatapath::open(&rig.kernel).unwrap();
         for op in plan(&index.desired(), &maps.read().unwrap()) {
             maps.apply(&op).unwrap();
@@ -184,6 +219,14 @@ impl Rig {
         let (verdict, packet) = self.run(program, &frame.bytes());
         assert_eq!(verdict, REDIRECT, "{program}: {frame:?}");
         Frame::read(&packet)
+    }
+
+    /// How often a counter was counted up.
+    fn counted(&self, index: u32) -> u64 {
+        let cpus = super::possible_cpus().unwrap();
+        let map = self.kernel.map(kelp_common::maps::COUNTERS).unwrap();
+        let values = sys::map_lookup_percpu(std::os::fd::AsFd::as_fd(&map), index, cpus).unwrap();
+        values.iter().sum()
     }
 
     fn flows(&self) -> usize {
@@ -220,8 +263,12 @@ fn at(address: &str, port: u16) -> String {
 }
 
 /// A first packet of each protocol.
-fn packets(source: &str, destination: &str) -> [Frame; 2] {
-    [Frame::tcp(source, destination, SYN), Frame::udp(source, destination)]
+fn packets(source: &str, destination: &str) -> [Frame; 3] {
+    [
+        Frame::tcp(source, destination, SYN),
+        Frame::udp(source, destination),
+        Frame::sctp(source, destination, SYN),
+    ]
 }
 
 #[test]
@@ -240,10 +287,10 @@ fn a_service_address_becomes_the_backend_and_the_reply_becomes_the_service() {
             let expected = Frame { destination: at(backend, 8080).parse().unwrap(), ..sent.clone() };
             assert_eq!(arrived, expected);
             let answered = rig.redirected("from_pod", &arrived.answer(SYN | ACK));
-            assert_eq!(answered, sent.answer(if sent.protocol == TCP { SYN | ACK } else { 0 }));
+            assert_eq!(answered, sent.answer(if sent.protocol == UDP { 0 } else { SYN | ACK }));
         }
     }
-    assert_eq!(rig.flows(), 8, "two directions of four flows");
+    assert_eq!(rig.flows(), 12, "two directions of six flows");
 }
 
 #[test]
@@ -401,10 +448,7 @@ fn a_pod_cannot_lie_about_its_address() {
         let (verdict, _) = rig.run("from_pod", &Frame::udp(source, destination).bytes());
         assert_eq!(verdict, DROP, "{source}");
     }
-    let cpus = super::possible_cpus().unwrap();
-    let map = rig.kernel.map(kelp_common::maps::COUNTERS).unwrap();
-    let values = sys::map_lookup_percpu(std::os::fd::AsFd::as_fd(&map), counter::SPOOFED, cpus).unwrap();
-    assert_eq!(values.iter().sum::<u64>(), 4, "they are counted");
+    assert_eq!(rig.counted(counter::SPOOFED), 4, "they are counted");
 }
 
 #[test]
@@ -494,7 +538,11 @@ fn truncated_packets_are_dropped_or_left_alone() {
     for [client, web, _, node, outside, ..] in FAMILIES {
         for sent in packets(client, &at(web, 80)).into_iter().chain(packets(outside, &at(node, 30_007))) {
             let bytes = sent.bytes();
-            let header = if sent.protocol == TCP { 20 } else { 8 };
+            let header = match sent.protocol {
+                TCP => 20,
+                UDP => 8,
+                _ => 16,
+            };
             let whole = bytes.len() - sent.payload.len();
             // The kernel's test run itself refuses packets without a whole network header.
             for length in whole - header..whole {

@@ -9,6 +9,7 @@ use std::path::Path;
 const MAP_LOOKUP_ELEM: i32 = 1;
 const MAP_UPDATE_ELEM: i32 = 2;
 const MAP_DELETE_ELEM: i32 = 3;
+const MAP_GET_NEXT_KEY: i32 = 4;
 const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const PROG_TEST_RUN: i32 = 10;
@@ -72,12 +73,16 @@ plain!(
     EndpointValue,
     FlowKey,
     FlowValue,
+    FragmentKey,
+    FragmentValue,
     FrontendKey,
     FrontendValue,
+    NamespaceValue,
     NodeConfig,
     SlotKey,
     SocketKey,
-    SocketValue
+    SocketValue,
+    SourceRangeKey
 );
 
 #[repr(C)]
@@ -261,6 +266,8 @@ pub fn map_scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&
                     continue;
                 }
                 Some(libc::EINTR) => continue,
+                // The map has no batches on this kernel.
+                Some(ENOTSUPP | libc::EINVAL) if !started => return map_walk(map, visit),
                 _ => return Err(error),
             },
         };
@@ -278,6 +285,51 @@ pub fn map_scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&
         }
         position = next;
         started = true;
+    }
+}
+
+/// The kernel's own "not supported", which has no name for users.
+const ENOTSUPP: i32 = 524;
+
+/// Visits all entries one by one. One that is removed meanwhile may make the walk begin again: entries may be seen twice.
+fn map_walk<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    let mut last: Option<K> = None;
+    loop {
+        let mut next = std::mem::MaybeUninit::<K>::uninit();
+        let mut attr = ElementAttr {
+            map_fd: raw(map),
+            key: last.as_ref().map_or(0, address),
+            value: next.as_mut_ptr() as u64,
+            ..ElementAttr::default()
+        };
+        match bpf(MAP_GET_NEXT_KEY, &mut attr) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        // SAFETY: the kernel wrote a key; any bytes are a value of a plain type.
+        let key = unsafe { next.assume_init() };
+        if let Some(value) = map_lookup(map, &key)? {
+            visit(&key, &value);
+        }
+        last = Some(key);
+    }
+}
+
+/// Writes one entry unless it is there. Returns whether it was written.
+pub fn map_insert<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+    const NOEXIST: u64 = 1;
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: address(key),
+        value: address(value),
+        flags: NOEXIST,
+        ..ElementAttr::default()
+    };
+    match bpf(MAP_UPDATE_ELEM, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -431,4 +483,27 @@ pub fn monotonic_seconds() -> u32 {
     // SAFETY: the clock exists on every Linux, and the structure is ours.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     u32::try_from(time.tv_sec).unwrap_or(u32::MAX)
+}
+
+/// The largest IP packet that a device of the calling thread's network namespace takes, bytes.
+pub fn device_mtu(name: &str) -> io::Result<u32> {
+    let name = CString::new(name)?;
+    let bytes = name.as_bytes_with_nul();
+    if bytes.len() > libc::IFNAMSIZ {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    // SAFETY: plain system calls; the structure is zeroed, the name fits and ends with a zero, the descriptor is ours.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(socket);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), request.ifr_name.as_mut_ptr(), bytes.len());
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(request.ifr_ifru.ifru_mtu.cast_unsigned())
+    }
 }

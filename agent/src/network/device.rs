@@ -1,5 +1,6 @@
 //! The veth pair of a pod.
 
+use crate::dataplane::sys::netns_cookie;
 use crate::network::namespace::run;
 use crate::network::{GATEWAY_V4, GATEWAY_V6, NetworkError};
 use futures::TryStreamExt;
@@ -27,6 +28,8 @@ pub struct Link {
     pub host_mac: [u8; 6],
     /// MAC address of the pod's device.
     pub pod_mac: [u8; 6],
+    /// Cookie of the pod's network namespace; 0 when the kernel has none.
+    pub netns_cookie: u64,
 }
 
 /// Name of a pod's host-side device.
@@ -139,8 +142,12 @@ pub async fn connect(
         Ok(index)
     })
     .await?;
-    run(Some(netns), move |handle| async move { inside_pod(&handle, &addresses, host_mac).await }).await?;
-    Ok(Link { host_ifindex, host_mac, pod_mac })
+    let netns_cookie = run(Some(netns), move |handle| async move {
+        inside_pod(&handle, &addresses, host_mac).await?;
+        Ok(netns_cookie().unwrap_or(0))
+    })
+    .await?;
+    Ok(Link { host_ifindex, host_mac, pod_mac, netns_cookie })
 }
 
 /// Writes a sysctl of a device; one the kernel does not have is no loss.

@@ -127,6 +127,7 @@ impl<D: PodDatapath> PodNetwork for Network<D> {
                 host_mac: link.host_mac,
                 pod_mac: link.pod_mac,
                 addresses: addresses.clone(),
+                netns_cookie: link.netns_cookie,
             })
             .await?;
         Ok(addresses)

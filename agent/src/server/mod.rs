@@ -21,7 +21,7 @@ pub mod auth;
 mod channels;
 mod configz;
 mod exec;
-mod exposition;
+pub(crate) mod exposition;
 pub(crate) mod host;
 mod logs;
 mod metrics;

@@ -2,12 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use kelp_common::service::SCOPE_CLUSTER;
+use kelp_common::service::{FRONTEND_SOURCE_RANGES, SCOPE_CLUSTER};
 use kelp_common::{Address, TCP};
 use proptest::prelude::*;
 
 use super::*;
-use crate::service::{DesiredFrontend, ObjectName};
+use crate::service::{DesiredFrontend, ObjectName, Range};
 
 fn backend(number: u8) -> BackendKey {
     let address = Address::from(IpAddr::V4(Ipv4Addr::new(10, 244, 0, number)));
@@ -29,6 +29,11 @@ fn table(number: u8) -> TableName {
     }
 }
 
+/// The clients `10.<number>.0.0/16`.
+fn range(number: u8) -> Range {
+    (Address::from(IpAddr::V4(Ipv4Addr::new(10, number, 0, 0))), 112)
+}
+
 /// Frontends to tables, tables to backends, draining backends.
 fn desired(frontends: &BTreeMap<u8, u8>, tables: &[Vec<u8>], draining: &BTreeSet<u8>) -> Desired {
     let mut result = Desired::default();
@@ -38,9 +43,10 @@ fn desired(frontends: &BTreeMap<u8, u8>, tables: &[Vec<u8>], draining: &BTreeSet
             tables.get(usize::from(*to)).into_iter().flatten().map(|number| backend(*number)).collect();
         result.backends.extend(backends.iter().map(|key| (*key, false)));
         result.tables.insert(name.clone(), backends.into_iter().collect());
-        result
-            .frontends
-            .insert(frontend(*number), DesiredFrontend { table: name, affinity_seconds: 0, flags: 0 });
+        result.frontends.insert(
+            frontend(*number),
+            DesiredFrontend { table: name, affinity_seconds: 0, flags: 0, serving: None },
+        );
     }
     for number in draining {
         result.backends.entry(backend(*number)).or_insert(true);
@@ -53,8 +59,26 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         prop::collection::btree_map(1..6_u8, 0..4_u8, 0..5),
         prop::collection::vec(prop::collection::vec(1..9_u8, 0..5), 4),
         prop::collection::btree_set(1..12_u8, 0..3),
+        prop::collection::btree_map(1..6_u8, prop::collection::btree_set(1..5_u8, 0..3), 0..3),
     )
-        .prop_map(|(frontends, tables, draining)| desired(&frontends, &tables, &draining))
+        .prop_map(|(frontends, tables, draining, restricted)| {
+            let mut result = desired(&frontends, &tables, &draining);
+            for (number, clients) in restricted {
+                if let Some(restricted) = result.frontends.get_mut(&frontend(number)) {
+                    restricted.flags = FRONTEND_SOURCE_RANGES;
+                    let clients = clients.into_iter().map(range);
+                    result.ranges.entry(restricted.table.clone()).or_default().extend(clients);
+                }
+            }
+            result
+        })
+}
+
+/// The clients that a restricted frontend admits.
+fn clients(actual: &Actual, key: &FrontendKey) -> Option<BTreeSet<Range>> {
+    let value = actual.frontends.get(key).filter(|value| value.flags & FRONTEND_SOURCE_RANGES != 0)?;
+    let own = actual.ranges.iter().filter(|range| range.range.table == value.table);
+    Some(own.map(|key| (key.range.address, (key.prefix_length - 32) as u8)).collect())
 }
 
 /// What the maps must say, apart from the ids.
@@ -91,6 +115,14 @@ fn assert_reached(actual: &Actual, desired: &Desired) {
         .flat_map(|value| (0..value.count).map(|slot| SlotKey { table: value.table, slot }))
         .collect();
     assert_eq!(used, actual.slots.keys().copied().collect(), "no slot is left over");
+    let mut tables = BTreeSet::new();
+    for (key, to) in &desired.frontends {
+        let expected = (to.flags & FRONTEND_SOURCE_RANGES != 0)
+            .then(|| desired.ranges.get(&to.table).cloned().unwrap_or_default());
+        assert_eq!(clients(actual, key), expected, "the clients of {key:?}");
+        tables.insert(actual.frontends[key].table);
+    }
+    assert!(actual.ranges.iter().all(|key| tables.contains(&key.range.table)), "no range is left over");
 }
 
 proptest! {
@@ -112,6 +144,15 @@ proptest! {
                 }
                 actual.apply(op);
                 for key in actual.frontends.keys() {
+                    if let Some(clients) = clients(&actual, key) {
+                        let complete = past.iter().any(|state| {
+                            state.frontends.get(key).is_some_and(|to| {
+                                to.flags & FRONTEND_SOURCE_RANGES != 0
+                                    && state.ranges.get(&to.table).is_none_or(|all| all.is_subset(&clients))
+                            })
+                        });
+                        prop_assert!(complete, "{key:?} lacks clients after {op:?}");
+                    }
                     let backends = actual.resolve(key);
                     prop_assert!(backends.is_some(), "{key:?} leads nowhere after {op:?}");
                     for backend in backends.unwrap_or_default() {
@@ -142,6 +183,7 @@ proptest! {
         frontends in prop::collection::btree_map(1..6_u8, (0..4_u32, 0..4_u32), 0..5),
         slots in prop::collection::btree_map((0..4_u32, 0..4_u32), 0..9_u32, 0..8),
         backends in prop::collection::btree_map(0..9_u32, 1..9_u8, 0..8),
+        ranges in prop::collection::btree_set((0..4_u32, 1..5_u8), 0..4),
     ) {
         let mut actual = Actual {
             frontends: frontends.into_iter().map(|(number, (table, count))| {
@@ -151,6 +193,9 @@ proptest! {
             backends: backends.into_iter().map(|(id, number)| {
                 let key = backend(number);
                 (id, Backend { address: key.address, port: key.port, protocol: key.protocol, flags: 0 })
+            }).collect(),
+            ranges: ranges.into_iter().map(|(table, number)| {
+                SourceRangeKey::new(table, range(number).0, 112)
             }).collect(),
         };
         for op in plan(&desired, &actual) {
@@ -183,7 +228,8 @@ proptest! {
                     prop_assert_eq!(key, frontend(victim as u8 + 1)),
                 MapOp::PutSlot(key, _) | MapOp::DeleteSlot(key) => prop_assert_eq!(key.table, own),
                 MapOp::DeleteBackend(id) => prop_assert_eq!(key_of(&before.backends[&id]), backend(gone)),
-                MapOp::PutBackend(..) => prop_assert!(false, "no backend is new"),
+                MapOp::PutBackend(..) | MapOp::PutRange(..) | MapOp::DeleteRange(..) =>
+                    prop_assert!(false, "nothing else changes"),
             }
             actual.apply(&op);
         }

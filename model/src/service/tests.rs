@@ -1,5 +1,9 @@
 //! YAML-like objects in, frontends and backends out.
 
+use std::net::IpAddr;
+
+use kelp_common::{SCTP, TCP};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -50,7 +54,11 @@ fn show(desired: &Desired) -> Vec<String> {
                 .iter()
                 .map(|key| format!("{}:{}", IpAddr::from(key.address), u16::from_be(key.port)))
                 .collect();
-            let protocol = if key.protocol == TCP { "tcp" } else { "udp" };
+            let protocol = match key.protocol {
+                TCP => "tcp",
+                SCTP => "sctp",
+                _ => "udp",
+            };
             format!(
                 "{}:{}/{protocol}/{} → {}",
                 IpAddr::from(key.address),
@@ -246,4 +254,397 @@ fn the_order_of_events_does_not_matter_and_the_end_is_empty() {
     assert!(first.reset_slices(&[]));
     assert!(first.delete_service(&web));
     assert_eq!(first.desired(), Desired::default());
+}
+
+#[test]
+fn what_is_ready_counts_as_ready_while_it_terminates() {
+    // `publishNotReadyAddresses` makes endpoints ready whatever they are.
+    let published = json!({"ready": true, "serving": false, "terminating": true});
+    let index = index(
+        cluster_ip(),
+        json!([
+            endpoint("10.244.0.2", published, "here"),
+            endpoint("10.244.0.3", json!({"ready": true}), "there"),
+        ]),
+    );
+    assert_eq!(show(&index.desired()), ["10.96.0.7:80/tcp/0 → 10.244.0.2:8080 10.244.0.3:8080"]);
+}
+
+#[test]
+fn local_traffic_falls_back_to_local_terminating_endpoints_and_else_is_dropped() {
+    let terminating = json!({"ready": false, "serving": true, "terminating": true});
+    let local = || {
+        let mut value = cluster_ip();
+        merge(
+            &mut value,
+            json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000,
+                "internalTrafficPolicy": "Local", "ports": [{"name": "http", "port": 80, "nodePort": 30080}]}}),
+        );
+        value
+    };
+    let flags = |index: &Index| -> Vec<u32> {
+        index.desired().frontends.values().map(|frontend| frontend.flags & FRONTEND_DROP).collect()
+    };
+    let checks = |index: &Index| index.desired().health_checks.values().copied().collect::<Vec<_>>();
+    // A ready one elsewhere, a terminating one here: local traffic ends here, other traffic is spared it.
+    let fallback = index(
+        local(),
+        json!([
+            endpoint("10.244.0.2", terminating.clone(), "here"),
+            endpoint("10.244.1.2", json!({"ready": true}), "there"),
+        ]),
+    );
+    assert_eq!(
+        show(&fallback.desired()),
+        [
+            "0.0.0.0:30080/tcp/0 → 10.244.1.2:8080",
+            "0.0.0.0:30080/tcp/1 → 10.244.0.2:8080",
+            "10.96.0.7:80/tcp/0 → 10.244.0.2:8080",
+        ]
+    );
+    assert_eq!(flags(&fallback), [0, 0, 0]);
+    assert_eq!(checks(&fallback), [HealthCheck { port: 32_000, endpoints: 0 }], "only ready ones count");
+    // None here: dropped, not refused, as other nodes have one.
+    let elsewhere = index(local(), json!([endpoint("10.244.1.2", json!({"ready": true}), "there")]));
+    assert_eq!(
+        show(&elsewhere.desired()),
+        ["0.0.0.0:30080/tcp/0 → 10.244.1.2:8080", "0.0.0.0:30080/tcp/1 → ", "10.96.0.7:80/tcp/0 → "]
+    );
+    assert_eq!(flags(&elsewhere), [0, FRONTEND_DROP, FRONTEND_DROP]);
+    assert_eq!(elsewhere.desired().without_local_endpoints, (1, 1));
+    // None anywhere: refused.
+    let nowhere = index(local(), json!([endpoint("10.244.1.2", json!({"ready": false}), "there")]));
+    assert_eq!(flags(&nowhere), [0, 0, 0]);
+    assert_eq!(nowhere.desired().without_local_endpoints, (0, 0));
+    // A ready one here.
+    let here = index(local(), json!([endpoint("10.244.0.2", json!({"ready": true}), "here")]));
+    assert_eq!(checks(&here), [HealthCheck { port: 32_000, endpoints: 1 }]);
+}
+
+/// The node "here", in a zone if it has one.
+fn in_zone(index: &mut Index, zone: Option<&str>) -> bool {
+    let labels = zone.map_or(json!({}), |zone| json!({"topology.kubernetes.io/zone": zone}));
+    let node = json!({"metadata": {"name": "here", "labels": labels}});
+    index.apply_node(&serde_json::from_value(node).expect("a Node"))
+}
+
+#[test]
+fn hints_keep_traffic_in_the_zone_or_on_the_node() {
+    let hinted = |address: &str, node: &str, zones: Value, nodes: Value, ready: bool| {
+        json!({"addresses": [address], "nodeName": node, "conditions": {"ready": ready},
+            "hints": {"forZones": zones, "forNodes": nodes}})
+    };
+    let zone = |name: &str| json!([{"name": name}]);
+    let two = json!([
+        hinted("10.244.0.2", "here", zone("a"), json!([]), true),
+        hinted("10.244.1.2", "there", zone("b"), json!([]), true),
+        hinted("10.244.1.3", "there", json!([]), json!([]), false),
+    ]);
+    let mut hints = index(cluster_ip(), two);
+    let both = ["10.96.0.7:80/tcp/0 → 10.244.0.2:8080 10.244.1.2:8080"];
+    assert_eq!(show(&hints.desired()), both, "the zone of the node is not known");
+    assert!(in_zone(&mut hints, Some("a")));
+    assert_eq!(show(&hints.desired()), ["10.96.0.7:80/tcp/0 → 10.244.0.2:8080"]);
+    assert!(!in_zone(&mut hints, Some("a")), "nothing changed");
+    assert!(in_zone(&mut hints, Some("c")));
+    assert_eq!(show(&hints.desired()), both, "no endpoint is for this zone");
+    // One ready endpoint without a hint: hints do not count.
+    in_zone(&mut hints, Some("a"));
+    let unhinted = json!({"endpoints": [endpoint("10.244.1.4", json!({"ready": true}), "there")]});
+    hints.apply_slice(&slice("web-2", unhinted));
+    assert_eq!(
+        show(&hints.desired()),
+        ["10.96.0.7:80/tcp/0 → 10.244.0.2:8080 10.244.1.2:8080 10.244.1.4:8080"]
+    );
+    // The node before the zone.
+    let nodes = json!([
+        hinted("10.244.0.2", "here", zone("a"), zone("here"), true),
+        hinted("10.244.1.2", "there", zone("a"), zone("there"), true),
+    ]);
+    let mut hints = index(cluster_ip(), nodes);
+    in_zone(&mut hints, Some("a"));
+    assert_eq!(show(&hints.desired()), ["10.96.0.7:80/tcp/0 → 10.244.0.2:8080"]);
+    // Nothing for this node: then for its zone.
+    let nodes = json!([
+        hinted("10.244.1.2", "there", zone("a"), zone("there"), true),
+        hinted("10.244.2.2", "elsewhere", zone("b"), zone("elsewhere"), true),
+    ]);
+    let mut hints = index(cluster_ip(), nodes.clone());
+    in_zone(&mut hints, Some("a"));
+    assert_eq!(show(&hints.desired()), ["10.96.0.7:80/tcp/0 → 10.244.1.2:8080"]);
+    // A traffic policy that wants local endpoints does not ask for hints.
+    let mut value = cluster_ip();
+    merge(&mut value, json!({"spec": {"internalTrafficPolicy": "Local"}}));
+    let mut local = index(value, json!([hinted("10.244.0.2", "here", zone("b"), json!([]), true)]));
+    in_zone(&mut local, Some("a"));
+    assert_eq!(show(&local.desired()), ["10.96.0.7:80/tcp/0 → 10.244.0.2:8080"]);
+}
+
+#[test]
+fn source_ranges_restrict_the_load_balancers_addresses_only() {
+    let mut value = cluster_ip();
+    merge(
+        &mut value,
+        json!({
+            "spec": {"type": "LoadBalancer", "externalIPs": ["198.51.100.1", "203.0.113.5"],
+                "clusterIPs": ["10.96.0.7", "fd00:10:96::7"],
+                "loadBalancerSourceRanges": ["10.0.0.0/8", " 192.0.2.1/32 ", "fd00::/16", "nonsense", "1.2.3.4/40"],
+                "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.5"}, {"ip": "2001:db8::5"}]}},
+        }),
+    );
+    let desired = index(value.clone(), json!([endpoint("10.244.0.2", json!({}), "here")])).desired();
+    let restricted: Vec<String> = desired
+        .frontends
+        .iter()
+        .filter(|(_, to)| to.flags & FRONTEND_SOURCE_RANGES != 0)
+        .map(|(key, _)| IpAddr::from(key.address).to_string())
+        .collect();
+    assert_eq!(restricted, ["203.0.113.5", "2001:db8::5"]);
+    let ranges: Vec<(String, u8)> = desired
+        .ranges
+        .values()
+        .flatten()
+        .map(|(network, prefix)| (IpAddr::from(*network).to_string(), *prefix))
+        .collect();
+    assert_eq!(
+        ranges,
+        [("fd00::".to_owned(), 16), ("10.0.0.0".to_owned(), 96 + 8), ("192.0.2.1".to_owned(), 96 + 32),],
+        "each family has its own"
+    );
+    // What cannot be read admits nobody.
+    merge(&mut value, json!({"spec": {"loadBalancerSourceRanges": ["nonsense"]}}));
+    let desired = index(value, json!([])).desired();
+    assert!(desired.frontends.values().any(|to| to.flags & FRONTEND_SOURCE_RANGES != 0));
+    assert!(desired.ranges.values().all(BTreeSet::is_empty));
+}
+
+#[test]
+fn the_older_service_has_what_two_want() {
+    let mut index = Index::new("here");
+    let make = |name: &str, ip: &str, created: &str| {
+        service(json!({
+            "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {"type": "NodePort", "clusterIP": ip, "ports": [{"port": 80, "nodePort": 30080}]},
+        }))
+    };
+    let (older, younger) =
+        (make("z", "10.96.0.1", "2026-01-01T00:00:00Z"), make("a", "10.96.0.2", "2026-01-02T00:00:00Z"));
+    for order in [[&older, &younger], [&younger, &older]] {
+        for one in order {
+            index.apply_service(one);
+        }
+        let desired = index.desired();
+        let conflicts: Vec<_> = desired
+            .conflicts
+            .iter()
+            .map(|conflict| (conflict.holder.to_string(), conflict.loser.to_string()))
+            .collect();
+        assert_eq!(conflicts, [("default/z".to_owned(), "default/a".to_owned())]);
+        assert_eq!(desired.frontends.len(), 3, "the younger keeps its own address");
+        index.delete_service(&older);
+        assert_eq!(index.desired().conflicts, []);
+        assert_eq!(index.desired().frontends.len(), 2, "what is free is taken");
+        index.delete_service(&younger);
+    }
+}
+
+#[test]
+fn datagrams_stay_with_endpoints_that_serve() {
+    let mut index = Index::new("here");
+    let both =
+        json!([{"name": "u", "port": 53, "protocol": "UDP"}, {"name": "t", "port": 53, "protocol": "TCP"}]);
+    index.apply_service(&service(json!({"spec": {"clusterIP": "10.96.0.10", "ports": both}})));
+    let endpoints = json!([
+        endpoint("10.244.0.2", json!({"ready": true}), "here"),
+        endpoint("10.244.0.3", json!({"ready": false, "serving": true, "terminating": true}), "here"),
+        endpoint("10.244.0.4", json!({"ready": false, "serving": false, "terminating": true}), "here"),
+    ]);
+    index.apply_slice(&slice("dns", json!({"ports": both, "endpoints": endpoints})));
+    let desired = index.desired();
+    let kept = |protocol: u8| -> Vec<String> {
+        let own = desired.backends.keys().filter(|key| key.protocol == protocol);
+        own.map(|key| IpAddr::from(key.address).to_string()).collect()
+    };
+    assert_eq!(kept(TCP), ["10.244.0.2", "10.244.0.3", "10.244.0.4"]);
+    assert_eq!(kept(UDP), ["10.244.0.2", "10.244.0.3"]);
+    for (key, to) in &desired.frontends {
+        let serving = to.serving.as_ref().map(|serving| serving.len());
+        assert_eq!(serving, (key.protocol == UDP).then_some(2));
+    }
+}
+
+fn pod(name: &str, value: Value) -> Pod {
+    let mut object = json!({"metadata": {"namespace": "default", "name": name},
+        "spec": {"nodeName": "here", "containers": []}, "status": {"phase": "Running"}});
+    merge(&mut object, value);
+    serde_json::from_value(object).expect("a Pod")
+}
+
+#[test]
+fn ports_of_pods_on_the_node() {
+    let ports = json!([
+        {"containerPort": 80, "hostPort": 8080},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "192.0.2.10"},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"},
+        {"containerPort": 9999, "hostPort": 9999, "protocol": "SCTP", "hostIP": "0.0.0.0"},
+        {"containerPort": 1, "hostPort": 70000}, {"containerPort": 2}, {"containerPort": 3, "hostPort": 3, "hostIP": "x"},
+    ]);
+    let running = json!({
+        "spec": {"containers": [{"name": "c", "ports": ports}],
+            "initContainers": [{"name": "s", "restartPolicy": "Always", "ports": [{"containerPort": 5, "hostPort": 5}]},
+                {"name": "i", "ports": [{"containerPort": 6, "hostPort": 6}]}]},
+        "status": {"podIPs": [{"ip": "10.244.0.2"}, {"ip": "fd00::2"}]},
+    });
+    let mut index = Index::new("here");
+    assert!(index.apply_pod(&pod("web", running.clone())));
+    let expected = [
+        "0.0.0.0:5/tcp/0 → 10.244.0.2:5",
+        "0.0.0.0:8080/tcp/0 → 10.244.0.2:80",
+        "0.0.0.0:9999/sctp/0 → 10.244.0.2:9999",
+        "127.0.0.1:53/udp/0 → 10.244.0.2:53",
+        "192.0.2.10:53/udp/0 → 10.244.0.2:53",
+        ":::5/tcp/0 → fd00::2:5",
+        ":::8080/tcp/0 → fd00::2:80",
+    ];
+    let mut lines = show(&index.desired());
+    lines.retain(|line| !line.starts_with(":::9999"));
+    assert_eq!(lines, expected);
+    assert!(!index.apply_pod(&pod("web", running.clone())));
+    // Another pod that wants the same, a Service that does, and what makes a pod's ports end.
+    let other = json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 81, "hostPort": 8080}]}]},
+        "status": {"podIPs": [{"ip": "10.244.0.3"}]}});
+    index.apply_pod(&pod("young", other));
+    let conflicts = index.desired().conflicts;
+    assert!(conflicts.iter().all(|conflict| conflict.loser_is_pod && &*conflict.loser.name == "young"));
+    assert_eq!(conflicts.len(), 1);
+    for end in [json!({"status": {"phase": "Succeeded"}}), json!({"spec": {"hostNetwork": true}})] {
+        let mut value = running.clone();
+        merge(&mut value, end);
+        assert!(index.apply_pod(&pod("web", value)));
+        assert_eq!(show(&index.desired()), ["0.0.0.0:8080/tcp/0 → 10.244.0.3:81"]);
+        index.apply_pod(&pod("web", running.clone()));
+    }
+    assert!(index.delete_pod(&pod("web", running)));
+    assert!(index.reset_pods(&[]));
+    assert_eq!(index.desired(), Desired::default());
+}
+
+#[test]
+fn a_pod_can_keep_its_sockets_to_itself() {
+    let mut index = Index::new("here");
+    let value = json!({"metadata": {"annotations": {SOCKET_ANNOTATION: "disabled"}},
+        "status": {"podIP": "10.244.0.2", "podIPs": [{"ip": "10.244.0.2"}, {"ip": "fd00::2"}]}});
+    assert!(index.apply_pod(&pod("mesh", value)));
+    assert_eq!(index.desired().opted_out.len(), 2);
+    let value = json!({"metadata": {"annotations": {SOCKET_ANNOTATION: "enabled"}},
+        "status": {"podIPs": [{"ip": "10.244.0.2"}]}});
+    assert!(index.apply_pod(&pod("mesh", value)));
+    assert_eq!(index.desired(), Desired::default());
+}
+
+#[test]
+fn addresses_that_lead_nowhere_are_no_endpoints() {
+    let endpoints = ["127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.169.254", "203.0.113.9", "x", "fd00::1"]
+        .map(|address| endpoint(address, json!({}), "there"));
+    let index = index(cluster_ip(), json!(endpoints));
+    // Outside of any podCIDR is no fault: Services may have endpoints outside the cluster.
+    assert_eq!(show(&index.desired()), ["10.96.0.7:80/tcp/0 → 203.0.113.9:8080 169.254.169.254:8080"]);
+}
+
+#[test]
+fn many_endpoints_of_one_service() {
+    let mut index = Index::new("here");
+    index.apply_service(&service(cluster_ip()));
+    for number in 0..1_000_u32 {
+        let endpoints: Vec<Value> = (0..100_u32)
+            .map(|low| {
+                let address = std::net::Ipv4Addr::from(0x0af4_0000 + number * 100 + low);
+                endpoint(&address.to_string(), json!({"ready": true}), "there")
+            })
+            .collect();
+        index.apply_slice(&slice(&format!("web-{number}"), json!({"endpoints": endpoints})));
+    }
+    let desired = index.desired();
+    assert_eq!(desired.tables.values().map(Vec::len).collect::<Vec<_>>(), [100_000]);
+}
+
+/// Conditions of an endpoint, its node, and its hints.
+fn any_endpoint() -> impl Strategy<Value = Value> {
+    (1..9_u8, any::<[bool; 3]>(), any::<bool>(), prop::option::of(0..2_u8), prop::option::of(any::<bool>()))
+        .prop_map(|(number, [ready, serving, terminating], here, zone, node)| {
+            let names = |name: Option<String>| name.map_or(json!([]), |name| json!([{"name": name}]));
+            json!({
+                "addresses": [format!("10.244.0.{number}")],
+                "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+                "nodeName": if here { "here" } else { "there" },
+                "hints": {"forZones": names(zone.map(|zone| format!("z{zone}"))),
+                    "forNodes": names(node.map(|here| if here { "here" } else { "there" }.to_owned()))},
+            })
+        })
+}
+
+proptest! {
+    /// The rules of upstream's proxy, written down once more from its documentation, on single endpoints a address.
+    #[test]
+    fn the_choice_of_endpoints_follows_the_rules(
+        endpoints in prop::collection::vec(any_endpoint(), 0..6),
+        zone in prop::option::of(0..2_u8),
+        internal_local in any::<bool>(),
+    ) {
+        let mut seen = BTreeSet::new();
+        let endpoints: Vec<Value> = endpoints
+            .into_iter()
+            .filter(|endpoint| seen.insert(endpoint["addresses"][0].to_string()))
+            .collect();
+        let mut value = cluster_ip();
+        if internal_local {
+            merge(&mut value, json!({"spec": {"internalTrafficPolicy": "Local"}}));
+        }
+        let mut index = index(value, json!(endpoints.clone()));
+        let zone = zone.map(|zone| format!("z{zone}"));
+        in_zone(&mut index, zone.as_deref());
+        let desired = index.desired();
+
+        let is = |endpoint: &Value, what: &str| endpoint["conditions"][what] == json!(true);
+        let here = |endpoint: &Value| endpoint["nodeName"] == json!("here");
+        let hint = |endpoint: &Value, kind: &str| endpoint["hints"][kind][0]["name"].as_str().map(str::to_owned);
+        let ready: Vec<&Value> = endpoints.iter().filter(|e| is(e, "ready")).collect();
+        let ending: Vec<&Value> =
+            endpoints.iter().filter(|e| is(e, "serving") && is(e, "terminating")).collect();
+        let expected: Vec<&Value> = if internal_local {
+            let of = |list: &[&Value]| -> Vec<Value> {
+                list.iter().filter(|e| here(e)).map(|e| (*e).clone()).collect()
+            };
+            let chosen = if of(&ready).is_empty() { of(&ending) } else { of(&ready) };
+            endpoints.iter().filter(|e| chosen.contains(e)).collect()
+        } else if ready.is_empty() {
+            ending.clone()
+        } else {
+            let all = |kind: &str| ready.iter().all(|e| hint(e, kind).is_some());
+            let of = |kind: &str, name: Option<&str>| -> Vec<&Value> {
+                let name = name.map(str::to_owned);
+                ready.iter().filter(|e| name.is_some() && hint(e, kind) == name).copied().collect()
+            };
+            let (node, zoned) = (of("forNodes", Some("here")), of("forZones", zone.as_deref()));
+            if all("forNodes") && !node.is_empty() {
+                node
+            } else if all("forZones") && !zoned.is_empty() {
+                zoned
+            } else {
+                ready.clone()
+            }
+        };
+        let mut expected: Vec<String> =
+            expected.iter().map(|e| e["addresses"][0].as_str().unwrap().to_owned()).collect();
+        expected.sort();
+        let (key, to) = desired.frontends.iter().next().expect("one frontend");
+        prop_assert_eq!(desired.frontends.len(), 1, "{:?}", key);
+        let mut found: Vec<String> =
+            desired.tables[&to.table].iter().map(|key| IpAddr::from(key.address).to_string()).collect();
+        found.sort();
+        prop_assert_eq!(found, expected.clone());
+        let any = !ready.is_empty() || !ending.is_empty();
+        prop_assert_eq!(to.flags & FRONTEND_DROP != 0, any && expected.is_empty());
+    }
 }

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kelp_agent::dataplane::events::Events;
 use kelp_agent::dataplane::reconciler::Change;
 use kelp_agent::dataplane::{Config, Dataplane, Endpoint, PodDatapath, cleanup, start_with};
 use kube::runtime::watcher::Event;
@@ -268,7 +269,8 @@ impl Bench {
             futures::StreamExt::chain(futures::stream::iter(objects(services)?), futures::stream::pending());
         let dataplane = host.run(|| {
             runtime.block_on(async {
-                let dataplane = start_with(config, changes, CancellationToken::new()).await?;
+                let dataplane =
+                    start_with(config, changes, Events::discarding(), CancellationToken::new()).await?;
                 for endpoint in &endpoints {
                     dataplane.attach_endpoint(endpoint).await?;
                 }
@@ -336,7 +338,8 @@ fn pod(host: &Net, net: &Net, device: &str, address: Ipv4Addr) -> Result<Endpoin
     host.ip(&format!("route add {address}/32 dev {device}"))?;
     host.ip(&format!("neigh replace {address} lladdr {} dev {device} nud permanent", text(pod_mac)))?;
     let host_ifindex = host.run(|| Ok(nix::net::if_::if_nametoindex(device)?))?;
-    Ok(Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![address.into()] })
+    let netns_cookie = net.run(|| Ok(kelp_agent::dataplane::sys::netns_cookie()?))?;
+    Ok(Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![address.into()], netns_cookie })
 }
 
 /// The measured service and others that only fill the maps.
@@ -374,6 +377,7 @@ fn objects(services: usize) -> Result<Vec<Change>> {
     changes.push(Change::Slice(Event::Init));
     changes.extend(slices);
     changes.push(Change::Slice(Event::InitDone));
+    changes.extend(Change::of_a_bare_node());
     Ok(changes)
 }
 

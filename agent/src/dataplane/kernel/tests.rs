@@ -17,3 +17,25 @@ fn the_programs_load() {
         panic!("not loaded");
     }
 }
+
+/// What the verifier looks at decides how long an agent needs to start.
+#[test]
+fn the_programs_are_quick_to_verify() {
+    const MOST: u32 = 100_000;
+    let directory = PathBuf::from(format!("/sys/fs/bpf/dataplane-verify-{}", std::process::id()));
+    ensure_bpffs(&directory).unwrap();
+    let kernel = Kernel::load(&directory);
+    cleanup(&directory).unwrap();
+    let kernel = kernel.unwrap();
+    let counts: Vec<(String, u32)> = kernel
+        .programs
+        .programs()
+        .filter_map(|(name, program)| {
+            Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+        })
+        .collect();
+    assert_eq!(counts.len(), SOCKET_HOOKS.len() + CLASSIFIERS.len());
+    for (name, count) in counts {
+        assert!(count <= MOST, "{name}: {count} instructions");
+    }
+}

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Pod as ApiPod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::Event;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane::events::{Events, Occurrence};
 use crate::dataplane::reconciler::Change;
 use crate::dataplane::{Config, Dataplane, Endpoint, PodDatapath, cleanup, start_with};
 
@@ -29,6 +30,17 @@ pub const OUTSIDE6: &str = "2001:db8::1";
 /// A pod on another node: lives in the outside namespace.
 pub const REMOTE4: &str = "10.244.1.5";
 pub const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long something that will happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until something that other tasks do has happened.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "{what} has not happened");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
 
 /// A network namespace.
 #[derive(Clone)]
@@ -123,6 +135,22 @@ struct Running {
     runtime: tokio::runtime::Runtime,
     dataplane: Arc<Dataplane>,
     changes: mpsc::UnboundedSender<Change>,
+    events: mpsc::Receiver<Occurrence>,
+}
+
+/// What the API holds.
+#[derive(Default)]
+pub struct Objects {
+    pub services: Vec<Service>,
+    pub slices: Vec<EndpointSlice>,
+    pub pods: Vec<ApiPod>,
+    pub node: Option<Node>,
+}
+
+/// The events of a list.
+fn list<T>(objects: Vec<T>, wrap: fn(Event<T>) -> Change) -> Vec<Change> {
+    let objects = objects.into_iter().map(Event::InitApply);
+    std::iter::once(Event::Init).chain(objects).chain([Event::InitDone]).map(wrap).collect()
 }
 
 /// The mount point of the cgroup2 hierarchy.
@@ -199,32 +227,36 @@ impl World {
 
     /// Starts the agent's part with these objects, and waits until they are in the maps.
     pub fn start(&self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
-        self.start_with_pods(services, slices, &self.pods);
+        self.start_with(Objects { services, slices, ..Objects::default() });
+    }
+
+    /// [`Self::start`] with objects of every kind.
+    pub fn start_with(&self, objects: Objects) {
+        self.start_with_pods(objects, &self.pods);
     }
 
     /// Starts the agent's part on a node whose pods are gone.
     pub fn start_without_pods(&self) {
-        self.start_with_pods(Vec::new(), Vec::new(), &[]);
+        self.start_with_pods(Objects::default(), &[]);
     }
 
-    fn start_with_pods(&self, services: Vec<Service>, slices: Vec<EndpointSlice>, pods: &[Pod]) {
+    fn start_with_pods(&self, objects: Objects, pods: &[Pod]) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (changes, receiver) = mpsc::unbounded_channel();
         let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
-        changes.send(Change::Service(Event::Init)).unwrap();
-        for service in services {
-            changes.send(Change::Service(Event::InitApply(service))).unwrap();
+        let lists = list(objects.services, Change::Service)
+            .into_iter()
+            .chain(list(objects.slices, Change::Slice))
+            .chain(list(objects.pods, Change::Pod))
+            .chain(list(objects.node.into_iter().collect(), Change::Node));
+        for change in lists {
+            changes.send(change).unwrap();
         }
-        changes.send(Change::Service(Event::InitDone)).unwrap();
-        changes.send(Change::Slice(Event::Init)).unwrap();
-        for slice in slices {
-            changes.send(Change::Slice(Event::InitApply(slice))).unwrap();
-        }
-        changes.send(Change::Slice(Event::InitDone)).unwrap();
+        let (sender, events) = Events::channel();
         let dataplane = self.host.run(|| {
             runtime.block_on(async {
-                let dataplane = start_with(self.config.clone(), stream, CancellationToken::new())
+                let dataplane = start_with(self.config.clone(), stream, sender, CancellationToken::new())
                     .await
                     .map_err(|error| {
                         panic!("{}", crate::dataplane::chain(&error));
@@ -237,7 +269,20 @@ impl World {
                 dataplane
             })
         });
-        *self.running.lock().unwrap() = Some(Running { runtime, dataplane, changes });
+        *self.running.lock().unwrap() = Some(Running { runtime, dataplane, changes, events });
+    }
+
+    /// Tells the agent of a change.
+    pub fn tell(&self, change: Change) {
+        self.running.lock().unwrap().as_ref().unwrap().changes.send(change).unwrap();
+    }
+
+    /// The next event that the agent writes.
+    pub fn event(&self) -> Occurrence {
+        let mut running = self.running.lock().unwrap();
+        let running = running.as_mut().unwrap();
+        let next = async { tokio::time::timeout(PATIENCE, running.events.recv()).await };
+        running.runtime.block_on(next).expect("an event").expect("the agent lives")
     }
 
     /// The agent dies: tasks and descriptors are gone, nothing is undone.
@@ -312,8 +357,9 @@ impl Pod {
         host.ip(&format!("neigh replace {v4} lladdr {} dev {device} nud permanent", text(pod_mac)));
         host.ip(&format!("-6 neigh replace {v6} lladdr {} dev {device} nud permanent", text(pod_mac)));
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse().unwrap(), v6.parse().unwrap());
-        let endpoint =
-            Endpoint { host_ifindex: host.ifindex(&device), host_mac, pod_mac, addresses: vec![v4, v6] };
+        let netns_cookie = net.run(|| crate::dataplane::sys::netns_cookie().unwrap());
+        let host_ifindex = host.ifindex(&device);
+        let endpoint = Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![v4, v6], netns_cookie };
         Self { name, net, v4, v6, endpoint }
     }
 

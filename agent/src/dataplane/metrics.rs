@@ -1,0 +1,228 @@
+//! `/metrics`: kube-proxy's names for what both do, `kelp_` for the rest.
+
+use std::fmt::Write;
+
+use kelp_common::maps::counter;
+
+use super::status::State;
+
+/// Upper bounds of kube-proxy's histograms of durations, seconds: 1 ms doubled 15 times.
+const BOUNDS: [f64; 15] = [
+    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
+];
+
+/// How often something took how long.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Histogram {
+    buckets: [u64; BOUNDS.len()],
+    sum: f64,
+    count: u64,
+}
+
+impl Histogram {
+    /// Counts one duration, seconds.
+    pub fn observe(&mut self, seconds: f64) {
+        for (bucket, bound) in self.buckets.iter_mut().zip(BOUNDS) {
+            *bucket += u64::from(seconds <= bound);
+        }
+        self.sum += seconds;
+        self.count += 1;
+    }
+
+    fn write(&self, out: &mut String, name: &str, help: &str) {
+        head(out, name, help, "histogram");
+        for (bucket, bound) in self.buckets.iter().zip(BOUNDS) {
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {bucket}");
+        }
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", self.count);
+        let _ = writeln!(out, "{name}_sum {}\n{name}_count {}", self.sum, self.count);
+    }
+}
+
+// Writing to a String cannot fail, here and below.
+fn head(out: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// A family of values; labels are given with their braces.
+fn family(out: &mut String, name: &str, help: &str, kind: &str, values: &[(String, f64)]) {
+    head(out, name, help, kind);
+    for (labels, value) in values {
+        let _ = writeln!(out, "{name}{labels} {value}");
+    }
+}
+
+/// The whole text. `capacities` are those of the maps by name, `packets` the counters of the kernel programs.
+pub(super) fn text(state: &State, capacities: &[(&'static str, u32)], packets: &[u64]) -> String {
+    let mut out = String::new();
+    state.sync.write(
+        &mut out,
+        "kubeproxy_sync_proxy_rules_duration_seconds",
+        "[ALPHA] SyncProxyRules latency in seconds",
+    );
+    state.programming.write(
+        &mut out,
+        "kubeproxy_network_programming_duration_seconds",
+        "[ALPHA] In Cluster Network Programming Latency in seconds",
+    );
+    state.flow_reconciliations.write(
+        &mut out,
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+        "[ALPHA] ReconcileConntrackFlowsLatency latency in seconds",
+    );
+    let bare = |value: f64| vec![(String::new(), value)];
+    let seconds =
+        |time: Option<jiff::Timestamp>| bare(time.map_or(0.0, |time| time.as_millisecond() as f64 / 1_000.0));
+    let code = |counts: [u64; 2]| {
+        let values = ["200", "503"].iter().zip(counts);
+        values.map(|(code, count)| (format!("{{code=\"{code}\"}}"), count as f64)).collect::<Vec<_>>()
+    };
+    let by_map = |values: Vec<(&str, f64)>| {
+        values.into_iter().map(|(map, value)| (format!("{{map=\"{map}\"}}"), value)).collect::<Vec<_>>()
+    };
+    let local = state.without_local_endpoints;
+    let entries = state.entries.iter().map(|(map, entries)| (*map, *entries as f64)).collect();
+    let reasons = counter::NAMES.iter().zip(packets);
+    for (name, help, kind, values) in [
+        (
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+            "[ALPHA] Pending proxy rules Endpoint changes",
+            "gauge",
+            bare(state.endpoint_changes.0 as f64),
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+            "[ALPHA] Cumulative proxy rules Endpoint changes",
+            "counter",
+            bare(state.endpoint_changes.1 as f64),
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_service_changes_pending",
+            "[ALPHA] Pending proxy rules Service changes",
+            "gauge",
+            bare(state.service_changes.0 as f64),
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_service_changes_total",
+            "[ALPHA] Cumulative proxy rules Service changes",
+            "counter",
+            bare(state.service_changes.1 as f64),
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "[ALPHA] The last time proxy rules were successfully synced",
+            "gauge",
+            seconds(state.updated),
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "[ALPHA] The last time a sync of proxy rules was queued",
+            "gauge",
+            seconds(state.queued),
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "[ALPHA] Number of services with a Local traffic policy and no endpoints",
+            "gauge",
+            vec![
+                ("{traffic_policy=\"external\"}".to_owned(), local.1 as f64),
+                ("{traffic_policy=\"internal\"}".to_owned(), local.0 as f64),
+            ],
+        ),
+        (
+            "kubeproxy_proxy_healthz_total",
+            "[ALPHA] Cumulative proxy healthz HTTP status",
+            "counter",
+            code(state.healthz),
+        ),
+        (
+            "kubeproxy_proxy_livez_total",
+            "[ALPHA] Cumulative proxy livez HTTP status",
+            "counter",
+            code(state.livez),
+        ),
+        (
+            "kubeproxy_conntrack_reconciler_deleted_entries_total",
+            "[ALPHA] Cumulative conntrack flows deleted by conntrack reconciler",
+            "counter",
+            bare(state.stale_flows as f64),
+        ),
+        (
+            "kelp_dataplane_closed_sockets_total",
+            "UDP sockets that were told that their endpoint is gone",
+            "counter",
+            vec![
+                ("{result=\"closed\"}".to_owned(), state.closed_sockets as f64),
+                ("{result=\"failed\"}".to_owned(), state.unclosed_sockets as f64),
+            ],
+        ),
+        (
+            "kelp_dataplane_map_entries",
+            "Entries of an eBPF map, when it was last seen",
+            "gauge",
+            by_map(entries),
+        ),
+        (
+            "kelp_dataplane_map_capacity",
+            "Entries that an eBPF map can hold",
+            "gauge",
+            by_map(capacities.iter().map(|(map, entries)| (*map, f64::from(*entries))).collect()),
+        ),
+        (
+            "kelp_dataplane_map_full_total",
+            "How often an eBPF map had no room",
+            "counter",
+            by_map(state.full.iter().map(|(map, count)| (*map, *count as f64)).collect()),
+        ),
+        (
+            "kelp_dataplane_drops_total",
+            "Packets and connections that were refused or dropped, by reason",
+            "counter",
+            reasons.map(|(name, count)| (format!("{{reason=\"{name}\"}}"), *count as f64)).collect(),
+        ),
+    ] {
+        family(&mut out, name, help, kind, &values);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_up_to_its_bounds() {
+        let mut histogram = Histogram::default();
+        for seconds in [0.001, 0.003, 100.0] {
+            histogram.observe(seconds);
+        }
+        let mut text = String::new();
+        histogram.write(&mut text, "x", "help");
+        for line in [
+            "# TYPE x histogram",
+            "x_bucket{le=\"0.001\"} 1",
+            "x_bucket{le=\"0.004\"} 2",
+            "x_bucket{le=\"16.384\"} 2",
+            "x_bucket{le=\"+Inf\"} 3",
+            "x_sum 100.004",
+            "x_count 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn every_reason_and_map_has_a_value() {
+        let state = State { full: [("A", 2)].into(), entries: [("A", 7)].into(), ..State::default() };
+        let text = text(&state, &[("A", 9)], &[5; counter::COUNT as usize]);
+        for line in [
+            "kelp_dataplane_map_full_total{map=\"A\"} 2",
+            "kelp_dataplane_map_entries{map=\"A\"} 7",
+            "kelp_dataplane_map_capacity{map=\"A\"} 9",
+            "kelp_dataplane_drops_total{reason=\"no_nat_port\"} 5",
+            "kelp_dataplane_drops_total{reason=\"too_big\"} 5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+    }
+}

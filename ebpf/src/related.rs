@@ -1,0 +1,39 @@
+//! ICMP errors about packets of translated flows. They quote the packet as it was after the translation, so the
+//! quotation is translated back: its sender must recognise it, or "fragmentation needed" would never reach it.
+
+use aya_ebpf::programs::TcContext;
+use kelp_common::{Address, FlowValue};
+
+use crate::maps::{FLOWS, quoted_room};
+use crate::packet::{Packet, read_quoted};
+use crate::rewrite;
+
+/// What became of an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// It is about no flow that is known here.
+    Unknown,
+    /// It was translated.
+    Translated,
+    /// It could not be rewritten.
+    Failed,
+}
+
+/// Translates an ICMP error; `destination` becomes the address it goes to.
+#[inline(never)]
+pub fn translate(ctx: &TcContext, packet: &Packet, destination: &mut Address) -> Outcome {
+    let Some(quoted) = quoted_room() else { return Outcome::Unknown };
+    if read_quoted(ctx, packet, quoted).is_none() {
+        return Outcome::Unknown;
+    }
+    // SAFETY: the kernel keeps the memory until the program ends.
+    let Some(to): Option<&FlowValue> = (unsafe { FLOWS.get(&quoted.answer) }) else {
+        return Outcome::Unknown;
+    };
+    if rewrite::translate_error(ctx, packet, quoted, to).is_err() {
+        return Outcome::Failed;
+    }
+    *destination = to.destination;
+    Outcome::Translated
+}
