@@ -1,6 +1,6 @@
 //! UDP sockets that are connected to an endpoint that is gone. Such a socket is translated once, so it would send to
-//! nobody for as long as its program keeps it: it is closed, and the program gets an error (`ECONNABORTED`) with its next
-//! call, as if it had been told that the port is closed.
+//! nobody for as long as its program keeps it: it is disconnected, and the program gets an error with its next call
+//! (`ECONNABORTED` when it waits for an answer, `EDESTADDRREQ` when it sends), so that it connects anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,5 +1,6 @@
 //! End-to-end: real programs, real sockets, a node in network namespaces.
 
+mod services;
 pub(super) mod world;
 
 use std::collections::BTreeMap;
