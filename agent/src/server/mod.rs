@@ -18,7 +18,6 @@
 
 mod answer;
 pub mod auth;
-mod channels;
 mod configz;
 mod exec;
 pub(crate) mod exposition;
@@ -31,7 +30,6 @@ mod portforward;
 mod query;
 mod remote;
 mod remote_streams;
-mod spdy;
 mod stats;
 mod system_logs;
 #[cfg(test)]
@@ -52,6 +50,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
+use kelp_streams::{channels, spdy};
 use parking_lot::RwLock;
 use query::Query;
 use std::collections::BTreeMap;

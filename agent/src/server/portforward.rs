@@ -314,6 +314,7 @@ fn reason(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::spdy::Headers;
 
     fn host() -> Destination {
         Destination { pod: "uid-1".into(), netns: None }
@@ -321,7 +322,7 @@ mod tests {
 
     fn pair() -> (Connection, Connection) {
         let (a, b) = tokio::io::duplex(16 << 10);
-        (Connection::server(a, IDLE), Connection::server(b, IDLE))
+        (Connection::client(a, IDLE), Connection::server(b, IDLE))
     }
 
     /// An echo server that closes after the client has.
@@ -354,8 +355,11 @@ mod tests {
         tokio::spawn(serve(server, host()));
         let mut streams = Vec::new();
         for id in ["0", "1", "2"] {
-            let error = client.open(&[("streamType", "error"), ("port", &port), ("requestID", id)]).await;
-            let data = client.open(&[("streamType", "data"), ("port", &port), ("requestID", id)]).await;
+            let error = client
+                .open(Headers::of(&[("streamType", "error"), ("port", &port), ("requestID", id)]))
+                .await;
+            let data =
+                client.open(Headers::of(&[("streamType", "data"), ("port", &port), ("requestID", id)])).await;
             data.writer().write(Bytes::from(format!("hello {id}"))).await;
             streams.push((id, error, data));
         }
@@ -371,8 +375,8 @@ mod tests {
         let port = echo().await.to_string();
         let (mut client, server) = pair();
         tokio::spawn(serve(server, host()));
-        let _error = client.open(&[("streamType", "error"), ("port", &port)]).await;
-        let mut data = client.open(&[("streamType", "data"), ("port", &port)]).await;
+        let _error = client.open(Headers::of(&[("streamType", "error"), ("port", &port)])).await;
+        let mut data = client.open(Headers::of(&[("streamType", "data"), ("port", &port)])).await;
         data.writer().write(Bytes::from_static(b"x")).await;
         data.writer().close().await;
         assert_eq!(text(&mut data).await, "x");
@@ -385,8 +389,10 @@ mod tests {
         drop(listener);
         let (mut client, server) = pair();
         tokio::spawn(serve(server, host()));
-        let mut error = client.open(&[("streamType", "error"), ("port", &port), ("requestID", "0")]).await;
-        let mut data = client.open(&[("streamType", "data"), ("port", &port), ("requestID", "0")]).await;
+        let mut error =
+            client.open(Headers::of(&[("streamType", "error"), ("port", &port), ("requestID", "0")])).await;
+        let mut data =
+            client.open(Headers::of(&[("streamType", "data"), ("port", &port), ("requestID", "0")])).await;
         let message = text(&mut error).await;
         assert!(
             message
@@ -410,10 +416,12 @@ mod tests {
             &[("streamType", "other"), ("port", "80")],
         ];
         for headers in bad {
-            client.open(headers).await.reset().cancelled().await;
+            client.open(Headers::of(headers)).await.reset().cancelled().await;
         }
-        let mut first = client.open(&[("streamType", "error"), ("port", "80"), ("requestID", "7")]).await;
-        let _second = client.open(&[("streamType", "error"), ("port", "80"), ("requestID", "7")]).await;
+        let mut first =
+            client.open(Headers::of(&[("streamType", "error"), ("port", "80"), ("requestID", "7")])).await;
+        let _second =
+            client.open(Headers::of(&[("streamType", "error"), ("port", "80"), ("requestID", "7")])).await;
         assert_eq!(
             first.read().await.unwrap(),
             "error processing stream for request 7: error stream already assigned"
@@ -424,7 +432,8 @@ mod tests {
     async fn half_a_pair_expires() {
         let (mut client, server) = pair();
         tokio::spawn(serve(server, host()));
-        let mut error = client.open(&[("streamType", "error"), ("port", "80"), ("requestID", "7")]).await;
+        let mut error =
+            client.open(Headers::of(&[("streamType", "error"), ("port", "80"), ("requestID", "7")])).await;
         assert!(text(&mut error).await.contains("timed out waiting for streams"));
     }
 }

@@ -123,7 +123,7 @@ async fn spdy(server: &Arc<Server<FakeRuntime>>, path: &str, protocol: &str) -> 
     let answer = ask(server, Some(master()), "POST", path, &headers).await;
     assert_eq!(answer.status(), 101);
     assert_eq!(answer.headers()["x-stream-protocol-version"], protocol);
-    Connection::server(TokioIo::new(hyper::upgrade::on(answer).await.unwrap()), Duration::from_secs(60))
+    Connection::client(TokioIo::new(hyper::upgrade::on(answer).await.unwrap()), Duration::from_secs(60))
 }
 
 async fn all(stream: &mut spdy::Stream) -> String {
@@ -181,10 +181,10 @@ async fn exec_over_spdy() {
     let (server, _) = node().await;
     let path = "/exec/n/p/uid-p/c?command=sh&command=exit+3&input=1&output=1&error=1";
     let mut client = spdy(&server, path, "v4.channel.k8s.io").await;
-    let mut error = client.open(&[("streamType", "error")]).await;
-    let stdin = client.open(&[("streamType", "stdin")]).await;
-    let mut stdout = client.open(&[("streamType", "stdout")]).await;
-    let mut stderr = client.open(&[("streamType", "stderr")]).await;
+    let mut error = client.open(spdy::Headers::of(&[("streamType", "error")])).await;
+    let stdin = client.open(spdy::Headers::of(&[("streamType", "stdin")])).await;
+    let mut stdout = client.open(spdy::Headers::of(&[("streamType", "stdout")])).await;
+    let mut stderr = client.open(spdy::Headers::of(&[("streamType", "stderr")])).await;
     stdin.writer().write(Bytes::from_static(b"typed")).await;
     stdin.writer().close().await;
     assert_eq!(all(&mut stdout).await, "out\ntyped");
@@ -210,8 +210,8 @@ async fn old_protocols_tell_errors_as_text() {
     ] {
         let path = format!("/exec/n/p/c?command={command}&output=1");
         let mut client = spdy(&server, &path, protocol).await;
-        let mut error = client.open(&[("streamType", "error")]).await;
-        let mut stdout = client.open(&[("streamType", "stdout")]).await;
+        let mut error = client.open(spdy::Headers::of(&[("streamType", "error")])).await;
+        let mut stdout = client.open(spdy::Headers::of(&[("streamType", "stdout")])).await;
         assert_eq!(all(&mut stdout).await, "out\n");
         assert_eq!(all(&mut error).await, expected);
     }
@@ -221,9 +221,9 @@ async fn old_protocols_tell_errors_as_text() {
 async fn attach_ends_with_success() {
     let (server, _) = node().await;
     let mut client = spdy(&server, "/attach/n/p/c?input=1&output=1", "v4.channel.k8s.io").await;
-    let mut error = client.open(&[("streamType", "error")]).await;
-    let stdin = client.open(&[("streamType", "stdin")]).await;
-    let mut stdout = client.open(&[("streamType", "stdout")]).await;
+    let mut error = client.open(spdy::Headers::of(&[("streamType", "error")])).await;
+    let stdin = client.open(spdy::Headers::of(&[("streamType", "stdin")])).await;
+    let mut stdout = client.open(spdy::Headers::of(&[("streamType", "stdout")])).await;
     stdin.writer().write(Bytes::from_static(b"typed")).await;
     stdin.writer().close().await;
     assert_eq!(all(&mut stdout).await, "out\ntyped");
@@ -366,10 +366,10 @@ async fn port_forward_within_a_websocket() {
         };
         tokio::join!(outward, inward);
     });
-    let mut client = Connection::server(near, Duration::from_secs(60));
+    let mut client = Connection::client(near, Duration::from_secs(60));
     let pair = |kind| [("streamType", kind), ("port", port.as_str()), ("requestID", "0")];
-    let mut error = client.open(&pair("error")).await;
-    let mut data = client.open(&pair("data")).await;
+    let mut error = client.open(spdy::Headers::of(&pair("error"))).await;
+    let mut data = client.open(spdy::Headers::of(&pair("data"))).await;
     data.writer().close().await;
     assert_eq!(all(&mut data).await, "from the pod");
     assert_eq!(all(&mut error).await, "");

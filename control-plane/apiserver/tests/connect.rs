@@ -22,6 +22,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+#[path = "connect/translate.rs"]
+mod translate;
+
 /// Counts the connections that the fake servers have open.
 #[derive(Clone, Default)]
 struct Open(Arc<AtomicUsize>);
@@ -57,6 +60,11 @@ fn key(pem: &str) -> Result<PrivateKeyDer<'static>> {
 /// What the fake server does: streams are echoed after an upgrade, other requests are told back.
 async fn answer(mut request: Request<Incoming>, open: Open) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
+    if path == "/exec/default/p/old"
+        || (path.starts_with("/portForward") && translate::names_protocol(&request))
+    {
+        return Ok(translate::old_node(request));
+    }
     if request.headers().contains_key("upgrade") && path != "/exec/default/p/refused" {
         let protocol = request.headers()["upgrade"].clone();
         let first = format!("{} {}\n", request.method(), request.uri());
@@ -195,7 +203,8 @@ impl World {
         .or_else(|_: anyhow::Error| anyhow::Ok(()))?;
         for (name, host) in [("p", "n"), ("pending", "")] {
             let mut spec = json!({"containers": [{"name": "c", "image": "i",
-                "ports": [{"containerPort": web.port()}]}, {"name": "refused", "image": "i"}]});
+                "ports": [{"containerPort": web.port()}]}, {"name": "refused", "image": "i"},
+                {"name": "old", "image": "i"}]});
             if !host.is_empty() {
                 spec["nodeName"] = host.into();
             }
@@ -360,7 +369,7 @@ async fn what_is_wrong_is_said_as_upstream_says_it() -> Result<()> {
     for (path, code, expected) in [
         ("pending/exec?container=c", 400, "pod pending does not have a host assigned"),
         ("pending/portforward", 400, "pod pending does not have a host assigned"),
-        ("p/exec", 400, "a container name must be specified for pod p, choose one of: [c refused]"),
+        ("p/exec", 400, "a container name must be specified for pod p, choose one of: [c refused old]"),
         ("p/attach?container=x", 400, "container x is not valid for pod p"),
         ("none/exec", 404, "pods \"none\" not found"),
         ("p/exec?container=c", 400, "Upgrade request required"),

@@ -86,9 +86,14 @@ async fn send(
     sender.send_request(request).await
 }
 
-fn request(raw: &Raw, headers: HeaderMap, uri: &str, body: RawBody) -> Result<Request<RawBody>, ApiError> {
+fn request(
+    method: http::Method,
+    headers: HeaderMap,
+    uri: &str,
+    body: RawBody,
+) -> Result<Request<RawBody>, ApiError> {
     let mut request = Request::builder()
-        .method(raw.method.clone())
+        .method(method)
         .uri(uri)
         .body(body)
         .map_err(|e| ApiError::bad_request(e.to_string()))?;
@@ -100,34 +105,56 @@ fn empty() -> RawBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Passes an upgrade on and pipes what follows.
-pub(super) async fn upgrade(
-    context: &Context,
-    mut raw: Raw,
-    target: Target,
+/// Asks for an upgrade: the answer that agrees, or another one.
+async fn ask_upgrade(
+    peer: Option<IpAddr>,
+    method: http::Method,
+    mut headers: HeaderMap,
+    target: &Target,
     address: &str,
-) -> Result<Reply, ApiError> {
-    let mut headers = raw.headers.clone();
+) -> Result<Result<Response<Incoming>, Response<Incoming>>, ApiError> {
     strip_identity(&mut headers);
-    add_forwarded_for(&mut headers, raw.peer);
-    host(&mut headers, &target);
+    add_forwarded_for(&mut headers, peer);
+    host(&mut headers, target);
     headers.remove(header::CONTENT_LENGTH);
-    let request = request(&raw, headers, address, empty())?;
+    let request = request(method, headers, address, empty())?;
     let failed =
         |error: &dyn std::fmt::Display| ApiError::plain_internal(format!("error dialing backend: {error}"));
     let connection = target.dial().await.map_err(|e| failed(&e))?;
     let response = send(connection, request).await.map_err(|e| failed(&e))?;
     let status = response.status();
-    if status != StatusCode::SWITCHING_PROTOCOLS {
-        if status.as_u16() < 400 {
-            let why = format!("invalid upgrade response: status code {}", status.as_u16());
-            return Err(ApiError::plain_internal(why));
-        }
-        return Ok(reply(response));
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Ok(response));
     }
-    let Some(client) = raw.upgrade.take() else {
-        return Err(ApiError::plain_internal("request connection cannot be hijacked"));
+    if status.as_u16() < 400 {
+        let why = format!("invalid upgrade response: status code {}", status.as_u16());
+        return Err(ApiError::plain_internal(why));
+    }
+    Ok(Err(response))
+}
+
+/// Asks a node for an upgrade with other headers than the client's.
+pub(super) async fn dial_upgraded(
+    peer: Option<IpAddr>,
+    headers: HeaderMap,
+    to: &super::location::Stream,
+) -> Result<Result<Response<Incoming>, Response<Incoming>>, ApiError> {
+    ask_upgrade(peer, http::Method::POST, headers, &to.target, &to.address).await
+}
+
+/// Passes an upgrade on and pipes what follows.
+pub(super) async fn upgrade(
+    context: &Context,
+    mut raw: Raw,
+    target: &Target,
+    address: &str,
+) -> Result<Reply, ApiError> {
+    let asked = ask_upgrade(raw.peer, raw.method.clone(), raw.headers.clone(), target, address).await?;
+    let response = match asked {
+        Ok(response) => response,
+        Err(other) => return Ok(reply(other)),
     };
+    let client = raw.take_upgrade()?;
     let mut reply = Reply::bytes(101, "", "");
     for (name, value) in response.headers() {
         reply.headers.push((name.clone(), value.clone()));
@@ -143,7 +170,7 @@ pub(super) async fn upgrade(
 }
 
 /// Copies both ways until one side ends; then the other is closed, so that no half-open connection stays.
-async fn pipe(client: impl AsyncRead + AsyncWrite, backend: impl AsyncRead + AsyncWrite) {
+pub(super) async fn pipe(client: impl AsyncRead + AsyncWrite, backend: impl AsyncRead + AsyncWrite) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_backend, mut to_backend) = tokio::io::split(backend);
     tokio::select! {
@@ -171,7 +198,7 @@ pub(super) async fn forward(
     let query = raw.query.as_deref().map(|q| format!("?{q}")).unwrap_or_default();
     if raw.is_upgrade() {
         let address = format!("{}{query}", if path.is_empty() { "/" } else { path });
-        return upgrade(context, raw, target, &address).await;
+        return upgrade(context, raw, &target, &address).await;
     }
     if path.is_empty() && matches!(raw.method.as_str(), "GET" | "HEAD") {
         // Relative references in the answer need a directory to start from.
@@ -190,8 +217,12 @@ pub(super) async fn forward(
     }
     let rewriter = Rewriter::new(&raw.path, path, target.authority(), &headers);
     let body = std::mem::replace(&mut raw.body, empty());
-    let request =
-        request(&raw, headers, &format!("{}{query}", if path.is_empty() { "/" } else { path }), body)?;
+    let request = request(
+        raw.method.clone(),
+        headers,
+        &format!("{}{query}", if path.is_empty() { "/" } else { path }),
+        body,
+    )?;
     let failed = |error: &dyn std::fmt::Display| {
         ApiError::service_unavailable(format!("error trying to reach service: {error}"))
     };
@@ -210,7 +241,7 @@ pub(super) async fn forward(
 }
 
 /// An answer that is passed on as it comes.
-fn reply(response: Response<Incoming>) -> Reply {
+pub(super) fn reply(response: Response<Incoming>) -> Reply {
     let (parts, body) = response.into_parts();
     let mut reply = Reply::bytes(parts.status.as_u16(), "", Bytes::new());
     for (name, value) in &parts.headers {

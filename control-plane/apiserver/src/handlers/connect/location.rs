@@ -1,6 +1,6 @@
 //! What a connection leads to.
 
-use super::node::kubelet;
+use super::node::{kubelet, kubelet_with_features};
 use super::options::{flag, numbers, split};
 use super::transport::{Target, client_config};
 use crate::cache::Filter;
@@ -47,8 +47,18 @@ async fn object(context: &Context, name: &str) -> Result<Value, ApiError> {
     found.map(|s| s.object).ok_or_else(|| ApiError::not_found(resource.group, resource.plural, name))
 }
 
+/// Where `exec`, `attach` and `portforward` lead.
+pub(super) struct Stream {
+    /// The kubelet API.
+    pub(super) target: Target,
+    /// Path and query there.
+    pub(super) address: String,
+    /// The node says that it speaks WebSocket; others get SPDY.
+    pub(super) websockets: bool,
+}
+
 /// The kubelet API and the path there of `exec`, `attach` and `portforward`.
-pub(super) async fn of_stream(context: &Context) -> Result<(Target, String), ApiError> {
+pub(super) async fn of_stream(context: &Context) -> Result<Stream, ApiError> {
     let name = &context.info.name;
     let kind = context.info.subresource.as_str();
     let ports = numbers(&context.query, "ports")?;
@@ -62,7 +72,7 @@ pub(super) async fn of_stream(context: &Context) -> Result<(Target, String), Api
     if node.is_empty() {
         return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
     }
-    let target = kubelet(context, node).await?;
+    let (target, websockets) = kubelet_with_features(context, node).await?;
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     let namespace = meta(&pod, "namespace");
     let path = if kind == "portforward" {
@@ -86,7 +96,8 @@ pub(super) async fn of_stream(context: &Context) -> Result<(Target, String), Api
         format!("/{kind}/{namespace}/{name}/{container}")
     };
     let query = query.finish();
-    Ok((target, if query.is_empty() { path } else { format!("{path}?{query}") }))
+    let address = if query.is_empty() { path } else { format!("{path}?{query}") };
+    Ok(Stream { target, address, websockets })
 }
 
 /// What `proxy` of a pod, service or node leads to.

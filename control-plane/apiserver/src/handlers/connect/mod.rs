@@ -6,6 +6,7 @@ mod location;
 mod node;
 mod options;
 mod rewrite;
+mod translate;
 mod transport;
 
 pub(super) use node::{connect as connect_node, kubelet};
@@ -44,6 +45,12 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
+    /// The client's connection, which is upgraded once the answer says so.
+    fn take_upgrade(&mut self) -> Result<OnUpgrade, ApiError> {
+        let missing = || ApiError::plain_internal("request connection cannot be hijacked");
+        self.upgrade.take().ok_or_else(missing)
+    }
+
     /// The client wants another protocol on its connection.
     fn is_upgrade(&self) -> bool {
         self.headers
@@ -80,9 +87,15 @@ pub(crate) async fn connect(context: Context, sub: &Subresource, raw: Raw) -> Re
     if !decision.allowed {
         return Err(asked.forbidden(&decision.reason));
     }
-    let (target, address) = location::of_stream(&context).await?;
+    let to = location::of_stream(&context).await?;
     if !raw.is_upgrade() {
         return Err(ApiError::bad_request("Upgrade request required"));
     }
-    forward::upgrade(&context, raw, target, &address).await
+    if !to.websockets && sub.name == "portforward" && translate::is_tunnel(&raw.headers) {
+        return translate::tunnel(&context, raw, to).await;
+    }
+    if !to.websockets && sub.name != "portforward" && translate::is_remote_command(&raw.headers) {
+        return translate::remote_command(&context, raw, to).await;
+    }
+    forward::upgrade(&context, raw, &to.target, &to.address).await
 }

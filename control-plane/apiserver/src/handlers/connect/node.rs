@@ -9,8 +9,16 @@ use crate::storage;
 /// Kinds of addresses in the order in which they are tried: what is surely an address of the node comes first.
 const ADDRESSES: [&str; 2] = ["InternalIP", "ExternalIP"];
 
+/// What a node declares when WebSockets may reach its kubelet (upstream's feature of this name).
+const WEBSOCKETS: &str = "ExtendWebSocketsToKubelet";
+
 /// The kubelet API of a node, spoken to with our identity.
 pub(crate) async fn kubelet(context: &Context, node: &str) -> Result<Target, ApiError> {
+    Ok(kubelet_with_features(context, node).await?.0)
+}
+
+/// The same, and whether it says that it speaks WebSocket.
+pub(super) async fn kubelet_with_features(context: &Context, node: &str) -> Result<(Target, bool), ApiError> {
     let core = &context.core;
     let Some(identity) = &core.config.kubelet_client else {
         return Err(ApiError::service_unavailable("this server has no identity to ask nodes with"));
@@ -28,7 +36,9 @@ pub(crate) async fn kubelet(context: &Context, node: &str) -> Result<Target, Api
     match (host, port) {
         (Some(host), Some(port)) => {
             let tls = node_tls(core, identity).map_err(ApiError::internal)?;
-            Ok(Target { host: host.to_string(), port, tls: Some(tls) })
+            let websockets =
+                list_at(&found, &["status", "declaredFeatures"]).iter().any(|feature| feature == WEBSOCKETS);
+            Ok((Target { host: host.to_string(), port, tls: Some(tls) }, websockets))
         }
         _ => Err(ApiError::internal(format!("no preferred addresses found for node {node}"))),
     }

@@ -53,6 +53,12 @@ fn put(to: &mut Vec<u8>, bytes: &[u8]) {
 pub struct Headers(pub Vec<(String, String)>);
 
 impl Headers {
+    /// These headers.
+    #[must_use]
+    pub fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
     /// The first value of a header; empty when there is none.
     pub fn get(&self, name: &str) -> &str {
         self.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)

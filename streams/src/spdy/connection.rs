@@ -27,6 +27,8 @@ struct Open {
     /// Gone once the other side has said its last.
     data: Option<mpsc::Sender<Bytes>>,
     reset: CancellationToken,
+    /// Cancelled once the other side has accepted a stream of ours.
+    accepted: CancellationToken,
 }
 
 type Streams = Arc<Mutex<HashMap<u32, Open>>>;
@@ -35,17 +37,34 @@ type Streams = Arc<Mutex<HashMap<u32, Open>>>;
 pub struct Connection {
     incoming: mpsc::Receiver<Stream>,
     closed: CancellationToken,
-    #[cfg(test)]
-    opener: (mpsc::Sender<Frame>, Streams, u32),
+    frames: mpsc::Sender<Frame>,
+    streams: Streams,
+    /// Number of the next stream of ours.
+    next: u32,
 }
 
-/// A stream that the other side has opened.
+/// Which side of a connection this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+impl Side {
+    /// Whether a stream or ping of this number was made by the other side: clients use odd numbers.
+    fn is_theirs(self, id: u32) -> bool {
+        (id % 2 == 1) == (self == Side::Server)
+    }
+}
+
+/// A stream of either side.
 #[derive(Debug)]
 pub struct Stream {
     id: u32,
     headers: Headers,
     data: mpsc::Receiver<Bytes>,
     reset: CancellationToken,
+    accepted: CancellationToken,
     frames: mpsc::Sender<Frame>,
     streams: Streams,
 }
@@ -95,6 +114,15 @@ impl Stream {
         let _ = self.frames.send(reply).await;
     }
 
+    /// Waits until the other side has accepted this stream of ours; `false` when it has refused it, or is gone.
+    pub async fn is_accepted(&self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.accepted.cancelled() => true,
+            () = self.reset.cancelled() => false,
+        }
+    }
+
     /// Resets the stream.
     pub async fn refuse(self) {
         self.writer().reset().await;
@@ -125,37 +153,55 @@ impl Drop for Stream {
 impl Connection {
     /// Serves the other side's streams on `io`. A connection on which nothing comes for `idle` is closed.
     pub fn server<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, idle: Duration) -> Self {
+        Self::start(io, idle, Side::Server)
+    }
+
+    /// Opens streams on `io`. A connection on which nothing comes for `idle` is closed.
+    pub fn client<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, idle: Duration) -> Self {
+        Self::start(io, idle, Side::Client)
+    }
+
+    fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, idle: Duration, side: Side) -> Self {
         let (reader, writer) = tokio::io::split(io);
         let (frames, queue) = mpsc::channel(OUTGOING);
         let (accepted, incoming) = mpsc::channel(INCOMING);
         let closed = CancellationToken::new();
         let written = CancellationToken::new();
         let streams = Streams::default();
-        #[cfg(test)]
-        let opener = (frames.clone(), streams.clone(), 1);
         let receive = Receive {
+            side,
             frames: frames.downgrade(),
-            accepted: accepted.clone(),
-            streams,
+            accepted,
+            streams: streams.clone(),
             last: 0,
             closed: closed.clone(),
         };
         tokio::spawn(write(writer, queue, closed.clone(), written.clone()));
         tokio::spawn(read(reader, receive, idle, written));
-        // As long as somebody accepts streams, the connection is open even when it has none.
-        let gone = closed.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = accepted.closed() => {}
-                () = gone.cancelled() => {}
-            }
-            drop(frames);
-        });
-        Self {
-            incoming,
-            closed,
-            #[cfg(test)]
-            opener,
+        // As long as somebody holds the connection, it is open even when it has no streams.
+        Self { incoming, closed, frames, streams, next: 1 }
+    }
+
+    /// Opens a stream of a client; [`Stream::is_accepted`] waits for the answer.
+    pub async fn open(&mut self, headers: Headers) -> Stream {
+        let id = self.next;
+        self.next = self.next.saturating_add(2);
+        let (sender, data) = mpsc::channel(INCOMING);
+        let (reset, accepted) = (CancellationToken::new(), CancellationToken::new());
+        let open = Open { data: Some(sender), reset: reset.clone(), accepted: accepted.clone() };
+        self.streams.lock().insert(id, open);
+        let frame = Frame::SynStream { id, fin: false, headers };
+        if self.closed.is_cancelled() || self.frames.send(frame).await.is_err() {
+            reset.cancel();
+        }
+        Stream {
+            id,
+            headers: Headers::default(),
+            data,
+            reset,
+            accepted,
+            frames: self.frames.clone(),
+            streams: self.streams.clone(),
         }
     }
 
@@ -206,6 +252,7 @@ async fn write<T: AsyncWrite>(
 }
 
 struct Receive {
+    side: Side,
     frames: mpsc::WeakSender<Frame>,
     accepted: mpsc::Sender<Stream>,
     streams: Streams,
@@ -257,16 +304,17 @@ impl Receive {
                     open.reset.cancel();
                 }
             }
-            // Pings of the other side have its parity.
-            Frame::Ping(id) if id % 2 == 1 => self.send(Frame::Ping(id)).await,
-            Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
-                self.half_close(id)
+            Frame::Ping(id) if self.side.is_theirs(id) => self.send(Frame::Ping(id)).await,
+            Frame::SynReply { id, fin, .. } => {
+                if let Some(open) = self.streams.lock().get(&id) {
+                    open.accepted.cancel();
+                }
+                if fin {
+                    self.half_close(id);
+                }
             }
-            Frame::SynReply { .. }
-            | Frame::Headers { .. }
-            | Frame::Ping(_)
-            | Frame::GoAway { .. }
-            | Frame::FlowControl => {}
+            Frame::Headers { id, fin: true, .. } => self.half_close(id),
+            Frame::Headers { .. } | Frame::Ping(_) | Frame::GoAway { .. } | Frame::FlowControl => {}
         }
     }
 
@@ -278,16 +326,16 @@ impl Receive {
 
     async fn opened(&mut self, id: u32, fin: bool, headers: Headers) {
         let room = self.streams.lock().len() < STREAMS;
-        let fresh = id % 2 == 1 && id > self.last;
+        let fresh = self.side == Side::Server && self.side.is_theirs(id) && id > self.last;
         let (Some(frames), true, true) = (self.frames.upgrade(), room, fresh) else {
             return self.send(Frame::Reset { id, status: status::REFUSED_STREAM }).await;
         };
         self.last = id;
         let (sender, data) = mpsc::channel(INCOMING);
-        let reset = CancellationToken::new();
-        let open = Open { data: (!fin).then_some(sender), reset: reset.clone() };
+        let (reset, accepted) = (CancellationToken::new(), CancellationToken::new());
+        let open = Open { data: (!fin).then_some(sender), reset: reset.clone(), accepted: accepted.clone() };
         self.streams.lock().insert(id, open);
-        let stream = Stream { id, headers, data, reset, frames, streams: self.streams.clone() };
+        let stream = Stream { id, headers, data, reset, accepted, frames, streams: self.streams.clone() };
         if self.accepted.send(stream).await.is_err() {
             self.send(Frame::Reset { id, status: status::REFUSED_STREAM }).await;
         }
@@ -316,31 +364,6 @@ impl Receive {
     }
 }
 
-/// The client's side, for tests.
-#[cfg(test)]
-impl Connection {
-    /// Opens a stream; the answer is not waited for.
-    pub async fn open(&mut self, headers: &[(&str, &str)]) -> Stream {
-        let (frames, streams, next) = &mut self.opener;
-        let id = *next;
-        *next += 2;
-        let (sender, data) = mpsc::channel(INCOMING);
-        let reset = CancellationToken::new();
-        streams.lock().insert(id, Open { data: Some(sender), reset: reset.clone() });
-        let pairs = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let frame = Frame::SynStream { id, fin: false, headers: Headers(pairs) };
-        frames.send(frame).await.unwrap();
-        Stream {
-            id,
-            headers: Headers::default(),
-            data,
-            reset,
-            frames: frames.clone(),
-            streams: streams.clone(),
-        }
-    }
-}
-
 impl From<SpdyError> for std::io::Error {
     fn from(error: SpdyError) -> Self {
         match error {
@@ -358,16 +381,17 @@ mod tests {
 
     fn pair() -> (Connection, Connection) {
         let (a, b) = tokio::io::duplex(16 << 10);
-        (Connection::server(a, IDLE), Connection::server(b, IDLE))
+        (Connection::client(a, IDLE), Connection::server(b, IDLE))
     }
 
     #[tokio::test]
     async fn streams_carry_data_both_ways_and_end() {
         let (mut client, mut server) = pair();
-        let mut ours = client.open(&[("streamType", "data"), ("port", "80")]).await;
+        let mut ours = client.open(Headers::of(&[("streamType", "data"), ("port", "80")])).await;
         let mut theirs = server.accept().await.unwrap();
         assert_eq!((theirs.id(), theirs.headers().get("streamtype")), (1, "data"));
         theirs.accept().await;
+        assert!(ours.is_accepted().await);
         assert!(ours.writer().write(Bytes::from_static(b"ping")).await);
         ours.writer().close().await;
         assert_eq!(theirs.read().await.unwrap(), "ping");
@@ -389,21 +413,22 @@ mod tests {
     #[tokio::test]
     async fn a_reset_reaches_the_other_side() {
         let (mut client, mut server) = pair();
-        let ours = client.open(&[]).await;
+        let ours = client.open(Headers::default()).await;
         let mut theirs = server.accept().await.unwrap();
         ours.writer().reset().await;
         theirs.reset().cancelled().await;
         assert_eq!(theirs.read().await, None);
         assert!(!theirs.writer().write(Bytes::from_static(b"x")).await);
-        let second = client.open(&[]).await;
+        let second = client.open(Headers::default()).await;
         server.accept().await.unwrap().refuse().await;
         second.reset().cancelled().await;
+        assert!(!second.is_accepted().await);
     }
 
     #[tokio::test]
     async fn dropping_everything_closes_the_connection_after_the_last_byte() {
         let (mut client, mut server) = pair();
-        let mut ours = client.open(&[]).await;
+        let mut ours = client.open(Headers::default()).await;
         let theirs = server.accept().await.unwrap();
         theirs.writer().write(Bytes::from_static(b"last")).await;
         theirs.writer().close().await;
