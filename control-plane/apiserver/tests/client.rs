@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt};
+use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use kelp_apiserver::{ApiServer, Config, TlsFiles, UserInfo};
 use kelp_store::{EmbeddedStore, StoreOptions};
@@ -344,6 +345,34 @@ async fn overload_is_shed() -> Result<()> {
     let rejected = responses.first().context("rejected")?;
     ensure!(header(rejected, "retry-after") == "1");
     ensure!(uids.first() == Some(&header(rejected, "x-kubernetes-pf-prioritylevel-uid")));
+    // The seat comes before rights: who may not ask finds none either, and learns that when there is one.
+    let forbidden = "/api/v1/secrets";
+    let request = http::Request::get(future).body(kube::client::Body::empty())?;
+    let holder = scheduler.clone();
+    let holds = tokio::spawn(async move { holder.send(request).await });
+    while get("/api/v1/pods").await?.status() != 429 {
+        ensure!(!holds.is_finished(), "it never had the seat");
+    }
+    ensure!(get(forbidden).await?.status() == 429);
+    ensure!(holds.await??.status() == 504);
+    let refused = get(forbidden).await?;
+    ensure!(
+        refused.status() == 403
+            && uids.first() == Some(&header(&refused, "x-kubernetes-pf-prioritylevel-uid"))
+    );
+    // A watch keeps its seat until it has handed over what it begins with, and no longer.
+    let mut watch = get("/api/v1/pods?watch=1").await?.into_body();
+    ensure!(get("/api/v1/pods").await?.status() == 429);
+    let first = tokio::spawn(async move { watch.frame().await });
+    let served = async {
+        while get("/api/v1/pods").await?.status() == 429 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(5), served).await??;
+    ensure!(!first.is_finished(), "there are no pods to show");
+    first.abort();
     // Others are not concerned, and administrators always have a seat.
     let api: Api<ConfigMap> = Api::default_namespaced(admin.clone());
     api.create(&PostParams::default(), &config_map("a", "1")?).await?;

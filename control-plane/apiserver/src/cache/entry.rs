@@ -82,6 +82,11 @@ impl Entry {
         self.labels.iter().find(|(k, _)| **k == *key).map(|(_, v)| &**v)
     }
 
+    /// Value of the selectable field at a place in the row's order.
+    pub(crate) fn field_at(&self, at: usize) -> Option<&str> {
+        self.fields.get(at).map(|value| &**value)
+    }
+
     /// Value of a selectable field.
     pub fn field(&self, resource: &Resource, label: &str) -> Option<&str> {
         match label {

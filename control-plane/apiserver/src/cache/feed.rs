@@ -80,6 +80,7 @@ async fn load(cache: &Arc<Cache>) -> Result<Watcher, StoreError> {
         state.epoch += 1;
     }
     cache.changed.send_modify(|n| *n += 1);
+    cache.lanes.lock().wake();
     // With history the present is reached only when its events are in; `Progress` then says so.
     if at == 0 {
         cache.reached.send_replace(base);
@@ -135,8 +136,11 @@ fn apply(cache: &Cache, revision: i64, events: Vec<Event>) {
         .collect();
     {
         let mut state = cache.state.write();
+        let mut lanes = cache.lanes.lock();
         for (event, entry) in parsed {
-            apply_one(&cache.resource, &mut state, &event, entry);
+            if let Some(event) = apply_one(&cache.resource, &mut state, &event, entry) {
+                lanes.push(&event);
+            }
         }
         state.revision = state.revision.max(revision);
     }
@@ -151,23 +155,28 @@ fn apply(cache: &Cache, revision: i64, events: Vec<Event>) {
     });
 }
 
-fn apply_one(resource: &Resource, state: &mut State, event: &Event, entry: Option<Entry>) {
+/// Applies a change; the event that it is to watchers.
+fn apply_one(
+    resource: &Resource,
+    state: &mut State,
+    event: &Event,
+    entry: Option<Entry>,
+) -> Option<Arc<CacheEvent>> {
     let now = std::time::Instant::now();
     let Some(entry) = entry else {
-        let Some(key) =
-            std::str::from_utf8(&event.kv.key).ok().and_then(|k| k.strip_prefix(resource.storage_prefix))
-        else {
-            return;
-        };
-        let Some(previous) = state.objects.remove(key) else { return };
+        let key = std::str::from_utf8(&event.kv.key).ok()?.strip_prefix(resource.storage_prefix)?;
+        let previous = state.objects.remove(key)?;
         state.bytes -= previous.encoded.full().len();
         let gone = Arc::new(previous.at_revision(event.kv.mod_revision));
-        state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, gone, Some(previous), true)), now);
-        return;
+        let event = Arc::new(CacheEvent::new(event.kv.mod_revision, gone, Some(previous), true));
+        state.window.push(event.clone(), now);
+        return Some(event);
     };
     let entry = Arc::new(entry);
     let previous = state.objects.insert(entry.key.clone(), entry.clone());
     let replaced = previous.as_ref().map_or(0, |previous| previous.encoded.full().len());
     state.bytes = state.bytes + entry.encoded.full().len() - replaced;
-    state.window.push(Arc::new(CacheEvent::new(event.kv.mod_revision, entry, previous, false)), now);
+    let event = Arc::new(CacheEvent::new(event.kv.mod_revision, entry, previous, false));
+    state.window.push(event.clone(), now);
+    Some(event)
 }

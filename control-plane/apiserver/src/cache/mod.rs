@@ -7,6 +7,7 @@
 mod entry;
 mod feed;
 mod frame;
+mod lane;
 mod past;
 mod window;
 
@@ -16,6 +17,7 @@ pub use past::*;
 pub use window::*;
 
 pub(crate) use feed::served;
+pub(crate) use lane::LaneReader;
 
 use crate::error::ApiError;
 use crate::registry::Resource;
@@ -50,6 +52,8 @@ pub struct Cache {
     pub(crate) resource: Arc<Resource>,
     pub(crate) store: StoreHandle,
     pub(crate) state: RwLock<State>,
+    /// For watchers that select by a field. Locked after the state.
+    pub(crate) lanes: Mutex<lane::Lanes>,
     /// Revision reached; 0 until the first load.
     pub(crate) reached: watch::Sender<i64>,
     /// Changes with every event and rebuild; watchers wait on it.
@@ -79,6 +83,7 @@ impl Cache {
             resource,
             store,
             state: RwLock::default(),
+            lanes: Mutex::default(),
             reached: watch::Sender::new(0),
             changed: watch::Sender::new(0),
             progress: Mutex::default(),
@@ -195,7 +200,12 @@ impl Cache {
         (state.objects.len(), state.bytes)
     }
 
-    /// Who waits for changes.
+    /// Place in the window of what a cursor reads next.
+    pub(crate) fn place(cursor: &Cursor) -> u64 {
+        cursor.sequence
+    }
+
+    /// Who waits for changes of any object.
     pub fn watchers(&self) -> usize {
         self.changed.receiver_count()
     }

@@ -52,6 +52,7 @@ pub(crate) async fn internal_part(
         user: UserInfo::admin("system:apiserver"),
         user_agent: "kube-apiserver".to_owned(),
         resource,
+        seat: parking_lot::Mutex::new(None),
     };
     serve(context).await.map(|_| ())
 }

@@ -34,8 +34,9 @@ use crate::cache::{Cache, Filter};
 use crate::error::ApiError;
 use crate::registry::{Resource, SubresourceKind};
 use crate::request::{Accepted, Endpoint, ListOptions, Query, RequestInfo, negotiate};
-use crate::server::Core;
+use crate::server::{Core, Entered};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// A request for a resource after authentication and authorization.
@@ -52,6 +53,8 @@ pub(crate) struct Context {
     /// What the client calls itself; its first part is the default field manager.
     pub(crate) user_agent: String,
     pub(crate) resource: Arc<Resource>,
+    /// The seat of a watch, which keeps it until it has begun.
+    pub(crate) seat: Mutex<Option<Entered>>,
 }
 
 impl Context {
@@ -68,6 +71,7 @@ impl Context {
             user: UserInfo::admin("system:apiserver"),
             user_agent: managed::SERVER.to_owned(),
             resource,
+            seat: Mutex::new(None),
         }
     }
 

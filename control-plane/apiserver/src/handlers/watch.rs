@@ -4,9 +4,10 @@ mod frames;
 
 use super::get::{include, version};
 use super::{Context, Reply, ReplyBody};
-use crate::cache::{Cache, Cursor, EventType, Filter, Slice, Wanted};
+use crate::cache::{Cache, CacheEvent, Cursor, EventType, Filter, Lagged, LaneReader, Slice, Wanted};
 use crate::error::ApiError;
 use crate::request::ListOptions;
+use crate::server::Entered;
 use crate::storage;
 use bytes::Bytes;
 use frames::Shape;
@@ -15,6 +16,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -38,13 +40,47 @@ struct Initial {
     with_end: bool,
 }
 
+/// What wakes a watch.
+enum Changes {
+    /// Every change of the resource.
+    All(tokio::sync::watch::Receiver<u64>),
+    /// Changes that it may see.
+    Lane(LaneReader),
+}
+
+impl Changes {
+    /// The next events, at most so many, and the revision everything up to which has been handed out when they are fewer.
+    fn read(&mut self, cache: &Cache, cursor: &mut Cursor) -> Result<(Vec<Arc<CacheEvent>>, i64), Lagged> {
+        match self {
+            Changes::All(changes) => {
+                changes.mark_unchanged();
+                cache.read(cursor, BATCH)
+            }
+            Changes::Lane(lane) => match lane.events_before(Cache::place(cursor)) {
+                0 => lane.read(BATCH),
+                before => cache.read(cursor, before.min(BATCH)),
+            },
+        }
+    }
+
+    async fn wait(&mut self) -> bool {
+        match self {
+            Changes::All(changes) => changes.changed().await.is_ok(),
+            Changes::Lane(lane) => lane.changed().await.is_ok(),
+        }
+    }
+}
+
+/// Longest time that a watch keeps its seat: a client that takes nothing must not keep others out.
+const LONGEST_START: Duration = Duration::from_secs(10);
+
 struct Watch {
     cache: Arc<Cache>,
     filter: Filter,
     shape: Shape,
     initial: Option<Initial>,
     cursor: Cursor,
-    changes: tokio::sync::watch::Receiver<u64>,
+    changes: Changes,
     pending: VecDeque<Bytes>,
     counter: Arc<crate::server::WatchCounter>,
     bookmarks: bool,
@@ -58,6 +94,8 @@ struct Watch {
     end: Instant,
     last_bookmark_sent: bool,
     over: bool,
+    /// Dropped once what the watch begins with is handed over; then its seat is given back.
+    starts: Option<oneshot::Sender<()>>,
 }
 
 fn timeout(options: &ListOptions) -> Duration {
@@ -131,10 +169,11 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
             return Ok(stream(ReplyBody::Stream(Box::pin(body))));
         }
     };
+    let starts = context.seat.lock().take().filter(|_| first.is_some()).map(keep);
     let life = timeout(&options);
     let now = Instant::now();
     let mut watch = Watch {
-        changes: cache.changes(),
+        changes: cache.join(&filter).map_or_else(|| Changes::All(cache.changes()), Changes::Lane),
         cache,
         filter,
         shape,
@@ -153,6 +192,7 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         end: now + life,
         last_bookmark_sent: life <= BOOKMARK_LEAD,
         over: false,
+        starts,
     };
     let due = watch.due();
     watch.timer.as_mut().reset(due);
@@ -161,6 +201,16 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         Some((frames, watch))
     });
     Ok(stream(ReplyBody::Stream(Box::pin(frames))))
+}
+
+/// Keeps a seat until the sender is dropped, or too much time has passed.
+fn keep(seat: Entered) -> oneshot::Sender<()> {
+    let (starts, started) = oneshot::channel();
+    tokio::spawn(async move {
+        let _ = tokio::time::timeout(LONGEST_START, started).await;
+        drop(seat);
+    });
+    starts
 }
 
 impl Watch {
@@ -177,17 +227,19 @@ impl Watch {
                 self.objects(initial);
                 continue;
             }
-            self.changes.mark_unchanged();
-            match self.cache.read(&mut self.cursor, BATCH) {
+            self.starts = None;
+            match self.changes.read(&self.cache, &mut self.cursor) {
                 Err(_) => self.over = true,
                 Ok((events, revision)) => {
+                    // Those before a lane are read first, however few they are.
+                    let more = matches!(&self.changes, Changes::Lane(lane) if lane.events_before(Cache::place(&self.cursor)) > 0);
                     for event in &events {
                         if let Some((kind, shown)) = event.seen(&self.shape.resource, &self.filter) {
                             self.pending.push_back(self.shape.event(kind, shown, event));
                         }
                     }
-                    let full = events.len() == BATCH;
-                    self.sent = revision;
+                    let full = more || events.len() == BATCH;
+                    self.sent = self.sent.max(revision);
                     if !self.pending.is_empty() || full {
                         // A long history must not keep the executor from others.
                         tokio::task::yield_now().await;
@@ -264,7 +316,7 @@ impl Watch {
     /// Waits for a change, a bookmark's time or the end.
     async fn wait(&mut self) {
         tokio::select! {
-            changed = self.changes.changed() => self.over |= changed.is_err(),
+            changed = self.changes.wait() => self.over |= !changed,
             () = self.timer.as_mut() => self.ring(),
             () = self.shutdown.as_mut() => self.over = true,
         }
@@ -290,9 +342,14 @@ impl Watch {
     fn bookmark(&mut self) {
         // A quiet resource's version moves only when it is asked for: the next bookmark shows the answer.
         self.cache.request_progress();
-        if let Ok((events, revision)) = self.cache.read(&mut self.cursor.clone(), BATCH)
-            && events.is_empty()
-        {
+        let revision = match &self.changes {
+            Changes::Lane(lane) if lane.events_before(Cache::place(&self.cursor)) == 0 => lane.revision(),
+            _ => match self.cache.read(&mut self.cursor.clone(), BATCH) {
+                Ok((events, revision)) if events.is_empty() => Some(revision),
+                _ => None,
+            },
+        };
+        if let Some(revision) = revision {
             self.sent = self.sent.max(revision);
             let frame = self.shape.bookmark(self.sent, false);
             self.pending.push_back(frame);

@@ -19,6 +19,7 @@ pub use answer::AnswerBody;
 pub(crate) use core::Core;
 pub(crate) use health::paths;
 pub(crate) use metrics::WatchCounter;
+pub(crate) use seats::Entered;
 pub use service::ClientService;
 
 use crate::auth::UserInfo;

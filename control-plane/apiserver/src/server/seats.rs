@@ -1,4 +1,4 @@
-//! Seats for requests: flow control between authorization and the handlers.
+//! Seats for requests: flow control between authentication and authorization.
 
 use super::Core;
 use crate::auth::UserInfo;
@@ -26,7 +26,7 @@ pub(super) struct Wanted<'a> {
 }
 
 /// A request that is served; ends when dropped.
-pub(super) struct Entered {
+pub(crate) struct Entered {
     core: Arc<Core>,
     kind: usize,
     _seat: Seat,

@@ -1,7 +1,7 @@
 //! The request path: identity, limits, authorization, routing, and the HTTP answer.
 
 use super::answer::{AnswerBody, render};
-use super::seats::{self, Wanted};
+use super::seats::{self, Entered, Wanted};
 use super::{Core, body, health, metrics, websocket};
 use crate::auth::{self, Attributes, Credentials, UserInfo};
 use crate::discovery;
@@ -17,6 +17,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -75,24 +76,13 @@ where
     let query = parts.uri.query().map(str::to_owned);
     let mut incoming = Incoming::new(parts);
     let started = Instant::now();
-    // Before the body is read: who may not ask, or has no seat, does not make the server read.
-    let admitted = incoming.admit(&core, &credentials).await;
+    // Before the body is read: who may not ask, or has no seat, does not make the server read. A seat is taken before
+    // rights are looked at, as upstream does it: that is work, too.
+    let identified = incoming.identify(&core, &credentials).await;
     let incoming = Arc::new(incoming);
     let mut flow = Vec::new();
-    let outcome = match admitted {
+    let outcome = match identified {
         Err(error) => Err(error),
-        Ok(()) if incoming.connection(&core).is_some() => {
-            let raw = handlers::Raw {
-                method: incoming.method.clone(),
-                path: incoming.info.path.clone(),
-                query,
-                headers: incoming.headers.clone(),
-                upgrade: upgrade.take(),
-                body: raw_body(body),
-                peer,
-            };
-            connect(core.clone(), incoming.clone(), raw).await
-        }
         Ok(()) => {
             let limit =
                 incoming.time_limit(core.config.request_timeout).unwrap_or(core.config.request_timeout);
@@ -101,10 +91,30 @@ where
             flow = headers;
             match entered {
                 Err(rejected) => Ok(rejected),
-                Ok(_entered) => answered(&core, &incoming, body).await,
+                Ok(entered) => {
+                    *incoming.seat.lock() = entered;
+                    match incoming.authorize(&core).await {
+                        Err(error) => Err(error),
+                        Ok(()) if incoming.connection(&core).is_some() => {
+                            let raw = handlers::Raw {
+                                method: incoming.method.clone(),
+                                path: incoming.info.path.clone(),
+                                query,
+                                headers: incoming.headers.clone(),
+                                upgrade: upgrade.take(),
+                                body: raw_body(body),
+                                peer,
+                            };
+                            connect(core.clone(), incoming.clone(), raw).await
+                        }
+                        Ok(()) => answered(&core, &incoming, body).await,
+                    }
+                }
             }
         }
     };
+    // Given back, unless a watch has taken it along.
+    drop(incoming.seat.lock().take());
     let mut reply = outcome.unwrap_or_else(|error| Reply::error(&error, incoming.error_format()));
     reply.headers.extend(flow);
     let size = if let ReplyBody::Full(bytes) = &reply.body { Some(bytes.len()) } else { None };
@@ -190,6 +200,8 @@ struct Incoming {
     pretty: bool,
     /// What the client calls itself; a client in this process that says nothing is called by its user's name.
     user_agent: String,
+    /// The seat of the request while it is served.
+    seat: Mutex<Option<Entered>>,
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
@@ -214,10 +226,12 @@ impl Incoming {
             method: parts.method,
             pretty,
             user_agent: agent,
+            seat: Mutex::new(None),
         }
     }
 
-    async fn admit(&mut self, core: &Core, credentials: &Credentials) -> Result<(), ApiError> {
+    /// Finds out who asks, or whom the client acts as.
+    async fn identify(&mut self, core: &Core, credentials: &Credentials) -> Result<(), ApiError> {
         self.user = auth::authenticate(core, credentials, &mut self.headers).await?;
         if self.user_agent.is_empty() {
             self.user_agent = match credentials {
@@ -232,6 +246,10 @@ impl Incoming {
         if let Some(other) = auth::impersonated(&core.policy, &self.headers, &asked).await? {
             self.user = other;
         }
+        Ok(())
+    }
+
+    async fn authorize(&self, core: &Core) -> Result<(), ApiError> {
         let asked = Attributes::of(&self.user, &self.info, &self.query);
         let decision = core.policy.authorize(&asked).await?;
         if decision.allowed { Ok(()) } else { Err(asked.forbidden(&decision.reason)) }
@@ -349,8 +367,11 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
 }
 
 fn context(core: &Arc<Core>, resource: Arc<Resource>, incoming: &Incoming, body: Bytes) -> Context {
+    // A watch keeps its seat until it has begun, which is after its answer.
+    let seat = if incoming.info.verb == "watch" { incoming.seat.lock().take() } else { None };
     Context {
         resource,
+        seat: Mutex::new(seat),
         core: core.clone(),
         info: incoming.info.clone(),
         query: incoming.query.clone(),

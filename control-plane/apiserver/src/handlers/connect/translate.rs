@@ -63,7 +63,7 @@ pub(super) fn is_tunnel(headers: &HeaderMap) -> bool {
     upgrade::wanted(headers) == Some(upgrade::Kind::WebSocket) && !tunnelled(headers).is_empty()
 }
 
-fn refusal(refused: Box<Refused>) -> Reply {
+fn refusal(refused: Refused) -> Reply {
     let mut reply = Reply::text(refused.status.as_u16(), refused.text);
     reply.headers.extend(refused.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
     reply
@@ -101,7 +101,7 @@ fn as_spdy(headers: &HeaderMap, protocols: &[&str]) -> HeaderMap {
 pub(super) async fn tunnel(context: &Context, mut raw: Raw, to: Location) -> Result<Reply, ApiError> {
     let mut agreed = match upgrade::websocket_handshake(&raw.headers) {
         Ok(headers) => headers,
-        Err(refused) => return Ok(refusal(refused)),
+        Err(refused) => return Ok(refusal(*refused)),
     };
     let headers = as_spdy(&raw.headers, &tunnelled(&raw.headers));
     let response = match forward::dial_upgraded(raw.peer, headers, &to).await? {
@@ -141,7 +141,7 @@ struct Wanted {
 pub(super) async fn remote_command(context: &Context, mut raw: Raw, to: Location) -> Result<Reply, ApiError> {
     let agreed = match upgrade::websocket(&raw.headers, &[V5]) {
         Ok(agreed) => agreed,
-        Err(refused) => return Ok(refusal(refused)),
+        Err(refused) => return Ok(refusal(*refused)),
     };
     let on = |name| flag(&context.query, name);
     let wanted = Wanted { stdin: on("stdin"), stdout: on("stdout"), stderr: on("stderr"), tty: on("tty") };

@@ -263,6 +263,7 @@ pub(super) async fn delete_collection(context: &Context) -> Result<Reply, ApiErr
             user: context.user.clone(),
             user_agent: context.user_agent.clone(),
             resource: Arc::clone(&context.resource),
+            seat: parking_lot::Mutex::new(None),
         };
         deletions.push(delete_one(one, delete_options.clone()));
     }
