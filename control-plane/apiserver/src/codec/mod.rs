@@ -1,6 +1,7 @@
 //! Request bodies to objects: JSON, YAML and Kubernetes protobuf, checked against the schema.
 
 mod encode;
+mod flow;
 mod node;
 mod proto;
 mod scalar;

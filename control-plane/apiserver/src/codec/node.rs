@@ -327,6 +327,9 @@ impl Parser<'_> {
 
 /// Reads YAML (its first document).
 pub(crate) fn parse_yaml(text: &[u8]) -> Result<Node, String> {
+    if super::flow::is_deeper(text, 2 * MAX_DEPTH) {
+        return Err(format!("yaml: {TOO_DEEP}"));
+    }
     let wrong = |e: serde_norway::Error| format!("yaml: {e}");
     let Some(document) = serde_norway::Deserializer::from_slice(text).next() else { return Ok(Node::Null) };
     // What a node takes at least is counted, too: many small ones are as large as one long text.
