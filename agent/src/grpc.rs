@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::{Code, Status, Streaming};
+pub use tonic::{Code, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 /// What a server answers.

@@ -342,7 +342,7 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let client = std::env::current_exe()?.with_file_name("client");
     let cluster = Cluster::up("bench-pods", 1, client.to_str().context("path")?)?;
-    cluster.wait("node/node1", "condition=Ready", 60)?;
+    cluster.wait(&format!("node/{}", cluster.node(1).name()), "condition=Ready", 60)?;
     let mut own = Side::new("Kelp", &cluster.layout().kubeconfig(), &options.image).await?;
     own.agents = vec!["kelp".into()];
     own.shims = vec!["kelp-shim".into()];

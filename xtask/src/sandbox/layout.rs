@@ -141,6 +141,11 @@ impl NodeLayout {
         Path::new("/run/kelp-sandbox").join(self.name())
     }
 
+    /// Where plugins of devices and volumes keep their sockets.
+    pub fn kubelet_dir(&self) -> PathBuf {
+        self.run_dir().join("kubelet")
+    }
+
     /// Log of the `kelp` process.
     pub fn log_file(&self) -> PathBuf {
         self.dir().join("kelp.log")

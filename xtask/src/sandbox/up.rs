@@ -89,6 +89,9 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
         stop_supervisor(&node)?;
         step(&format!("kelp on {}", node.name()));
         let mut arguments = arguments(&node);
+        if !options.kelp_arguments.iter().any(|a| a == "--config") {
+            arguments.extend(["--config".to_owned(), text(&kubelet_config(&node)?)]);
+        }
         arguments.extend(options.kelp_arguments.iter().cloned());
         if number == 1 {
             let kubeconfig = layout.kubeconfig();
@@ -152,13 +155,25 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
+/// Writes the host's KubeletConfiguration: the disk is the developer's, and that it is nearly full is no reason to turn
+/// pods away.
+fn kubelet_config(node: &NodeLayout) -> Result<PathBuf> {
+    let path = node.dir().join("kubelet.yaml");
+    let config = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n\
+        evictionHard: {memory.available: 100Mi}\nimageGCHighThresholdPercent: 100\n";
+    std::fs::create_dir_all(node.dir()).with_context(|| format!("create {}", node.dir().display()))?;
+    std::fs::write(&path, config).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
 /// Arguments of `kelp` on a host: everything on the first, the agent on the others.
 fn arguments(node: &NodeLayout) -> Vec<String> {
     let node_ip = format!("{},{}", node.ipv4(), node.ipv6());
     let mut arguments = words(&[if node.number == 1 { "up" } else { "agent" }]);
-    let common: [(&str, String); 9] = [
+    let common: [(&str, String); 10] = [
         ("--data-dir", text(&node.data_dir())),
         ("--run-dir", text(&node.run_dir())),
+        ("--root-dir", text(&node.kubelet_dir())),
         ("--log-dir", text(&node.dir().join("logs"))),
         ("--cgroup-root", text(&node.cgroup())),
         ("--cgroup2-attach", text(&node.cgroup2_dir())),
