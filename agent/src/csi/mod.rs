@@ -89,3 +89,8 @@ impl Csi {
         turn.lock_owned().await
     }
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

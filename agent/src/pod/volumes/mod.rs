@@ -19,6 +19,7 @@ use atomic::Files;
 use claims::{Claimed, Known};
 use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
 use kelp_model::pod::quantity;
+use kelp_model::pod::resources::pod_limits;
 use nix::mount::{MsFlags, mount};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -159,6 +160,8 @@ pub async fn set_up(
     let security = spec.security_context.as_ref();
     let group = Group {
         id: security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok()),
+        // As upstream: what the pod may use, else the whole node.
+        most: pod_limits(pod).memory.filter(|m| *m > 0).unwrap_or(i64::MAX).min(downward.node_memory),
         root_decides: security.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch"),
     };
     let known = find_claims(pod, dir, node).await?;
@@ -195,10 +198,12 @@ pub async fn set_up(
     Ok(paths)
 }
 
-/// Which group a pod's volumes belong to.
+/// Which group a pod's volumes belong to, and how much memory they may take.
 #[derive(Debug, Clone, Copy)]
 struct Group {
     id: Option<u32>,
+    /// Bytes that a volume in memory holds at most, whatever it asks for.
+    most: i64,
     /// A volume whose root is the group's is taken to be so altogether.
     root_decides: bool,
 }
@@ -423,7 +428,8 @@ fn make(dir: &Path, name: &str, source: Source, of: Group) -> Result<PathBuf, St
             let fresh = !own.exists();
             fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
             if memory && !mountinfo::is_mounted(&own) {
-                mount_memory(&own, limit).map_err(|e| io("mount a tmpfs at", &own, e))?;
+                mount_memory(&own, limit.unwrap_or(i64::MAX).min(of.most))
+                    .map_err(|e| io("mount a tmpfs at", &own, e))?;
             }
             if fresh || memory {
                 let sticky = if memory { 0o1000 } else { 0 };
@@ -439,7 +445,7 @@ fn make(dir: &Path, name: &str, source: Source, of: Group) -> Result<PathBuf, St
             fs::create_dir_all(&own).map_err(|e| io("create", &own, e))?;
             // Secrets and tokens never touch a disk.
             if memory && !mountinfo::is_mounted(&own) {
-                mount_memory(&own, None).map_err(|e| io("mount a tmpfs at", &own, e))?;
+                mount_memory(&own, of.most).map_err(|e| io("mount a tmpfs at", &own, e))?;
             }
             let sticky = if memory { 0o1000 } else { 0 };
             let mode = sticky | if group.is_some() { 0o2777 } else { 0o777 };
@@ -453,8 +459,8 @@ fn make(dir: &Path, name: &str, source: Source, of: Group) -> Result<PathBuf, St
 }
 
 /// A tmpfs that is never swapped out where the kernel can promise that, of at most `limit` bytes.
-fn mount_memory(at: &Path, limit: Option<i64>) -> io::Result<()> {
-    let size = limit.map_or_else(String::new, |limit| format!("size={limit},"));
+fn mount_memory(at: &Path, limit: i64) -> io::Result<()> {
+    let size = format!("size={limit},");
     for options in [format!("{size}mode=1777,noswap"), format!("{size}mode=1777")] {
         match mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())) {
             Err(nix::errno::Errno::EINVAL) => {} // noswap came with Linux 6.3

@@ -178,3 +178,111 @@ fn a_sub_path_stays_in_its_volume() {
         );
     }
 }
+
+/// A pod whose claim is known to be bound to a volume.
+fn with_volume(dir: &Path, spec: serde_json::Value, security: serde_json::Value) -> Pod {
+    let mut volume = json!({"metadata": {"name": "pv"}, "spec": spec});
+    volume["spec"]["capacity"] = json!({"storage": "1Gi"});
+    let claimed = Claimed { volume: serde_json::from_value(volume).unwrap(), read_only: false };
+    claims::save(dir, &Known::from([("d".to_owned(), claimed)])).unwrap();
+    let mut p = pod(json!([{"name": "d", "persistentVolumeClaim": {"claimName": "c"}}]), None);
+    p.spec.as_mut().unwrap().security_context = serde_json::from_value(security).unwrap();
+    p
+}
+
+#[tokio::test]
+async fn a_local_volume_is_used_where_it_is_and_outlives_the_pod() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (data, root) = (dir.path().join("data"), dir.path().join("pod"));
+    fs::create_dir_all(data.join("sub")).unwrap();
+    fs::write(data.join("sub/precious"), "x").unwrap();
+    let p = with_volume(&root, json!({"local": {"path": data}}), json!({"fsGroup": 4321}));
+    let paths =
+        set_up(&p, &root, &objects(), &NodeVolumes::alone(), &downward(&p), &Arc::default()).await.unwrap();
+    assert_eq!(paths["d"], data);
+    assert_eq!(fs::metadata(data.join("sub/precious")).unwrap().gid(), 4321);
+    assert_eq!(fs::metadata(&data).unwrap().mode() & 0o2070, 0o2070);
+    tear_down_volumes(&root).unwrap();
+    assert!(data.join("sub/precious").exists() && !root.join("claims.json").exists());
+}
+
+#[tokio::test]
+async fn volumes_behind_claims_fail_as_upstream() {
+    let dir = tempfile::tempdir().unwrap();
+    let fails = async |spec: serde_json::Value, node: &NodeVolumes| {
+        let p = with_volume(dir.path(), spec, json!({}));
+        let result = set_up(&p, dir.path(), &objects(), node, &downward(&p), &Arc::default()).await;
+        result.unwrap_err().to_string()
+    };
+    let alone = NodeVolumes::alone();
+    assert_eq!(
+        fails(json!({"local": {"path": "/no/such"}}), &alone).await,
+        "MountVolume.NewMounter initialization failed for volume \"pv\" : path \"/no/such\" does not exist"
+    );
+    assert_eq!(
+        fails(json!({"hostPath": {"path": "/run", "type": "File"}}), &alone).await,
+        "MountVolume.SetUp failed for volume \"pv\" : hostPath type check failed: /run is not a file"
+    );
+    assert_eq!(
+        fails(json!({"hostPath": {"path": "/run"}, "mountOptions": ["ro"]}), &alone).await,
+        "MountVolume.MountOptionSupport check failed for volume \"pv\" : Mount options are not supported for this volume type"
+    );
+    let error = fails(json!({"local": {"path": "/run"}, "volumeMode": "Block"}), &alone).await;
+    assert!(error.ends_with("/run is not a block device"), "{error}");
+    // Of two pods one at a time; the node's labels decide what it can reach.
+    let node =
+        serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"disk": "slow"}}})).unwrap();
+    let mut on_node = NodeVolumes::alone();
+    on_node.node = tokio::sync::watch::channel(Some(Arc::new(node))).1;
+    let terms = json!([{"matchExpressions": [{"key": "disk", "operator": "In", "values": ["fast"]}]}]);
+    let far = json!({"local": {"path": "/run"}, "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}});
+    assert_eq!(
+        fails(far, &on_node).await,
+        "MountVolume.NodeAffinity check failed for volume \"pv\" : no matching NodeSelectorTerms"
+    );
+    let exclusive = json!({"hostPath": {"path": "/run"}, "accessModes": ["ReadWriteOncePod"]});
+    alone.forget("u");
+    let mut other = with_volume(dir.path(), exclusive.clone(), json!({}));
+    other.metadata.uid = Some("other".into());
+    set_up(&other, dir.path(), &objects(), &alone, &downward(&other), &Arc::default()).await.unwrap();
+    assert_eq!(
+        fails(exclusive.clone(), &alone).await,
+        "MountVolume.SetUp failed for volume \"pv\" : volume uses the ReadWriteOncePod access mode and is already in use by another pod"
+    );
+    alone.forget("other");
+    let p = with_volume(dir.path(), exclusive, json!({}));
+    set_up(&p, dir.path(), &objects(), &alone, &downward(&p), &Arc::default()).await.unwrap();
+    // A claim that is not known yet, and no API server to ask.
+    claims::save(dir.path(), &Known::new()).unwrap();
+    let error = set_up(&p, dir.path(), &objects(), &alone, &downward(&p), &Arc::default()).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Unable to attach or mount volumes: unmounted volumes=[d], unattached volumes=[], failed to process volumes=[d]: \
+         error processing PVC n/c: there is no API server to ask"
+    );
+}
+
+#[tokio::test]
+async fn a_token_is_the_only_users_and_the_groups() {
+    use std::os::unix::fs::MetadataExt;
+    let made = |containers: serde_json::Value, group: Option<i64>, mode: Option<i32>| {
+        let mut p = pod(json!([]), group);
+        p.spec.as_mut().unwrap().containers = serde_json::from_value(containers).unwrap();
+        let mut files = Files::new();
+        let projection = k8s_openapi::api::core::v1::ServiceAccountTokenProjection {
+            path: "t".into(),
+            ..Default::default()
+        };
+        project::token(&mut files, &projection, "x".into(), mode, &p);
+        let dir = tempfile::tempdir().unwrap();
+        atomic::publish(dir.path(), &files, group.map(|g| g as u32)).unwrap();
+        let metadata = fs::metadata(dir.path().join("t")).unwrap();
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o777)
+    };
+    let user = |id: i64| json!({"name": "c", "securityContext": {"runAsUser": id}});
+    assert_eq!(made(json!([user(1001)]), Some(2002), Some(0o640)), (1001, 2002, 0o640));
+    assert_eq!(made(json!([user(1001), user(1001)]), None, None), (1001, 0, 0o600));
+    assert_eq!(made(json!([user(1001), user(1002)]), None, Some(0o644)), (0, 0, 0o644));
+    assert_eq!(made(json!([user(1001), {"name": "d"}]), Some(7), None), (0, 7, 0o640));
+}
