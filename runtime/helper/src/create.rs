@@ -23,10 +23,8 @@ pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
     let mut spec = Spec::load(&config).map_err(|e| anyhow!("cannot read the OCI spec: {e}"))?;
     // What is made in the root filesystem is its root's.
     let owner = job.users.map_or(0, |range| range.host);
-    let cwd = sys::as_owner(owner, || -> Result<_> {
-        late::make_targets(&job.bundle.join(files::ROOTFS), &late)?;
-        complete(&mut spec, job, &late)
-    })?;
+    late::make_targets(&job.bundle.join(files::ROOTFS), &late, owner)?;
+    let cwd = complete(&mut spec, job, &late, owner)?;
     let uid = spec.process().as_ref().map_or(0, |process| process.user().uid());
     users::give_streams(uid, job.users)?;
     let _joined = users.as_ref().map(|users| users::join(&mut spec, users)).transpose()?;
@@ -61,7 +59,7 @@ pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
         .map_err(|e| diagnosis.explain(anyhow!(e).context("cannot make the container")))?;
     let pid = container.pid().context("the container has no process")?.as_raw();
     let terminal = console.map(|console| console.receive()).transpose()?;
-    late::attach(pid, &late)?;
+    late::attach(pid, &late, owner)?;
     container.start().map_err(|e| diagnosis.explain(anyhow!(e).context("cannot start the container")))?;
     match outcome.wait().context("cannot learn whether the command runs")? {
         None => Ok(Started { pid, terminal, warnings }),
@@ -71,7 +69,7 @@ pub fn run(job: &CreateJob) -> Result<Started, Refusal> {
 
 /// Fills in what only the mounted image tells: numbers of the user, the working directory. Returns the latter when it is
 /// in a mount that comes late, and so has to be entered again.
-fn complete(spec: &mut Spec, job: &CreateJob, late: &[Detached]) -> Result<Option<PathBuf>> {
+fn complete(spec: &mut Spec, job: &CreateJob, late: &[Detached], owner: u32) -> Result<Option<PathBuf>> {
     let rootfs = job.bundle.join(files::ROOTFS);
     let root = File::open(&rootfs).context("cannot open the root filesystem")?;
     let binds: Vec<(PathBuf, PathBuf)> = spec
@@ -96,7 +94,7 @@ fn complete(spec: &mut Spec, job: &CreateJob, late: &[Detached]) -> Result<Optio
     who.set_uid(ids.uid).set_gid(ids.gid).set_additional_gids(Some(groups));
     let cwd = process.cwd();
     if let Some((mount, inner)) = late::covering(late, cwd) {
-        mounts::make_cwd(mount, inner, cwd)?;
+        mounts::make_cwd(mount, inner, cwd, owner)?;
         return Ok(Some(cwd.clone()));
     }
     let depth = |path: &Path| path.components().count();
@@ -104,9 +102,9 @@ fn complete(spec: &mut Spec, job: &CreateJob, late: &[Detached]) -> Result<Optio
     match covering {
         Some((to, source)) => {
             let base = File::open(source).with_context(|| format!("cannot open {}", source.display()))?;
-            mounts::make_cwd(&base, cwd.strip_prefix(to).unwrap_or(Path::new("")), cwd)?;
+            mounts::make_cwd(&base, cwd.strip_prefix(to).unwrap_or(Path::new("")), cwd, owner)?;
         }
-        None => mounts::make_cwd(&root, cwd, cwd)?,
+        None => mounts::make_cwd(&root, cwd, cwd, owner)?,
     }
     Ok(None)
 }

@@ -54,16 +54,18 @@ fn one(wanted: &LateMount, users: Option<&Users>) -> Result<Detached> {
     Ok(Detached { mount, is_dir, wanted: wanted.clone() })
 }
 
-/// Makes the mount points in the root filesystem.
-pub fn make_targets(rootfs: &Path, list: &[Detached]) -> Result<()> {
+/// Makes the mount points in the root filesystem, as `owner`'s.
+pub fn make_targets(rootfs: &Path, list: &[Detached], owner: u32) -> Result<()> {
     let root = File::open(rootfs).context("cannot open the root filesystem")?;
     for mount in list {
         let target = &mount.wanted.destination;
-        let made = if mount.is_dir {
-            sys::make_dirs_in_root(&root, target)
-        } else {
-            sys::make_file_in_root(&root, target)
-        };
+        if sys::open_in_root(&root, target, libc::O_PATH).is_ok() {
+            continue;
+        }
+        let made = sys::as_owner(owner, || match mount.is_dir {
+            true => sys::make_dirs_in_root(&root, target),
+            false => sys::make_file_in_root(&root, target),
+        });
         made.with_context(|| format!("cannot make the mount point {}", target.display()))?;
     }
     Ok(())
@@ -78,8 +80,9 @@ pub fn covering<'a>(list: &'a [Detached], path: &'a Path) -> Option<(&'a OwnedFd
     Some((&mount.mount, path.strip_prefix(&mount.wanted.destination).unwrap_or(Path::new(""))))
 }
 
-/// Attaches the mounts in the mount namespace of the container's first process, which waits to be started.
-pub fn attach(pid: i32, list: &[Detached]) -> Result<()> {
+/// Attaches the mounts in the mount namespace of the container's first process, which waits to be started. A mount point
+/// that one of the container's own mounts has hidden, such as below /dev, is made again.
+pub fn attach(pid: i32, list: &[Detached], owner: u32) -> Result<()> {
     if list.is_empty() {
         return Ok(());
     }
@@ -87,6 +90,7 @@ pub fn attach(pid: i32, list: &[Detached]) -> Result<()> {
     let theirs = File::open(format!("/proc/{pid}/ns/mnt")).context("cannot open the container's mounts")?;
     sys::enter_mounts(&theirs).context("cannot enter the container's mounts")?;
     let result = list.iter().try_for_each(|mount| {
+        make_targets(Path::new("/"), std::slice::from_ref(mount), owner)?;
         sys::attach_mount(&mount.mount, &mount.wanted.destination).with_context(|| describe(&mount.wanted))
     });
     sys::enter_mounts(&own).context("cannot return from the container's mounts")?;

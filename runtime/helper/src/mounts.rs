@@ -89,11 +89,11 @@ fn escape(path: &Path) -> String {
 
 /// Makes the working directory when the image lacks it, as other runtimes do: `inner` below `base`, the root filesystem
 /// or the mount that it is in. `cwd` is its path in the container.
-pub fn make_cwd(base: &impl AsRawFd, inner: &Path, cwd: &Path) -> Result<()> {
+pub fn make_cwd(base: &impl AsRawFd, inner: &Path, cwd: &Path, owner: u32) -> Result<()> {
     let found = sys::open_in_root(base, inner, libc::O_PATH | libc::O_DIRECTORY).map(drop);
     found
         .or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => sys::make_dirs_in_root(base, inner),
+            std::io::ErrorKind::NotFound => sys::as_owner(owner, || sys::make_dirs_in_root(base, inner)),
             _ => Err(error),
         })
         .with_context(|| format!("cannot use {} as the working directory", cwd.display()))

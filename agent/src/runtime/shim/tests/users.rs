@@ -28,12 +28,17 @@ async fn ids_are_mapped_and_files_keep_their_owners() {
     fs::create_dir(&volume).unwrap();
     fs::write(volume.join("roots"), "text\n").unwrap();
     let script = "cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %n' /bin/busybox /v/roots /proc/sys/net/ipv4/ip_forward; \
-        echo x > /v/new; chown 1000:1000 /v/new; echo y > /own; hostname; cat /etc/hostname; ls /sys/class/net; \
+        echo x > /v/new; chown 1000:1000 /v/new; echo y > /own; echo said > /dev/termination-log; hostname; cat /etc/hostname; ls /sys/class/net; \
         echo to-stderr > /dev/stderr; pwd; cat roots; stat -c %a /dev/shm";
     let mut spec = node.shell("c", script);
     spec.cwd = "/v".into();
     spec.mounts.push(Mount { source: volume.clone(), destination: "/v".into(), ..Mount::default() });
+    let termination = node.dir.path().join("termination");
+    fs::write(&termination, "").unwrap();
+    let (source, destination) = (termination.clone(), "/dev/termination-log".into());
+    spec.mounts.push(Mount { source, destination, ..Mount::default() });
     let output = node.run_with_users(&with_users(&node, "a"), &spec).await;
+    assert_eq!(fs::read_to_string(&termination).unwrap(), "said\n");
     let lines: Vec<String> =
         output.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     let map = format!("0 {} {}", RANGE.host, RANGE.length);
