@@ -121,8 +121,8 @@ impl ServiceAllocator {
         &self.own
     }
 
-    async fn stored(&self, prefix: &'static str) -> Result<Vec<Value>, ApiError> {
-        let answer = self.store.range(RangeRequest::prefix(prefix)).await?;
+    async fn stored(&self, prefix: &str) -> Result<Vec<Value>, ApiError> {
+        let answer = self.store.range(RangeRequest::prefix(prefix.to_owned())).await?;
         Ok(answer.kvs.iter().filter_map(|kv| serde_json::from_slice(&kv.value).ok()).collect())
     }
 
@@ -139,7 +139,7 @@ impl ServiceAllocator {
         for service in self.stored(SERVICES).await? {
             allocator.insert(&service);
         }
-        for object in self.stored(self.objects.storage_prefix).await? {
+        for object in self.stored(&self.objects.storage_prefix).await? {
             if let Ok(ip) = crate::object::meta(&object, "name").parse() {
                 allocator.addresses_mut().name(ip);
             }
@@ -239,7 +239,7 @@ impl ServiceAllocator {
             metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
             metadata.insert("creationTimestamp".into(), crate::object::now().into());
             metadata.insert("managedFields".into(), managed());
-            let value = crate::storage::to_stored(&self.objects, &object);
+            let value = crate::object::encode(&self.objects.head(), &object);
             also.compares.push(Compare::mod_revision(self.key(*ip), 0));
             also.ops.push(Op::Put { key: self.key(*ip).into(), value: value.into(), lease: 0 });
         }

@@ -3,7 +3,7 @@
 
 use crate::codec::{self, FieldValidation, decode_body};
 use crate::gvk::GroupVersionKind;
-use crate::machinery::{self, PatchKind};
+use crate::machinery::{Model, PatchKind};
 use crate::schema::{self, TypeSchema};
 use crate::selector::{FieldSelector, LabelSelector};
 use proptest::prelude::*;
@@ -15,6 +15,10 @@ const YAML: Option<&str> = Some("application/yaml");
 
 fn pod() -> GroupVersionKind {
     GroupVersionKind::new("", "v1", "Pod")
+}
+
+fn model() -> Model<'static> {
+    Model::BuiltIn(pod())
 }
 
 fn pod_schema() -> &'static TypeSchema {
@@ -146,8 +150,8 @@ proptest! {
     #[test]
     fn no_patch_panics(pod in valid_pod(), patch in document(), raw in ".{0,60}") {
         for kind in [PatchKind::Json, PatchKind::Merge, PatchKind::StrategicMerge] {
-            let _ = machinery::apply_patch(kind, patch.to_string().as_bytes(), &pod, &self::pod(), FieldValidation::Warn);
-            let _ = machinery::apply_patch(kind, raw.as_bytes(), &pod, &self::pod(), FieldValidation::Strict);
+            let _ = model().apply_patch(kind, patch.to_string().as_bytes(), &pod, FieldValidation::Warn);
+            let _ = model().apply_patch(kind, raw.as_bytes(), &pod, FieldValidation::Strict);
         }
     }
 
@@ -168,7 +172,7 @@ proptest! {
             .into_iter()
             .map(|(op, path, from, value)| json!({"op": op, "path": path, "from": from, "value": value}))
             .collect();
-        let _ = machinery::apply_patch(PatchKind::Json, patch.to_string().as_bytes(), &pod, &self::pod(), FieldValidation::Warn);
+        let _ = model().apply_patch(PatchKind::Json, patch.to_string().as_bytes(), &pod, FieldValidation::Warn);
     }
 
     /// A merge patch that is applied again changes nothing.
@@ -176,7 +180,7 @@ proptest! {
     fn merge_patches_are_idempotent(pod in valid_pod(), labels in proptest::collection::btree_map("[a-z]{1,4}", proptest::option::of("[a-z]{0,4}"), 0..4)) {
         let patch = json!({"metadata": {"labels": labels}}).to_string();
         for kind in [PatchKind::Merge, PatchKind::StrategicMerge] {
-            let apply = |on: &Value| machinery::apply_patch(kind, patch.as_bytes(), on, &self::pod(), FieldValidation::Warn);
+            let apply = |on: &Value| model().apply_patch(kind, patch.as_bytes(), on, FieldValidation::Warn);
             let once = apply(&pod).expect("applies").object;
             prop_assert_eq!(&apply(&once).expect("applies").object, &once);
         }
@@ -331,8 +335,7 @@ fn many_small_things_are_refused() {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
     let patch = format!("{{{half}}}");
     for kind in [PatchKind::Merge, PatchKind::StrategicMerge] {
-        let _ =
-            run(|| machinery::apply_patch(kind, patch.as_bytes(), &pod, &self::pod(), FieldValidation::Warn));
+        let _ = run(|| model().apply_patch(kind, patch.as_bytes(), &pod, FieldValidation::Warn));
     }
 }
 
@@ -341,10 +344,8 @@ fn copies_of_copies_do_not_fill_the_memory() {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "annotations": {"a": "x".repeat(1000)}}});
     let copy = json!({"op": "copy", "from": "/metadata/annotations", "path": "/metadata/annotations/b"});
     let patch = Value::from(vec![copy; 60]).to_string();
-    let error = run(|| {
-        machinery::apply_patch(PatchKind::Json, patch.as_bytes(), &pod, &self::pod(), FieldValidation::Warn)
-    })
-    .expect_err("too much");
+    let error = run(|| model().apply_patch(PatchKind::Json, patch.as_bytes(), &pod, FieldValidation::Warn))
+        .expect_err("too much");
     assert_eq!(error.code(), 422);
 }
 

@@ -14,6 +14,7 @@ mod cache;
 pub mod cel;
 pub mod codec;
 mod config;
+mod custom;
 pub mod defaults;
 mod discovery;
 pub mod error;
@@ -31,6 +32,7 @@ pub mod schema;
 mod selector;
 mod server;
 mod storage;
+mod structural;
 mod table;
 pub mod validation;
 

@@ -77,7 +77,7 @@ fn mirror(pod: &Value) -> Result<(), &'static str> {
 }
 
 async fn find(core: &Core, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>, ApiError> {
-    let Some(accounts) = core.registry.find("", "v1", "serviceaccounts") else { return Ok(None) };
+    let Some(accounts) = core.builtin.find("", "v1", "serviceaccounts") else { return Ok(None) };
     let cache = core.cache(accounts);
     cache.wait_loaded().await?;
     if let Some(found) = cache.get(namespace, name) {

@@ -18,11 +18,11 @@ pub(crate) async fn validate(
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), ApiError> {
-    if context.resource.group != GROUP {
+    if context.resource.group() != GROUP {
         return Ok(());
     }
     let refuse =
-        |why: &str| Err(ApiError::forbidden(GROUP, context.resource.plural, meta(object, "name"), why));
+        |why: &str| Err(ApiError::forbidden(GROUP, context.resource.plural(), meta(object, "name"), why));
     let Some(old) = old else {
         let restricted = str_at(object, &["spec", "signerName"]) == CLIENT;
         let bytes = codec::decode_base64(str_at(object, &["spec", "request"])).unwrap_or_default();

@@ -13,7 +13,7 @@ pub(super) async fn find(
     plural: &str,
     name: &str,
 ) -> Result<Option<Value>, ApiError> {
-    let Some(row) = core.registry.find(group, "v1", plural) else { return Ok(None) };
+    let Some(row) = core.builtin.find(group, "v1", plural) else { return Ok(None) };
     let cache = core.cache(row);
     cache.wait_loaded().await?;
     if let Some(entry) = cache.get("", name) {
@@ -30,7 +30,7 @@ pub(super) async fn mentioning(
     plural: &str,
     text: &str,
 ) -> Result<Vec<Value>, ApiError> {
-    let Some(row) = core.registry.find(group, "v1", plural) else { return Ok(Vec::new()) };
+    let Some(row) = core.builtin.find(group, "v1", plural) else { return Ok(Vec::new()) };
     let cache = core.cache(row);
     cache.wait_loaded().await?;
     let found = cache.snapshot(&Filter::default(), None).entries.into_iter().filter(|entry| {

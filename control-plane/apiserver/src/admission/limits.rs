@@ -13,7 +13,7 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
 /// The limit ranges of a namespace, by name.
 async fn ranges(core: &Core, namespace: &str) -> Result<Vec<Value>, ApiError> {
-    let Some(row) = core.registry.find("", "v1", "limitranges") else { return Ok(Vec::new()) };
+    let Some(row) = core.builtin.find("", "v1", "limitranges") else { return Ok(Vec::new()) };
     let cache = core.cache(row);
     cache.wait_loaded().await?;
     let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
@@ -22,12 +22,12 @@ async fn ranges(core: &Core, namespace: &str) -> Result<Vec<Value>, ApiError> {
 
 /// The kinds that limit ranges speak of.
 fn concerns(resource: &Resource) -> bool {
-    resource.group.is_empty() && matches!(resource.kind, "Pod" | "PersistentVolumeClaim")
+    resource.group().is_empty() && matches!(resource.kind(), "Pod" | "PersistentVolumeClaim")
 }
 
 /// Fills in a new pod's requests and limits.
 pub(super) async fn mutate(core: &Core, resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
-    if !(resource.group.is_empty() && resource.kind == "Pod") {
+    if !(resource.group().is_empty() && resource.kind() == "Pod") {
         return Ok(());
     }
     for range in ranges(core, meta(object, "namespace")).await? {
@@ -44,15 +44,15 @@ pub(super) async fn validate(
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), ApiError> {
-    let pod_update = resource.kind == "Pod" && old.is_some();
+    let pod_update = resource.kind() == "Pod" && old.is_some();
     let supported = if pod_update { subresource == "resize" } else { subresource.is_empty() };
     if !concerns(resource) || !supported || old.is_some_and(is_deleting) {
         return Ok(());
     }
     for range in ranges(core, meta(object, "namespace")).await? {
-        let errors = violations(&range, resource.kind, object);
+        let errors = violations(&range, resource.kind(), object);
         if let Some(why) = aggregate(errors) {
-            return Err(ApiError::forbidden(resource.group, resource.plural, meta(object, "name"), &why));
+            return Err(ApiError::forbidden(resource.group(), resource.plural(), meta(object, "name"), &why));
         }
     }
     Ok(())

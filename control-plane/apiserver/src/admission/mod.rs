@@ -24,7 +24,7 @@ pub(crate) async fn create(
     object: &mut Value,
 ) -> Result<(), ApiError> {
     node::create(core, user, resource, object).await?;
-    match (resource.group, resource.kind) {
+    match (resource.group(), resource.kind()) {
         ("", "Pod") => {
             limits::mutate(core, resource, object).await?;
             account::admit(core, object).await?;
@@ -34,10 +34,10 @@ pub(crate) async fn create(
         }
         ("", "Node") => not_ready(object),
         ("certificates.k8s.io", _) => crate::registry::certificates::set_requester(user, object),
-        ("", "PersistentVolume") => crate::registry::protect(resource.kind, object),
+        ("", "PersistentVolume") => crate::registry::protect(resource.kind(), object),
         ("", "PersistentVolumeClaim") => {
             classes::default_storage_class(core, object).await?;
-            crate::registry::protect(resource.kind, object);
+            crate::registry::protect(resource.kind(), object);
         }
         ("networking.k8s.io", "Ingress") => classes::default_ingress_class(core, object).await?,
         _ => {}
@@ -55,7 +55,7 @@ pub(crate) async fn validate(
     dry: bool,
 ) -> Result<(), ApiError> {
     limits::validate(core, resource, subresource, object, old).await?;
-    match (resource.group, resource.kind, old) {
+    match (resource.group(), resource.kind(), old) {
         _ if !subresource.is_empty() => {}
         ("", "Pod", None) => runtime::validate(core, object).await?,
         ("", "PersistentVolumeClaim", Some(old)) => classes::claim_growth(core, object, old).await?,

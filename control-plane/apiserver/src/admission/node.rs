@@ -33,7 +33,7 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 const LEASES: &str = "kube-node-lease";
 
 fn refuse(resource: &Resource, name: &str, why: &str) -> ApiError {
-    ApiError::forbidden(resource.group, resource.plural, name, why)
+    ApiError::forbidden(resource.group(), resource.plural(), name, why)
 }
 
 fn own_node(resource: &Resource, node: &str, name: &str) -> Result<(), ApiError> {
@@ -110,7 +110,7 @@ pub(crate) async fn create(
 ) -> Result<(), ApiError> {
     let Some(node) = user.node() else { return Ok(()) };
     let name = meta(object, "name");
-    match (resource.group, resource.kind) {
+    match (resource.group(), resource.kind()) {
         ("", "Node") => {
             own_node(resource, node, name)?;
             let Some(labels) = forbidden_labels(object, None) else { return Ok(()) };
@@ -188,7 +188,7 @@ fn mirror_pod(node: &str, pod: &Value) -> Result<(), String> {
 
 /// The owner of a mirror pod is the node as it is stored.
 async fn owned_by(core: &Core, resource: &Resource, node: &str, pod: &Value) -> Result<(), ApiError> {
-    let nodes = core.registry.find("", "v1", "nodes").ok_or_else(ApiError::unknown_resource)?;
+    let nodes = core.builtin.find("", "v1", "nodes").ok_or_else(ApiError::unknown_resource)?;
     let found = storage::read(&core.store, nodes, &nodes.key("", node)).await?;
     let stored = found.ok_or_else(|| ApiError::not_found("", "nodes", node))?.object;
     let owner = list_at(pod, &["metadata", "ownerReferences"]).first();
@@ -212,7 +212,7 @@ pub(crate) fn update(
     let name = meta(old, "name");
     let refuse = |why: &str| Err(refuse(resource, name, why));
     let node_text = quote(node);
-    match (resource.group, resource.kind, subresource) {
+    match (resource.group(), resource.kind(), subresource) {
         ("", "Node", _) => {
             own_node(resource, node, name)?;
             if get(new, &["spec", "taints"]) != get(old, &["spec", "taints"]) {
@@ -282,7 +282,7 @@ pub(crate) fn delete(
 ) -> Result<(), ApiError> {
     let Some(node) = user.node() else { return Ok(()) };
     let name = meta(old, "name");
-    match (resource.group, resource.kind) {
+    match (resource.group(), resource.kind()) {
         ("", "Node") => own_node(resource, node, name),
         ("", "Pod") if str_at(old, &["spec", "nodeName"]) != node => {
             let why = if subresource == "eviction" {

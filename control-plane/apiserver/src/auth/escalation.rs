@@ -24,7 +24,7 @@ pub(crate) fn on_create(context: &Context, object: &Value) -> Result<(), ApiErro
 /// # Errors
 /// As [`on_create`].
 pub(crate) fn on_update(context: &Context, new: &Value, old: &Value) -> Result<(), ApiError> {
-    if context.resource.group != GROUP || only_garbage_collection(new, old) {
+    if context.resource.group() != GROUP || only_garbage_collection(new, old) {
         return Ok(());
     }
     check(context, new, Some(old))
@@ -45,19 +45,19 @@ fn only_garbage_collection(new: &Value, old: &Value) -> bool {
 
 fn check(context: &Context, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
     let resource = &context.resource;
-    if resource.group != GROUP || context.user.in_group(MASTERS) {
+    if resource.group() != GROUP || context.user.in_group(MASTERS) {
         return Ok(());
     }
     let name = meta(object, "name");
-    let refuse = |why: &str| ApiError::forbidden(GROUP, resource.plural, name, why);
-    match resource.kind {
+    let refuse = |why: &str| ApiError::forbidden(GROUP, resource.plural(), name, why);
+    match resource.kind() {
         "Role" | "ClusterRole" => {
             if may_escalate(context) {
                 return Ok(());
             }
             confirm(context, &Rule::of_role(object)).map_err(|why| refuse(&why))?;
             let aggregates = |role: &Value| get(role, &["aggregationRule"]).is_some();
-            if resource.kind == "ClusterRole"
+            if resource.kind() == "ClusterRole"
                 && (aggregates(object) || old.is_some_and(aggregates))
                 && confirm(context, &everything()).is_err()
             {
@@ -97,7 +97,7 @@ fn everything() -> [Rule; 2] {
 fn may_escalate(context: &Context) -> bool {
     let mut a = Attributes::empty(&context.user);
     a.verb = "escalate".into();
-    (a.group, a.version, a.resource) = (GROUP.into(), "*".into(), context.resource.plural.into());
+    (a.group, a.version, a.resource) = (GROUP.into(), "*".into(), context.resource.plural().into());
     (a.name, a.namespace) = (context.info.name.as_str().into(), context.namespace().into());
     context.core.policy.decide(&a).allowed
 }

@@ -65,7 +65,7 @@ impl Policy {
     ) -> Self {
         let part_of = |resource: &Resource| {
             let row = |(group, plural, _): &&(&str, &str, Part)| {
-                (*group, *plural, "v1") == (resource.group, resource.plural, resource.version)
+                (*group, *plural, "v1") == (resource.group(), resource.plural(), resource.version())
             };
             PARTS.iter().find(row).map(|(_, _, part)| *part)
         };
@@ -103,12 +103,12 @@ impl Policy {
 
     /// Waits until a write of roles or bindings counts: its client may go on from there.
     pub(crate) async fn settled(&self, resource: &Resource, revision: i64) {
-        if resource.group != rbac::GROUP || self.started.get().is_none() {
+        if resource.group() != rbac::GROUP || self.started.get().is_none() {
             return;
         }
         let own = |source: &Source| {
             let row = &source.cache.resource;
-            (row.group, row.plural) == (resource.group, resource.plural)
+            (row.group(), row.plural()) == (resource.group(), resource.plural())
         };
         if let Some((source, _)) = self.sources.iter().find(|(source, _)| own(source)) {
             source.wait(revision).await;

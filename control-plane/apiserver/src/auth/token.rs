@@ -157,7 +157,7 @@ pub(crate) async fn authenticate(
 
 /// An object by name; `None` when there is none, however fresh one looks.
 async fn find(core: &Core, plural: &str, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>, String> {
-    let Some(row) = core.registry.find("", "v1", plural) else { return Ok(None) };
+    let Some(row) = core.builtin.find("", "v1", plural) else { return Ok(None) };
     let cache = core.cache(row);
     cache.wait_loaded().await.map_err(|e| e.message().to_owned())?;
     if let Some(found) = cache.get(namespace, name) {

@@ -53,7 +53,7 @@ fn version_priority(group: &str, version: &str) -> i64 {
 /// The APIService of every group version that this server serves.
 fn api_services(core: &Core) -> Vec<Value> {
     let mut out = Vec::new();
-    for (group, versions) in core.registry.groups() {
+    for (group, versions) in core.builtin.groups() {
         // The group of API services themselves is no part of what it aggregates.
         let Some((_, priority)) = GROUP_PRIORITIES.iter().find(|(known, _)| *known == group) else {
             continue;
@@ -121,7 +121,7 @@ fn is_ours(stored: &Value, wanted: &Value) -> bool {
 
 /// Makes an object, or gives it its spec again.
 async fn renew(core: &Arc<Core>, group: &str, plural: &str, wanted: &Value) -> Result<(), ApiError> {
-    let row = core.registry.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?;
+    let row = core.builtin.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?;
     let key = row.key("", meta(wanted, "name"));
     let Some(stored) = crate::storage::read(&core.store, row, &key).await? else {
         return super::ensure(core, group, plural, wanted.clone()).await;

@@ -46,7 +46,7 @@ fn spawn(core: &Arc<Core>, kinds: [(&'static str, &'static str); 2], reconcile: 
 async fn keep(core: &Arc<Core>, kinds: &[(&str, &str)], reconcile: Reconcile) {
     let mut changes: Vec<watch::Receiver<u64>> = kinds
         .iter()
-        .filter_map(|(group, plural)| core.registry.find(group, "v1", plural))
+        .filter_map(|(group, plural)| core.builtin.find(group, "v1", plural))
         .map(|row| core.cache(row).changes())
         .collect();
     loop {
@@ -76,7 +76,7 @@ async fn flows(core: &Arc<Core>) -> Result<(), ApiError> {
 }
 
 async fn all(core: &Core, group: &str, plural: &str) -> Result<Vec<Value>, ApiError> {
-    let row = core.registry.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?;
+    let row = core.builtin.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?;
     let cache = core.cache(row);
     cache.wait_fresh().await?;
     let entries = cache.snapshot(&Filter::default(), None).entries;

@@ -22,6 +22,7 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 
 pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
     core.follow_flow_control();
+    crate::custom::Keeper::start(core).await?;
     for name in NAMESPACES {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(core, "", "namespaces", object).await?;
@@ -71,7 +72,7 @@ async fn roles(core: &Arc<Core>) -> Result<(), ApiError> {
 
 async fn role(core: &Arc<Core>, default: policy::Default) -> Result<(), ApiError> {
     let (group, plural, wanted) = (crate::auth::rbac::GROUP, default.plural, default.object);
-    let resource = core.registry.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?;
+    let resource = core.builtin.find(group, "v1", plural).ok_or_else(ApiError::unknown_resource)?;
     let key = resource.key(meta(&wanted, "namespace"), meta(&wanted, "name"));
     let Some(existing) = crate::storage::read(&core.store, resource, &key).await? else {
         return ensure(core, group, plural, wanted).await;

@@ -40,7 +40,7 @@ impl Entry {
             .flatten()
             .map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into()))
             .collect();
-        let fields = resource.fields.iter().map(|f| (f.value)(&object).into()).collect();
+        let fields = resource.fields.iter().map(|f| f.of(&object).into()).collect();
         Entry { key: key.into(), encoded, labels, fields, message_length: AtomicU32::new(0) }
     }
 

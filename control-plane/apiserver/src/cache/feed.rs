@@ -4,6 +4,7 @@ use super::{Cache, CacheEvent, Entry, State};
 use crate::object::Encoded;
 use crate::registry::Resource;
 use kelp_store::{Event, KeyValue, RangeEnd, RangeRequest, StoreError, WatchMessage, WatchRequest, Watcher};
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +91,7 @@ async fn load(cache: &Arc<Cache>) -> Result<Watcher, StoreError> {
 
 /// The cached form of a stored object; `None` (with a log line) for bytes that are no object.
 pub(crate) fn entry_of(resource: &Resource, kv: &KeyValue) -> Option<Entry> {
-    let key = std::str::from_utf8(&kv.key).ok()?.strip_prefix(resource.storage_prefix)?;
+    let key = std::str::from_utf8(&kv.key).ok()?.strip_prefix(&*resource.storage_prefix)?;
     let Some(encoded) = served(resource, &kv.value, kv.mod_revision) else {
         tracing::error!(key, "the stored value is no JSON object; it is left out");
         return None;
@@ -101,6 +102,14 @@ pub(crate) fn entry_of(resource: &Resource, kv: &KeyValue) -> Option<Entry> {
 /// Served bytes of stored bytes, converted when the resource is stored in another form.
 pub(crate) fn served(resource: &Resource, stored: &[u8], revision: i64) -> Option<Encoded> {
     let head = resource.head();
+    if let Some(custom) = &resource.custom {
+        let mut object: Value = serde_json::from_slice(stored).ok().filter(Value::is_object)?;
+        custom
+            .read(&mut object)
+            .inspect_err(|error| tracing::error!(%error, "a stored object cannot be read"))
+            .ok()?;
+        return Encoded::from_stored(&head, &crate::object::encode(&head, &object), revision);
+    }
     match &resource.stored_as {
         None => Encoded::from_stored(&head, stored, revision),
         Some(form) => {
@@ -164,7 +173,7 @@ fn apply_one(
 ) -> Option<Arc<CacheEvent>> {
     let now = std::time::Instant::now();
     let Some(entry) = entry else {
-        let key = std::str::from_utf8(&event.kv.key).ok()?.strip_prefix(resource.storage_prefix)?;
+        let key = std::str::from_utf8(&event.kv.key).ok()?.strip_prefix(&*resource.storage_prefix)?;
         let previous = state.objects.remove(key)?;
         state.bytes -= previous.encoded.full().len();
         let gone = Arc::new(previous.at_revision(event.kv.mod_revision));

@@ -61,6 +61,8 @@ pub struct Cache {
     pub(crate) progress: Mutex<ProgressHandle>,
     started: OnceCell<()>,
     shutdown: CancellationToken,
+    /// Nobody is to watch this cache any longer.
+    retired: CancellationToken,
 }
 
 /// A reader's place in the window.
@@ -88,6 +90,7 @@ impl Cache {
             changed: watch::Sender::new(0),
             progress: Mutex::default(),
             started: OnceCell::new(),
+            retired: shutdown.child_token(),
             shutdown,
         })
     }
@@ -192,6 +195,22 @@ impl Cache {
     /// Asks the store how far this cache is.
     pub fn request_progress(&self) {
         self.progress.lock().request();
+    }
+
+    /// Ends with the server, or when the resource is not served like this any more: watches end then.
+    pub fn retired(&self) -> &CancellationToken {
+        &self.retired
+    }
+
+    /// Ends all watches, and, when the requests under way had their time, the feed. The token given to [`Cache::new`]
+    /// must be this cache's own.
+    pub(crate) fn retire(self: &Arc<Self>) {
+        self.retired.cancel();
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(2 * FRESH_TIMEOUT).await;
+            shutdown.cancel();
+        });
     }
 
     /// Number of objects, and their bytes.

@@ -84,7 +84,7 @@ pub(super) fn put(out: &mut Vec<u8>, number: u32, value: &Value, ty: &Type) {
                 put_number(&mut inner, 2, i64::from(time.subsec_nanosecond()));
             }
         }
-        Type::Raw | Type::FieldsV1 | Type::Json => {
+        Type::Raw | Type::FieldsV1 | Type::Json | Type::Deduced => {
             put_bytes(&mut inner, 1, value.to_string().as_bytes());
         }
         Type::SchemaOrArray(r) => match value {

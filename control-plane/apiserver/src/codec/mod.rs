@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::error::ApiError;
 use crate::gvk::GroupVersionKind;
 use crate::schema::{self, TypeSchema};
-pub(crate) use node::Node;
+pub(crate) use node::{Node, TOO_DEEP, is_too_deep};
 pub(crate) use scalar::{decode_base64, encode_base64};
 pub(crate) use typed::as_stored;
 
@@ -90,13 +90,7 @@ pub fn decode_body(
     schema: &TypeSchema,
     field_validation: FieldValidation,
 ) -> Result<Decoded, ApiError> {
-    let unrecognized = |why: String| {
-        ApiError::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): {why} ({})",
-            expected.kind,
-            summary(body)
-        ))
-    };
+    let unrecognized = |why: String| unrecognized(&expected.kind, &why, body);
     let node = match encoding(content_type)? {
         Encoding::Json => parse_json_object(body).map_err(&unrecognized)?,
         Encoding::Yaml => node::parse_yaml(body).map_err(&unrecognized)?,
@@ -121,6 +115,62 @@ pub fn decode_body(
     }
     set_kind(&mut object, expected);
     Ok(Decoded { object, warnings })
+}
+
+/// The error about a body that is no object of the expected kind.
+pub(crate) fn unrecognized(kind: &str, why: &str, body: &[u8]) -> ApiError {
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({})",
+        summary(body)
+    ))
+}
+
+/// Reads a body without a schema; none for protobuf, which has no meaning without one.
+///
+/// # Errors
+/// 415 for an unknown content type, 400 for malformed text.
+pub(crate) fn untyped(content_type: Option<&str>, body: &[u8], kind: &str) -> Result<Option<Node>, ApiError> {
+    let node = match encoding(content_type)? {
+        Encoding::Json => parse_json_object(body),
+        Encoding::Yaml => node::parse_yaml(body),
+        Encoding::Protobuf => return Ok(None),
+    };
+    node.map(Some).map_err(|why| unrecognized(kind, &why, body))
+}
+
+/// Group, version and kind that a document names; empty where it names none.
+pub(crate) fn kind_of(node: &Node) -> Result<GroupVersionKind, String> {
+    named_kind(node, &GroupVersionKind::new("", "", ""))
+}
+
+/// Names that an object of a document has more than once: `duplicate field "spec.n"`.
+pub(crate) fn repeated(node: &Node, path: &mut String, out: &mut Vec<String>) {
+    let length = path.len();
+    match node {
+        Node::Object(members) => {
+            let mut seen = std::collections::HashSet::with_capacity(members.len());
+            for (name, value) in members {
+                path.push('.');
+                path.push_str(name);
+                if !seen.insert(name.as_str()) && out.len() < 100 {
+                    out.push(format!(
+                        "duplicate field {}",
+                        crate::error::quote(path.trim_start_matches('.'))
+                    ));
+                }
+                repeated(value, path, out);
+                path.truncate(length);
+            }
+        }
+        Node::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                path.push_str(&format!("[{i}]"));
+                repeated(item, path, out);
+                path.truncate(length);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Reads a configuration of server-side apply: YAML, of which JSON is a part. It is not checked against a schema;

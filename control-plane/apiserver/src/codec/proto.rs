@@ -259,7 +259,7 @@ fn value(wire: Wire<'_>, ty: &Type, depth: &Depth<'_>) -> Result<Value> {
         }
         Type::IntOrString => int_or_string(wire.bytes()?)?,
         Type::Time | Type::MicroTime => time(wire.bytes()?, matches!(ty, Type::MicroTime))?,
-        Type::Raw | Type::FieldsV1 | Type::Json => {
+        Type::Raw | Type::FieldsV1 | Type::Json | Type::Deduced => {
             let mut raw: &[u8] = &[];
             let mut reader = Reader(wire.bytes()?);
             while let Some((number, wire)) = reader.next()? {

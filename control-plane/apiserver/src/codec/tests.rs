@@ -162,7 +162,7 @@ fn sample_value(ty: &Type, depth: usize) -> Option<Value> {
         Type::IntOrString => "25%".into(),
         Type::Time => "2024-05-06T07:08:09Z".into(),
         Type::MicroTime => "2024-05-06T07:08:09.123456Z".into(),
-        Type::Raw | Type::FieldsV1 | Type::Json => json!({"f:a": {}}),
+        Type::Raw | Type::FieldsV1 | Type::Json | Type::Deduced => json!({"f:a": {}}),
         Type::SchemaOrArray(r) => json!([sample(r.get(), depth.checked_sub(1)?)]),
         Type::SchemaOrBool(_) => true.into(),
         Type::SchemaOrStrings(_) => json!(["a"]),

@@ -408,7 +408,7 @@ impl<'a> Cursor<'a> {
                     }
                 });
             }
-            Type::Raw | Type::FieldsV1 | Type::Json => {
+            Type::Raw | Type::FieldsV1 | Type::Json | Type::Deduced => {
                 let raw = self.raw();
                 put_message(out, number, |out| put_bytes(out, 1, raw));
             }

@@ -202,7 +202,7 @@ impl Decoder {
                 ));
                 None
             }
-            (Type::Raw | Type::FieldsV1 | Type::Json, node) => Some(node.into_value()),
+            (Type::Raw | Type::FieldsV1 | Type::Json | Type::Deduced, node) => Some(node.into_value()),
             (Type::SchemaOrArray(r), Node::Array(items)) => {
                 Some(items.into_iter().map(|n| self.schema(n, r.get())).collect())
             }

@@ -32,23 +32,23 @@ pub(super) fn wanted(accept: Option<&str>) -> bool {
 }
 
 fn resource(row: &Resource) -> Value {
-    let mut value = json!({"resource": row.plural,
-        "responseKind": {"group": "", "version": "", "kind": row.kind},
+    let mut value = json!({"resource": row.plural(),
+        "responseKind": {"group": "", "version": "", "kind": row.kind()},
         "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": row.singular, "verbs": row.verbs});
+        "singularResource": row.singular(), "verbs": row.verbs()});
     if !row.short_names.is_empty() {
-        value["shortNames"] = row.short_names.into();
+        value["shortNames"] = json!(row.short_names);
     }
     if !row.categories.is_empty() {
-        value["categories"] = row.categories.into();
+        value["categories"] = json!(row.categories);
     }
     if !row.subresources.is_empty() {
         value["subresources"] = row
             .subresources
             .iter()
             .map(|sub| {
-                let (group, version, kind) = sub.kind;
-                let own = (group, version) == (row.group, row.version);
+                let (group, version, kind) = sub.kind_of(row);
+                let own = (group, version) == (row.group(), row.version());
                 let (group, version) = if own { ("", "") } else { (group, version) };
                 json!({"subresource": sub.name,
                     "responseKind": {"group": group, "version": version, "kind": kind}, "verbs": sub.verbs})
@@ -65,9 +65,12 @@ fn list(registry: &Registry, core: bool) -> Value {
         let versions: Vec<Value> = versions
             .iter()
             .map(|version| {
-                let mut rows: Vec<_> =
-                    registry.rows().iter().filter(|r| r.group == group && r.version == *version).collect();
-                rows.sort_by_key(|r| r.plural);
+                let mut rows: Vec<_> = registry
+                    .rows()
+                    .iter()
+                    .filter(|r| r.group() == group && r.version() == *version)
+                    .collect();
+                rows.sort_by(|a, b| a.plural().cmp(b.plural()));
                 let resources: Vec<Value> = rows.into_iter().map(|r| resource(r)).collect();
                 json!({"version": version, "resources": resources, "freshness": "Current"})
             })
@@ -86,7 +89,7 @@ struct List {
 
 /// The lists of both roots, each made when it is first asked for.
 #[derive(Default)]
-pub(super) struct Lists {
+pub(crate) struct Lists {
     core: OnceLock<List>,
     groups: OnceLock<List>,
 }

@@ -4,7 +4,7 @@ mod aggregated;
 mod openapi;
 mod plain;
 
-pub(crate) use openapi::{Request, is_document};
+pub(crate) use openapi::{Documents, Request, is_document};
 
 use crate::error::ApiError;
 use crate::handlers::Reply;
@@ -14,11 +14,9 @@ use base64::Engine;
 use http::header::{self, HeaderMap, HeaderValue};
 use sha2::{Digest, Sha256};
 
-/// Documents that are made from the registry once.
+/// Documents that are made from a registry once.
 #[derive(Default)]
 pub(crate) struct Discovery {
-    /// OpenAPI.
-    pub(crate) documents: openapi::Documents,
     aggregated: aggregated::Lists,
 }
 
@@ -77,7 +75,7 @@ impl Discovery {
 }
 
 /// Groups with their versions, both in the order of discovery.
-fn groups(registry: &Registry) -> Vec<(&'static str, Vec<&'static str>)> {
+fn groups(registry: &Registry) -> Vec<(&str, Vec<&str>)> {
     let mut out = registry.groups();
     for (_, versions) in &mut out {
         versions.sort_by_key(|version| std::cmp::Reverse(version_key(version)));
@@ -86,7 +84,7 @@ fn groups(registry: &Registry) -> Vec<(&'static str, Vec<&'static str>)> {
 }
 
 /// Newer and more stable versions are greater: `v1beta1` < `v1` < `v2`.
-fn version_key(version: &str) -> (u8, u32, u32) {
+pub(crate) fn version_key(version: &str) -> (u8, u32, u32) {
     let rest = version.strip_prefix('v').unwrap_or_default();
     let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (major, stage) = rest.split_at(digits);

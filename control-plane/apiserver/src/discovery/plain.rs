@@ -49,38 +49,33 @@ pub(super) fn group(registry: &Registry, name: &str) -> Option<Value> {
 
 /// The hash of the version and kind that objects of the row are stored as.
 fn stored_hash(row: &Resource) -> String {
-    match &row.stored_as {
-        Some(form) => {
-            let (group, version) = form.api_version.split_once('/').unwrap_or(("", form.api_version));
-            storage_hash(group, version, form.kind)
-        }
-        None => storage_hash(row.group, row.version, row.kind),
-    }
+    let (group, version, kind) = row.stored_kind();
+    storage_hash(group, version, kind)
 }
 
 pub(super) fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
     let mut rows: Vec<_> =
-        registry.rows().iter().filter(|r| r.group == group && r.version == version).collect();
-    rows.sort_by_key(|r| r.plural);
+        registry.rows().iter().filter(|r| r.group() == group && r.version() == version).collect();
+    rows.sort_by(|a, b| a.plural().cmp(b.plural()));
     for row in rows {
-        let mut value = json!({"name": row.plural, "singularName": row.singular,
-        "namespaced": row.namespaced, "kind": row.kind, "verbs": row.verbs,
+        let mut value = json!({"name": row.plural(), "singularName": row.singular(),
+        "namespaced": row.namespaced, "kind": row.kind(), "verbs": row.verbs(),
         });
         // Only what is stored can be watched.
         if row.verbs.contains(&"watch") {
             value["storageVersionHash"] = stored_hash(row).into();
         }
         if !row.short_names.is_empty() {
-            value["shortNames"] = row.short_names.into();
+            value["shortNames"] = json!(row.short_names);
         }
         if !row.categories.is_empty() {
-            value["categories"] = row.categories.into();
+            value["categories"] = json!(row.categories);
         }
         list.push(value);
-        for sub in row.subresources {
-            let (sub_group, sub_version, kind) = sub.kind;
-            let mut value = json!({"name": format!("{}/{}", row.plural, sub.name), "singularName": "",
+        for sub in &row.subresources {
+            let (sub_group, sub_version, kind) = sub.kind_of(row);
+            let mut value = json!({"name": format!("{}/{}", row.plural(), sub.name), "singularName": "",
                 "namespaced": row.namespaced, "kind": kind, "verbs": sub.verbs});
             if (sub_group, sub_version) != (group, version) {
                 value["group"] = sub_group.into();

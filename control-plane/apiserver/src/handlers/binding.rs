@@ -4,7 +4,7 @@ use super::modify::{Change, modify};
 use super::{Context, Reply, lifecycle};
 use crate::error::ApiError;
 use crate::gvk::GroupVersionKind;
-use crate::machinery;
+use crate::machinery::{self, Model};
 use crate::object::meta;
 use crate::registry::pod;
 use crate::request::{Accepted, WriteOptions};
@@ -25,9 +25,10 @@ pub(super) fn done(accepted: Accepted) -> Reply {
 /// POST to `bindings`: the pod is named by the body.
 pub(super) async fn bind_named(mut context: Context) -> Result<Reply, ApiError> {
     let ignore = machinery::FieldValidation::Ignore;
-    let decoded = machinery::decode(context.content_type.as_deref(), &context.body, &kind(), ignore)?;
+    let decoded = Model::BuiltIn(kind()).decode(context.content_type.as_deref(), &context.body, ignore)?;
     context.info.name = meta(&decoded.object, "name").to_owned();
-    let pods = context.core.registry.find("", "v1", "pods").ok_or_else(ApiError::unknown_resource)?.clone();
+    let pods = context.core.builtin.find("", "v1", "pods").ok_or_else(ApiError::unknown_resource)?.clone();
+    context.cache = context.core.cache(&pods).clone();
     context.resource = pods;
     bind(&context).await
 }
@@ -37,7 +38,7 @@ pub(super) async fn bind(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let options = WriteOptions::parse(&context.query, "CreateOptions")?;
     let decoded =
-        machinery::decode(context.content_type.as_deref(), &context.body, &kind(), options.validation)?;
+        Model::BuiltIn(kind()).decode(context.content_type.as_deref(), &context.body, options.validation)?;
     let mut binding = decoded.object;
     if meta(&binding, "name") != context.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Binding object"));

@@ -5,7 +5,7 @@ use super::{Context, Reply, lifecycle};
 use crate::allocation::Held;
 use crate::auth::Attributes;
 use crate::error::ApiError;
-use crate::machinery;
+use crate::machinery::{self, Model};
 use crate::object::{Encoded, meta, meta_mut};
 use crate::registry::Generation;
 use crate::request::WriteOptions;
@@ -19,12 +19,8 @@ const NAME_ATTEMPTS: usize = 8;
 pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let options = WriteOptions::parse(&context.query, "CreateOptions")?;
-    let decoded = machinery::decode(
-        context.content_type.as_deref(),
-        &context.body,
-        &context.resource.gvk(),
-        options.validation,
-    )?;
+    let model = Model::of(&context.resource);
+    let decoded = model.decode(context.content_type.as_deref(), &context.body, options.validation)?;
     let mut object = decoded.object;
     lifecycle::place(context, &mut object)?;
     let owners = lifecycle::single_owners(&mut object, false);
@@ -76,11 +72,11 @@ pub(super) async fn insert(
         let key = resource.key(context.namespace(), &name);
         if dry {
             if storage::read(&context.core.store, resource, &key).await?.is_some() {
-                return Err(ApiError::already_exists(resource.group, resource.plural, &name));
+                return Err(ApiError::already_exists(resource.group(), resource.plural(), &name));
             }
             return Ok((new, 0));
         }
-        let bytes = storage::to_stored(resource, &new);
+        let bytes = storage::to_stored(resource, &new)?;
         match storage::write(&context.core.store, resource, &key, 0, bytes, lease, held.also()).await? {
             Written::Done(revision) => {
                 held.keep();
@@ -89,10 +85,10 @@ pub(super) async fn insert(
             }
             Written::Conflict(_) if !last => {}
             Written::Conflict(_) if generate => {
-                return Err(ApiError::generate_name_conflict(resource.group, resource.plural, &name));
+                return Err(ApiError::generate_name_conflict(resource.group(), resource.plural(), &name));
             }
             Written::Conflict(present) => {
-                let error = ApiError::already_exists(resource.group, resource.plural, &name);
+                let error = ApiError::already_exists(resource.group(), resource.plural(), &name);
                 let leaving = present.is_some_and(|p| crate::object::is_deleting(&p.object));
                 return Err(if leaving { error.with_prefix("object is being deleted: ") } else { error });
             }
@@ -110,6 +106,7 @@ async fn made<'a>(
     applied: bool,
 ) -> Result<Held<'a>, ApiError> {
     let resource = &context.resource;
+    let model = Model::of(resource);
     let dry = options.dry_run;
     lifecycle::new_metadata(object, resource.strategy.generation != Generation::None);
     if let Some(base) = base {
@@ -117,18 +114,22 @@ async fn made<'a>(
     }
     let name = meta(object, "name").to_owned();
     lifecycle::namespace_open(context, &name).await?;
-    crate::machinery::apply_defaults(&resource.gvk(), object);
+    if resource.custom.as_ref().is_some_and(|custom| custom.definition().is_terminating()) {
+        let why = "create not allowed while custom resource definition is terminating";
+        return Err(ApiError::forbidden(resource.group(), resource.plural(), &name, why));
+    }
+    model.apply_defaults(object);
     if !applied {
         Write::of(context, options, "").track(context, None, object)?;
     }
     crate::admission::create(&context.core, &context.user, resource, object).await?;
     crate::auth::escalation::on_create(context, object)?;
     (resource.strategy.prepare_create)(object);
-    let errors = crate::machinery::validate_create(&resource.gvk(), object);
+    let errors = model.validate_create(object);
     if !errors.is_empty() {
-        return Err(ApiError::invalid(resource.error_group(), resource.kind, &name, &errors));
+        return Err(machinery::invalid(resource, &name, object, &errors));
     }
-    machinery::as_stored(&resource.gvk(), object);
+    model.as_stored(object);
     let held = context.core.allocate(resource, None, object, dry).await?;
     crate::admission::certificates::validate(context, "", object, None).await?;
     crate::admission::validate(&context.core, resource, "", object, None, dry).await?;

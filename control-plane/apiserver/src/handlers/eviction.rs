@@ -7,7 +7,7 @@ use super::{Context, Reply, binding, delete, lifecycle};
 use crate::cache::Filter;
 use crate::error::ApiError;
 use crate::gvk::GroupVersionKind;
-use crate::machinery;
+use crate::machinery::Model;
 use crate::object::{self, get, int_at, is_deleting, list_at, meta, str_at};
 use crate::registry::pod;
 use crate::request::{DeleteOptions, RequestInfo, WriteOptions};
@@ -30,7 +30,11 @@ pub(super) async fn evict(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let query = WriteOptions::parse(&context.query, "CreateOptions")?;
     let kind = GroupVersionKind::new("policy", "v1", "Eviction");
-    let decoded = machinery::decode(context.content_type.as_deref(), &context.body, &kind, query.validation)?;
+    let decoded = Model::BuiltIn(kind.clone()).decode(
+        context.content_type.as_deref(),
+        &context.body,
+        query.validation,
+    )?;
     let mut eviction = decoded.object;
     if meta(&eviction, "name") != context.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
@@ -125,7 +129,7 @@ async fn budgets(context: &Context, pod: &Value) -> Result<Vec<Value>, ApiError>
     let Some(labels) = labels.filter(|l| !l.is_empty()) else { return Ok(Vec::new()) };
     let labels: std::collections::BTreeMap<String, String> =
         labels.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect();
-    let Some(row) = context.core.registry.find("policy", "v1", "poddisruptionbudgets") else {
+    let Some(row) = context.core.builtin.find("policy", "v1", "poddisruptionbudgets") else {
         return Ok(Vec::new());
     };
     let cache = context.core.cache(row);
@@ -160,7 +164,7 @@ fn still_processed(budget: &str) -> ApiError {
 
 /// Counts an eviction on a budget.
 async fn take(context: &Context, budget: &str, dry: bool) -> Result<(), ApiError> {
-    let row = context.core.registry.find("policy", "v1", "poddisruptionbudgets");
+    let row = context.core.builtin.find("policy", "v1", "poddisruptionbudgets");
     let resource = row.ok_or_else(ApiError::unknown_resource)?.clone();
     let own = Context {
         info: RequestInfo {
@@ -168,7 +172,7 @@ async fn take(context: &Context, budget: &str, dry: bool) -> Result<(), ApiError
             verb: "update",
             group: "policy".to_owned(),
             version: "v1".to_owned(),
-            resource: resource.plural.to_owned(),
+            resource: resource.plural().to_owned(),
             subresource: "status".to_owned(),
             namespace: context.namespace().to_owned(),
             name: budget.to_owned(),

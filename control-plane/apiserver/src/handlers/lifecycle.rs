@@ -143,7 +143,7 @@ pub(super) async fn namespace_open(context: &Context, object_name: &str) -> Resu
         return Ok(());
     }
     let name = context.namespace();
-    let Some(namespaces) = context.core.registry.find("", "v1", "namespaces") else { return Ok(()) };
+    let Some(namespaces) = context.core.builtin.find("", "v1", "namespaces") else { return Ok(()) };
     // What the cache calls active is active, or was a moment ago; in doubt the store knows.
     let cache = context.core.cache(namespaces);
     cache.wait_loaded().await?;
@@ -158,22 +158,27 @@ pub(super) async fn namespace_open(context: &Context, object_name: &str) -> Resu
         is_deleting(&namespace.object) || str_at(&namespace.object, &["status", "phase"]) == "Terminating";
     if terminating {
         let why = format!("unable to create new content in namespace {name} because it is being terminated");
-        return Err(ApiError::forbidden(context.resource.group, context.resource.plural, object_name, &why)
-            .with_cause(
-                "NamespaceTerminating",
-                &format!("namespace {name} is being terminated"),
-                "metadata.namespace",
-            ));
+        return Err(ApiError::forbidden(
+            context.resource.group(),
+            context.resource.plural(),
+            object_name,
+            &why,
+        )
+        .with_cause(
+            "NamespaceTerminating",
+            &format!("namespace {name} is being terminated"),
+            "metadata.namespace",
+        ));
     }
     Ok(())
 }
 
 /// The Status of a deletion that left nothing behind.
 pub(super) fn success(context: &Context, object: &Value) -> Value {
-    let mut details = json!({"name": meta(object, "name"), "kind": context.resource.plural,
+    let mut details = json!({"name": meta(object, "name"), "kind": context.resource.plural(),
         "uid": meta(object, "uid")});
-    if !context.resource.group.is_empty() {
-        details["group"] = context.resource.group.into();
+    if !context.resource.group().is_empty() {
+        details["group"] = context.resource.group().into();
     }
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Context;
 use crate::error::ApiError;
 use crate::gvk::GroupVersionKind;
-use crate::machinery;
+use crate::machinery::Model;
 use crate::patch::apply::{self, Configuration, Owns, Writer};
 use crate::registry::owned::owned;
 use crate::registry::{Registry, Resource};
@@ -18,21 +18,21 @@ pub(super) struct Write<'a> {
     pub(super) options: &'a WriteOptions,
     /// The subresource written through, empty for the object itself.
     pub(super) subresource: &'a str,
-    /// The kind of the bodies.
-    pub(super) gvk: GroupVersionKind,
+    /// The model of the bodies.
+    model: Model<'a>,
     owns: Owns,
 }
 
 impl<'a> Write<'a> {
     /// A write of the request's resource.
-    pub(super) fn of(context: &Context, options: &'a WriteOptions, subresource: &'a str) -> Self {
+    pub(super) fn of(context: &'a Context, options: &'a WriteOptions, subresource: &'a str) -> Self {
         let owns = owned(&context.resource, subresource);
-        Write { options, subresource, gvk: context.resource.gvk(), owns }
+        Write { options, subresource, model: Model::of(&context.resource), owns }
     }
 
     /// A write of a view of the object, which is another kind.
     pub(super) fn of_view(options: &'a WriteOptions, subresource: &'a str, gvk: GroupVersionKind) -> Self {
-        Write { options, subresource, gvk, owns: Owns::ALL }
+        Write { options, subresource, model: Model::BuiltIn(gvk), owns: Owns::ALL }
     }
 
     fn with<T>(&self, context: &Context, run: impl FnOnce(&Writer<'_, '_>) -> T) -> Result<T, ApiError> {
@@ -40,7 +40,7 @@ impl<'a> Write<'a> {
             "" => manager_of(&context.user_agent),
             given => given.to_owned(),
         };
-        self.as_manager(&manager, &context.core.registry, &context.resource, run)
+        self.as_manager(&manager, &context.core.builtin, &context.resource, run)
     }
 
     fn as_manager<T>(
@@ -50,8 +50,8 @@ impl<'a> Write<'a> {
         resource: &Resource,
         run: impl FnOnce(&Writer<'_, '_>) -> T,
     ) -> Result<T, ApiError> {
-        let schema = machinery::schema_of(&self.gvk)?;
-        let api_version = self.gvk.api_version();
+        let schema = self.model.schema()?;
+        let api_version = self.model.gvk().api_version();
         let time = crate::object::now();
         Ok(run(&Writer {
             manager,
@@ -60,6 +60,7 @@ impl<'a> Write<'a> {
             time: &time,
             owns: self.owns,
             schema,
+            decode: &|value, _| self.model.decode_value(value),
             convert: &|object, version| converted(registry, resource, object, version),
         }))
     }
@@ -81,8 +82,8 @@ impl<'a> Write<'a> {
         live: Option<&Value>,
         configuration: &Value,
     ) -> Result<Value, ApiError> {
-        let configuration =
-            Configuration { object: configuration, force: self.options.force, kind: &self.gvk.kind };
+        let kind = self.model.gvk().kind;
+        let configuration = Configuration { object: configuration, force: self.options.force, kind: &kind };
         self.with(context, |writer| apply::apply(live, &configuration, writer))?
     }
 }
@@ -97,7 +98,7 @@ pub(crate) fn track_own(
 ) -> Result<(), ApiError> {
     let options = WriteOptions::default();
     let owns = owned(resource, subresource);
-    let write = Write { options: &options, subresource, gvk: resource.gvk(), owns };
+    let write = Write { options: &options, subresource, model: Model::of(resource), owns };
     write.as_manager(SERVER, registry, resource, |writer| apply::track(Some(live), new, writer))
 }
 
@@ -117,12 +118,15 @@ fn manager_of(agent: &str) -> String {
 }
 
 /// The object as another version of the request's resource, or of another resource that is the same in the store.
-fn converted(
+fn converted<'s>(
     registry: &Registry,
-    own: &Resource,
+    own: &'s Resource,
     object: &Value,
     version: &str,
-) -> Option<(Value, &'static TypeSchema)> {
+) -> Option<(Value, &'s TypeSchema)> {
+    if let Some(custom) = own.custom.as_deref() {
+        return custom.converted(object, version);
+    }
     let row = |version: &str| {
         let rows = registry.rows().iter().map(Arc::as_ref);
         rows.filter(|r| r.storage_prefix == own.storage_prefix).find(|r| r.api_version() == version)

@@ -27,14 +27,14 @@ const WINDOW: &str = "250ms";
 
 /// Whether a resource is one of this API.
 pub(super) fn is_metrics(resource: &crate::registry::Resource) -> bool {
-    resource.group == crate::registry::METRICS_GROUP
+    resource.group() == crate::registry::METRICS_GROUP
 }
 
 /// Answers `get`.
 pub(super) async fn get(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let name = context.info.name.clone();
-    let found = match context.resource.plural {
+    let found = match context.resource.plural() {
         "nodes" => {
             let objects = objects(context, &Filter::default()).await?;
             let node = objects.into_iter().find(|o| meta(o, "name") == name);
@@ -47,7 +47,7 @@ pub(super) async fn get(context: &Context) -> Result<Reply, ApiError> {
         }
     };
     let mut object = found.into_iter().next().ok_or_else(|| context.not_found())?;
-    object["kind"] = context.resource.kind.into();
+    object["kind"] = context.resource.kind().into();
     object["apiVersion"] = context.resource.api_version().into();
     Ok(Reply::value(200, &object, accepted))
 }
@@ -58,7 +58,7 @@ pub(super) async fn list(context: &Context) -> Result<Reply, ApiError> {
     let options = ListOptions::parse(&context.query, false)?;
     let filter = context.filter(&options)?;
     let objects = objects(context, &filter).await?;
-    let items = match context.resource.plural {
+    let items = match context.resource.plural() {
         "nodes" => node_metrics(context, objects).await,
         _ => pod_metrics(context, objects).await,
     };
@@ -73,7 +73,7 @@ pub(super) async fn list(context: &Context) -> Result<Reply, ApiError> {
 
 /// The nodes or pods that are measured.
 async fn objects(context: &Context, filter: &Filter) -> Result<Vec<Value>, ApiError> {
-    let row = context.core.registry.find("", "v1", context.resource.plural);
+    let row = context.core.builtin.find("", "v1", context.resource.plural());
     let row = row.ok_or_else(ApiError::unknown_resource)?.clone();
     let cache = context.core.cache(&row);
     cache.wait_fresh().await?;

@@ -25,7 +25,7 @@ mod watch;
 pub(crate) use connect::{Raw, RawBody, connect};
 pub use reply::*;
 
-pub(crate) use internal::{internal, internal_part};
+pub(crate) use internal::{delete_all, internal, internal_part, written};
 pub(crate) use lifecycle::generated;
 pub(crate) use managed::track_own;
 
@@ -55,10 +55,12 @@ pub(crate) struct Context {
     pub(crate) resource: Arc<Resource>,
     /// The seat of a watch, which keeps it until it has begun.
     pub(crate) seat: Mutex<Option<Entered>>,
+    /// The cache of the resource.
+    pub(crate) cache: Arc<Cache>,
 }
 
 impl Context {
-    /// A request of the server itself; which object and how is to be filled in.
+    /// A request of the server itself for a built-in resource; which object and how is to be filled in.
     pub(crate) fn as_server(core: &Arc<Core>, resource: Arc<Resource>) -> Self {
         Context {
             core: core.clone(),
@@ -70,6 +72,7 @@ impl Context {
             body: Bytes::new(),
             user: UserInfo::admin("system:apiserver"),
             user_agent: managed::SERVER.to_owned(),
+            cache: core.cache(&resource).clone(),
             resource,
             seat: Mutex::new(None),
         }
@@ -77,7 +80,7 @@ impl Context {
 
     /// The cache of the request's resource.
     pub(crate) fn cache(&self) -> &Arc<Cache> {
-        self.core.cache(&self.resource)
+        &self.cache
     }
 
     /// Key of the named object.
@@ -101,29 +104,35 @@ impl Context {
     }
 
     fn negotiate(&self, list: bool, watch: bool, object: &str) -> Result<Accepted, ApiError> {
-        let protobuf = crate::schema::by_gvk(&self.resource.gvk()).is_some();
+        let protobuf =
+            self.resource.custom.is_none() && crate::schema::by_gvk(&self.resource.gvk()).is_some();
         let endpoint = Endpoint { protobuf, transforms: true, list, watch, object };
         negotiate(self.accept.as_deref(), self.pretty, &endpoint)
     }
 
     /// The type as error messages name it, e.g. `*core.PodList`.
     fn go_type(&self, suffix: &str) -> String {
-        let package = match self.resource.group.split('.').next().unwrap_or_default() {
+        if self.resource.custom.is_some() {
+            return format!("*unstructured.Unstructured{suffix}");
+        }
+        let package = match self.resource.group().split('.').next().unwrap_or_default() {
             "" => "core",
             first => first,
         };
-        format!("*{package}.{}{suffix}", self.resource.kind)
+        format!("*{package}.{}{suffix}", self.resource.kind())
     }
 
     /// 404 about the named object.
     pub(crate) fn not_found(&self) -> ApiError {
-        ApiError::not_found(self.resource.group, self.resource.plural, &self.info.name)
+        ApiError::not_found(self.resource.group(), self.resource.plural(), &self.info.name)
     }
 
     /// The filter of a list or watch; checks that the resource knows the fields.
     pub(crate) fn filter(&self, options: &ListOptions) -> Result<Filter, ApiError> {
         for term in &options.fields.terms {
-            let known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace")
+            let placed = self.resource.custom.is_none() || self.resource.namespaced;
+            let known = term.field == "metadata.name"
+                || (term.field == "metadata.namespace" && placed)
                 || self.resource.fields.iter().any(|f| f.label == term.field);
             if known {
                 continue;
@@ -158,10 +167,10 @@ impl Context {
 
 /// Serves a request for a resource.
 pub(crate) async fn serve(context: Context) -> Result<Reply, ApiError> {
-    let deprecated = context.resource.deprecated;
+    let deprecated = context.resource.deprecated.clone();
     let mut reply = route(context).await?;
     if let Some(text) = deprecated {
-        reply.warnings.push(text.to_owned());
+        reply.warnings.push(text.into());
     }
     Ok(reply)
 }
@@ -198,7 +207,8 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
             (SubresourceKind::Token, _) => token::request(&context).await,
         };
     }
-    if !context.resource.verbs.contains(&info.verb) {
+    // What a definition that is going does not offer any more is refused in other words where it is done.
+    if !context.resource.verbs.contains(&info.verb) && context.resource.custom.is_none() {
         return Err(ApiError::method_not_allowed());
     }
     if info.name.is_empty() && matches!(info.verb, "update" | "patch") {
@@ -214,7 +224,7 @@ async fn route(context: Context) -> Result<Reply, ApiError> {
         "list" => list::list(&context).await,
         "watch" => watch::watch(&context).await,
         "create" if review::is_review(&context.resource) => review::create(&context).await,
-        "create" if context.resource.kind == "Binding" => binding::bind_named(context).await,
+        "create" if context.resource.kind() == "Binding" => binding::bind_named(context).await,
         "create" => create::create(&context).await,
         "update" => update::update(&context, update::Part::Main).await,
         "patch" => update::patch(&context, update::Part::Main).await,

@@ -88,7 +88,7 @@ pub(super) async fn modify(
             Written::Conflict(present) => current = present,
         }
     }
-    Err(ApiError::modified(resource.group, resource.plural, &context.info.name))
+    Err(ApiError::modified(resource.group(), resource.plural(), &context.info.name))
 }
 
 /// The object with a resourceVersion.
@@ -106,7 +106,7 @@ async fn put(
 ) -> Result<Result<Outcome, Option<Stored>>, ApiError> {
     let resource = &context.resource;
     let held = context.core.allocate(resource, Some(&stored.object), &mut object, dry).await?;
-    let bytes = storage::to_stored(resource, &object);
+    let bytes = storage::to_stored(resource, &object)?;
     let with_version = |object: Value, revision: i64| Outcome {
         object: versioned(object, revision),
         revision,
@@ -144,21 +144,21 @@ pub(super) fn check_version(context: &Context, new: &Value, stored: &Stored) -> 
         if context.info.verb == "patch" {
             let immutable = || FieldError::invalid("metadata.uid", uid, "field is immutable");
             let errors = [immutable(), immutable()];
-            return Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &errors));
+            return Err(ApiError::invalid(resource.group(), resource.kind(), &context.info.name, &errors));
         }
         let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {present}");
-        return Err(ApiError::conflict(resource.group, resource.plural, &context.info.name, &why));
+        return Err(ApiError::conflict(resource.group(), resource.plural(), &context.info.name, &why));
     }
     if version.is_empty() || version == "0" {
         return Ok(());
     }
     match version.parse::<i64>() {
         Ok(version) if version == stored.revision => Ok(()),
-        Ok(_) => Err(ApiError::modified(resource.group, resource.plural, &context.info.name)),
+        Ok(_) => Err(ApiError::modified(resource.group(), resource.plural(), &context.info.name)),
         Err(_) => {
             let error =
                 FieldError::invalid("metadata.resourceVersion", version, "must be specified for an update");
-            Err(ApiError::invalid(resource.group, resource.kind, &context.info.name, &[error]))
+            Err(ApiError::invalid(resource.group(), resource.kind(), &context.info.name, &[error]))
         }
     }
 }
@@ -170,6 +170,9 @@ pub(super) fn bump_generation(context: &Context, new: &mut Value, old: &Value) {
     let bumps = match context.resource.strategy.generation {
         Generation::None | Generation::Once => false,
         Generation::Spec => lifecycle::spec_differs(new, old),
+        Generation::AllButMetadata => {
+            lifecycle::spec_differs(new, old) || new.get("status") != old.get("status")
+        }
         Generation::SpecAndAnnotations => {
             lifecycle::spec_differs(new, old) || annotations(new) != annotations(old)
         }

@@ -132,11 +132,11 @@ impl Reply {
             View::Object => Self::value(code, object, accepted),
             View::Partial(version) => Self::value(code, &table::partial(object, version), accepted),
             View::Table(version) => {
-                let row = table::row(resource.table, object, include, version, jiff::Timestamp::now());
+                let row = table::row(&resource.table, object, include, version, jiff::Timestamp::now());
                 let value = serde_json::json!({"kind": "Table",
                     "apiVersion": format!("meta.k8s.io/{version}"),
                     "metadata": {"resourceVersion": crate::object::meta(object, "resourceVersion")},
-                    "columnDefinitions": table::definitions(resource.table), "rows": [row]});
+                    "columnDefinitions": resource.table.definitions(), "rows": [row]});
                 Self::value(code, &value, accepted)
             }
         }

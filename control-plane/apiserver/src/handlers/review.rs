@@ -4,7 +4,7 @@ use super::managed::Write;
 use super::{Context, Reply};
 use crate::auth::{Attributes, UserInfo};
 use crate::error::{ApiError, BadValue, FieldError};
-use crate::machinery;
+use crate::machinery::Model;
 use crate::object::{get, list_at, meta, str_at};
 use crate::request::WriteOptions;
 use crate::selector::{FieldSelector, FieldTerm};
@@ -14,7 +14,7 @@ const GROUP: &str = "authorization.k8s.io";
 
 /// Whether a resource is a review.
 pub(super) fn is_review(resource: &crate::registry::Resource) -> bool {
-    matches!(resource.group, "authentication.k8s.io" | GROUP)
+    matches!(resource.group(), "authentication.k8s.io" | GROUP)
 }
 
 /// Answers a review.
@@ -22,10 +22,13 @@ pub(super) async fn create(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let options = WriteOptions::parse(&context.query, "CreateOptions")?;
     let gvk = context.resource.gvk();
-    let decoded =
-        machinery::decode(context.content_type.as_deref(), &context.body, &gvk, options.validation)?;
+    let decoded = Model::BuiltIn(gvk.clone()).decode(
+        context.content_type.as_deref(),
+        &context.body,
+        options.validation,
+    )?;
     let mut object = decoded.object;
-    match context.resource.kind {
+    match context.resource.kind() {
         "SelfSubjectReview" => {
             crate::object::meta_mut(&mut object)
                 .insert("creationTimestamp".into(), crate::object::now().into());

@@ -5,7 +5,7 @@ use super::{Context, Reply, lifecycle};
 use crate::auth::{self, Grant};
 use crate::error::{ApiError, FieldError};
 use crate::gvk::GroupVersionKind;
-use crate::machinery;
+use crate::machinery::Model;
 use crate::object::{get, int_at, list_at, map_mut, meta, meta_mut, str_at};
 use crate::request::WriteOptions;
 use crate::storage;
@@ -23,7 +23,7 @@ const EXTENDED: i64 = 365 * 24 * 3600;
 
 async fn object_of(context: &Context, plural: &str, namespace: &str, name: &str) -> Result<Value, ApiError> {
     let core = &context.core;
-    let row = core.registry.find("", "v1", plural).ok_or_else(ApiError::unknown_resource)?;
+    let row = core.builtin.find("", "v1", plural).ok_or_else(ApiError::unknown_resource)?;
     let found = storage::read(&core.store, row, &row.key(namespace, name)).await?;
     found.map(|stored| stored.object).ok_or_else(|| ApiError::not_found("", plural, name))
 }
@@ -37,11 +37,14 @@ pub(super) async fn request(context: &Context) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
     let options = WriteOptions::parse(&context.query, "CreateOptions")?;
     let gvk = GroupVersionKind::new(GROUP, "v1", "TokenRequest");
-    let decoded =
-        machinery::decode(context.content_type.as_deref(), &context.body, &gvk, options.validation)?;
+    let decoded = Model::BuiltIn(gvk.clone()).decode(
+        context.content_type.as_deref(),
+        &context.body,
+        options.validation,
+    )?;
     let mut object = decoded.object;
     lifecycle::place(context, &mut object)?;
-    machinery::apply_defaults(&gvk, &mut object);
+    Model::BuiltIn(gvk.clone()).apply_defaults(&mut object);
     let account = object_of(context, "serviceaccounts", context.namespace(), &context.info.name).await?;
     Write::of_view(&options, "token", gvk.clone()).track(context, None, &mut object)?;
     let now = Timestamp::now();

@@ -4,7 +4,7 @@ use super::managed::Write;
 use super::modify::{Change, bump_generation, check_version, modify};
 use super::{Context, Reply, create, lifecycle};
 use crate::error::{ApiError, FieldError};
-use crate::machinery::{self, FieldValidation, PatchKind};
+use crate::machinery::{self, FieldValidation, Model, PatchKind};
 use crate::object::{self, meta, meta_mut};
 use crate::patch::apply;
 use crate::request::WriteOptions;
@@ -47,10 +47,11 @@ pub(super) fn computed(
     write: Option<&Write<'_>>,
 ) -> Result<Value, ApiError> {
     let resource = &context.resource;
+    let model = Model::of(resource);
     let old = &stored.object;
     check_version(context, &new, stored)?;
     meta_mut(&mut new).insert("resourceVersion".into(), stored.revision.to_string().into());
-    crate::machinery::apply_defaults(&resource.gvk(), &mut new);
+    model.apply_defaults(&mut new);
     if let Some(write) = write {
         write.track(context, Some(old), &mut new)?;
     }
@@ -91,18 +92,18 @@ pub(super) fn computed(
     crate::admission::node::update(&context.user, resource, part.subresource(), &new, old)?;
     crate::auth::escalation::on_update(context, &new, old)?;
     let errors = match part {
-        Part::Main => crate::machinery::validate_update(&resource.gvk(), &new, old),
-        Part::Status => crate::machinery::validate_status(&resource.gvk(), &new, old),
+        Part::Main => model.validate_update(&new, old),
+        Part::Status => model.validate_status(&new, old),
         Part::Finalize | Part::Named(_) => {
             crate::validation::update_subresource(&resource.gvk(), part.subresource(), &new, old)
         }
     };
     if errors.is_empty() {
-        machinery::as_stored(&resource.gvk(), &mut new);
+        model.as_stored(&mut new);
         apply::keep_times(&mut new, old);
         return Ok(new);
     }
-    Err(ApiError::invalid(resource.error_group(), resource.kind, &context.info.name, &errors))
+    Err(machinery::invalid(resource, &context.info.name, &new, &errors))
 }
 
 /// Warnings about what the written part of an object says.
@@ -128,12 +129,8 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
     let options = WriteOptions::parse(&context.query, "UpdateOptions")?;
     let resource = &context.resource;
     let write = Write::of(context, &options, part.subresource());
-    let decoded = machinery::decode(
-        context.content_type.as_deref(),
-        &context.body,
-        &resource.gvk(),
-        options.validation,
-    )?;
+    let content_type = context.content_type.as_deref();
+    let decoded = Model::of(resource).decode(content_type, &context.body, options.validation)?;
     let mut wanted = decoded.object;
     lifecycle::place(context, &mut wanted)?;
     let mut warnings = decoded.warnings;
@@ -148,7 +145,7 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
                 crate::error::BadValue::Text("0".to_owned()),
                 "must be specified for an update",
             );
-            return Err(ApiError::invalid(resource.group, resource.plural, &context.info.name, &[error]));
+            return Err(ApiError::invalid(resource.group(), resource.plural(), &context.info.name, &[error]));
         }
     }
     let mut before = None;
@@ -178,10 +175,19 @@ pub(super) async fn update(context: &Context, part: Part) -> Result<Reply, ApiEr
     }
 }
 
-/// The patch type of a content type.
-pub(super) fn patch_kind(content_type: Option<&str>) -> Result<PatchKind, ApiError> {
-    PatchKind::from_content_type(content_type.unwrap_or_default())
-        .ok_or_else(ApiError::unsupported_patch_type)
+/// Patch types of custom resources, which have no strategic merge.
+const CUSTOM_PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
+/// The type of the request's patch.
+pub(super) fn patch_kind(context: &Context) -> Result<PatchKind, ApiError> {
+    let kind = PatchKind::from_content_type(context.content_type.as_deref().unwrap_or_default());
+    match &context.resource.custom {
+        None => kind.ok_or_else(ApiError::unsupported_patch_type),
+        Some(_) => kind
+            .filter(|kind| *kind != PatchKind::StrategicMerge)
+            .ok_or_else(|| ApiError::unsupported_media_type(CUSTOM_PATCHES)),
+    }
 }
 
 /// Applies the request's patch to an object and decodes the result like a body.
@@ -189,18 +195,18 @@ pub(super) fn patched(
     context: &Context,
     kind: PatchKind,
     current: &Value,
-    gvk: &crate::gvk::GroupVersionKind,
+    model: &Model<'_>,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let decoded = machinery::apply_patch(kind, &context.body, current, gvk, validation)?;
+    let decoded = model.apply_patch(kind, &context.body, current, validation)?;
     *warnings = decoded.warnings;
     Ok(decoded.object)
 }
 
 pub(super) async fn patch(context: &Context, part: Part) -> Result<Reply, ApiError> {
     let accepted = context.accepted()?;
-    let kind = patch_kind(context.content_type.as_deref())?;
+    let kind = patch_kind(context)?;
     let options = WriteOptions::of_patch(&context.query, kind)?;
     let write = Write::of(context, &options, part.subresource());
     if kind == PatchKind::Apply {
@@ -211,8 +217,8 @@ pub(super) async fn patch(context: &Context, part: Part) -> Result<Reply, ApiErr
     let mut before = None;
     let outcome = modify(context, options.dry_run, |stored| {
         before = generation(&stored.object);
-        let mut new =
-            patched(context, kind, &stored.object, &resource.gvk(), options.validation, &mut warnings)?;
+        let model = Model::of(resource);
+        let mut new = patched(context, kind, &stored.object, &model, options.validation, &mut warnings)?;
         lifecycle::place(context, &mut new)?;
         warnings.extend(lifecycle::single_owners(&mut new, true));
         Ok(Change::Put(computed(context, part, new, stored, Some(&write))?))
@@ -250,8 +256,8 @@ async fn applied(context: &Context, part: Part, write: &Write<'_>) -> Result<Rep
                         "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
                     );
                     return Err(ApiError::conflict(
-                        resource.group,
-                        resource.plural,
+                        resource.group(),
+                        resource.plural(),
                         &context.info.name,
                         &why,
                     ));
@@ -283,5 +289,5 @@ async fn applied(context: &Context, part: Part, write: &Write<'_>) -> Result<Rep
             .warn(decoded.warnings)
             .warn(warnings));
     }
-    Err(ApiError::modified(resource.group, resource.plural, &context.info.name))
+    Err(ApiError::modified(resource.group(), resource.plural(), &context.info.name))
 }

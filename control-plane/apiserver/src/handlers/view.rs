@@ -64,12 +64,12 @@ fn append_table(
     out.extend_from_slice(b"},\"columnDefinitions\":");
     if columns {
         // Writing JSON into a Vec cannot fail.
-        let _ = serde_json::to_writer(&mut *out, &table::definitions(resource.table));
+        let _ = serde_json::to_writer(&mut *out, &resource.table.definitions());
     } else {
         out.extend_from_slice(b"null");
     }
     out.extend_from_slice(b",\"rows\":[");
-    table::append_row(out, resource.table, encoded, how.include, version, jiff::Timestamp::now());
+    table::append_row(out, &resource.table, encoded, how.include, version, jiff::Timestamp::now());
     out.extend_from_slice(b"]}");
 }
 

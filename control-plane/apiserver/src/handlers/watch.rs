@@ -85,14 +85,16 @@ struct Watch {
     counter: Arc<crate::server::WatchCounter>,
     bookmarks: bool,
     next_bookmark: Instant,
-    /// Rings when the next bookmark or the end is due; kept, as is the wait for the shutdown, so that an event costs a
+    /// Rings when the next bookmark or the end is due; kept, as is the wait for the end of the cache, so that an event costs a
     /// watcher no timer.
     timer: Pin<Box<Sleep>>,
-    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    retired: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Newest revision the client knows.
     sent: i64,
     end: Instant,
     last_bookmark_sent: bool,
+    /// What happened until now is still told.
+    ending: bool,
     over: bool,
     /// Dropped once what the watch begins with is handed over; then its seat is given back.
     starts: Option<oneshot::Sender<()>>,
@@ -172,6 +174,7 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
     let starts = context.seat.lock().take().filter(|_| first.is_some()).map(keep);
     let life = timeout(&options);
     let now = Instant::now();
+    let retired = cache.retired().clone().cancelled_owned();
     let mut watch = Watch {
         changes: cache.join(&filter).map_or_else(|| Changes::All(cache.changes()), Changes::Lane),
         cache,
@@ -182,15 +185,16 @@ pub(super) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         pending: VecDeque::new(),
         counter: {
             let row = &context.resource;
-            context.core.metrics.watch(row.group, row.version, row.plural)
+            context.core.metrics.watch(row.group(), row.version(), row.plural())
         },
         bookmarks: options.bookmarks,
         next_bookmark: now + BOOKMARK_PERIOD,
         timer: Box::pin(tokio::time::sleep_until(now + life)),
-        shutdown: Box::pin(context.core.shutdown.clone().cancelled_owned()),
+        retired: Box::pin(retired),
         sent,
         end: now + life,
         last_bookmark_sent: life <= BOOKMARK_LEAD,
+        ending: false,
         over: false,
         starts,
     };
@@ -243,6 +247,10 @@ impl Watch {
                     if !self.pending.is_empty() || full {
                         // A long history must not keep the executor from others.
                         tokio::task::yield_now().await;
+                        continue;
+                    }
+                    if self.ending {
+                        self.over = true;
                         continue;
                     }
                     self.wait().await;
@@ -318,7 +326,7 @@ impl Watch {
         tokio::select! {
             changed = self.changes.wait() => self.over |= !changed,
             () = self.timer.as_mut() => self.ring(),
-            () = self.shutdown.as_mut() => self.over = true,
+            () = self.retired.as_mut() => self.ending = true,
         }
     }
 

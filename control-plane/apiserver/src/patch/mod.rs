@@ -7,7 +7,7 @@ mod strategic;
 use serde_json::{Map, Value};
 
 use crate::codec::{self, Decoded, FieldValidation, Node};
-use crate::error::{ApiError, FieldError, quote};
+use crate::error::{ApiError, FieldError};
 use crate::gvk::GroupVersionKind;
 use crate::schema::TypeSchema;
 
@@ -59,9 +59,34 @@ pub fn apply_checked(
     schema: &TypeSchema,
     field_validation: FieldValidation,
 ) -> Result<Decoded, ApiError> {
-    let mut strict = Vec::new();
     let text = |name: &str| current.get(name).and_then(Value::as_str).unwrap_or_default();
     let expected = GroupVersionKind::from_api_version(text("apiVersion"), text("kind"));
+    let decode = |patched: Value| {
+        let (mut object, unknown) = if kind == PatchKind::StrategicMerge {
+            codec::decode_unstructured(patched, schema)?
+        } else {
+            codec::same_kind(&patched, &expected)?;
+            codec::decode_value(patched, schema)?
+        };
+        codec::set_kind(&mut object, &expected);
+        Ok((object, unknown))
+    };
+    apply_decoded(kind, patch, current, Some(schema), field_validation, &decode)
+}
+
+/// Decodes the outcome of a patch: the object, and what is unknown in it.
+pub(crate) type Decode<'a> = dyn Fn(Value) -> Result<(Value, Vec<String>), String> + 'a;
+
+/// As [`apply_checked`] for any way to decode the outcome. Without a schema there is no strategic merge patch.
+pub(crate) fn apply_decoded(
+    kind: PatchKind,
+    patch: &[u8],
+    current: &Value,
+    schema: Option<&TypeSchema>,
+    field_validation: FieldValidation,
+    decode: &Decode<'_>,
+) -> Result<Decoded, ApiError> {
+    let mut strict = Vec::new();
     // What the error shows as the bad value.
     let (patched, shown) = match kind {
         PatchKind::Json => {
@@ -87,20 +112,14 @@ pub fn apply_checked(
             let patch = parse_object(patch, &mut strict).map_err(ApiError::bad_request)?.unwrap_or_default();
             let shown = go_map(&patch);
             let original = current.as_object().cloned().unwrap_or_default();
+            let schema = schema.ok_or_else(ApiError::unsupported_patch_type)?;
             (Value::Object(strategic::merge(original, patch, schema)?), shown)
         }
         PatchKind::Apply => return Err(ApiError::unsupported_patch_type()),
     };
     let wrong =
         |why: &str| ApiError::invalid("", "", "", &[FieldError::invalid("patch", shown.as_str(), why)]);
-    let decoded = if kind == PatchKind::StrategicMerge {
-        codec::decode_unstructured(patched, schema)
-    } else {
-        codec::same_kind(&patched, &expected).map_err(|e| wrong(&e))?;
-        codec::decode_value(patched, schema)
-    };
-    let (mut object, unknown) = decoded.map_err(|e| wrong(&e))?;
-    codec::set_kind(&mut object, &expected);
+    let (object, unknown) = decode(patched).map_err(|e| wrong(&e))?;
     strict.extend(unknown);
     match field_validation {
         FieldValidation::Ignore => strict.clear(),
@@ -126,36 +145,10 @@ fn parse_object(patch: &[u8], strict: &mut Vec<String>) -> Result<Option<Map<Str
             ));
         }
     }
-    repeated(&node, &mut String::new(), strict);
+    codec::repeated(&node, &mut String::new(), strict);
     match node.into_value() {
         Value::Object(map) => Ok(Some(map)),
         _ => Ok(None),
-    }
-}
-
-fn repeated(node: &Node, path: &mut String, out: &mut Vec<String>) {
-    let length = path.len();
-    match node {
-        Node::Object(members) => {
-            let mut seen = std::collections::HashSet::with_capacity(members.len());
-            for (name, value) in members {
-                path.push('.');
-                path.push_str(name);
-                if !seen.insert(name.as_str()) && out.len() < 100 {
-                    out.push(format!("duplicate field {}", quote(path.trim_start_matches('.'))));
-                }
-                repeated(value, path, out);
-                path.truncate(length);
-            }
-        }
-        Node::Array(items) => {
-            for (i, item) in items.iter().enumerate() {
-                path.push_str(&format!("[{i}]"));
-                repeated(item, path, out);
-                path.truncate(length);
-            }
-        }
-        _ => {}
     }
 }
 

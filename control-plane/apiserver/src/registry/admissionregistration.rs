@@ -17,12 +17,12 @@ static VALIDATING_POLICY: Strategy = Strategy {
 static VALIDATING_POLICY_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy"),
+    kind: Some(("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy")),
     verbs: &["get", "patch", "update"],
 }];
 
-pub(super) fn rows() -> Vec<Resource> {
-    const GROUP: Resource = Resource {
+pub(super) fn rows() -> Vec<Row> {
+    const GROUP: Row = Row {
         group: "admissionregistration.k8s.io",
         namespaced: false,
         categories: &["api-extensions"],
@@ -30,7 +30,7 @@ pub(super) fn rows() -> Vec<Resource> {
         ..BASE
     };
     vec![
-        Resource {
+        Row {
             plural: "mutatingadmissionpolicies",
             singular: "mutatingadmissionpolicy",
             kind: "MutatingAdmissionPolicy",
@@ -38,7 +38,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::MUTATING_POLICY_TABLE,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "mutatingadmissionpolicybindings",
             singular: "mutatingadmissionpolicybinding",
             kind: "MutatingAdmissionPolicyBinding",
@@ -46,7 +46,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::POLICY_BINDING_TABLE,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "mutatingwebhookconfigurations",
             singular: "mutatingwebhookconfiguration",
             kind: "MutatingWebhookConfiguration",
@@ -54,7 +54,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::WEBHOOK_CONFIGURATION_TABLE,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "validatingadmissionpolicies",
             singular: "validatingadmissionpolicy",
             kind: "ValidatingAdmissionPolicy",
@@ -64,7 +64,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &VALIDATING_POLICY,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "validatingadmissionpolicybindings",
             singular: "validatingadmissionpolicybinding",
             kind: "ValidatingAdmissionPolicyBinding",
@@ -72,7 +72,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::POLICY_BINDING_TABLE,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "validatingwebhookconfigurations",
             singular: "validatingwebhookconfiguration",
             kind: "ValidatingWebhookConfiguration",

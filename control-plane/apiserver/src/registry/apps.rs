@@ -66,20 +66,20 @@ fn set_template_generation(object: &mut Value, generation: i64) {
 static DAEMON_SET_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("apps", "v1", "DaemonSet"),
+    kind: Some(("apps", "v1", "DaemonSet")),
     verbs: STATUS_VERBS,
 }];
 static STATEFUL_SET_SUB: &[Subresource] = &[
     Subresource {
         name: "scale",
         does: SubresourceKind::Scale,
-        kind: ("autoscaling", "v1", "Scale"),
+        kind: Some(("autoscaling", "v1", "Scale")),
         verbs: STATUS_VERBS,
     },
     Subresource {
         name: "status",
         does: SubresourceKind::Status,
-        kind: ("apps", "v1", "StatefulSet"),
+        kind: Some(("apps", "v1", "StatefulSet")),
         verbs: STATUS_VERBS,
     },
 ];
@@ -88,13 +88,13 @@ static SCALABLE_DEPLOYMENT: &[Subresource] = &[
     Subresource {
         name: "scale",
         does: SubresourceKind::Scale,
-        kind: ("autoscaling", "v1", "Scale"),
+        kind: Some(("autoscaling", "v1", "Scale")),
         verbs: STATUS_VERBS,
     },
     Subresource {
         name: "status",
         does: SubresourceKind::Status,
-        kind: ("apps", "v1", "Deployment"),
+        kind: Some(("apps", "v1", "Deployment")),
         verbs: STATUS_VERBS,
     },
 ];
@@ -102,20 +102,20 @@ static SCALABLE_REPLICA_SET: &[Subresource] = &[
     Subresource {
         name: "scale",
         does: SubresourceKind::Scale,
-        kind: ("autoscaling", "v1", "Scale"),
+        kind: Some(("autoscaling", "v1", "Scale")),
         verbs: STATUS_VERBS,
     },
     Subresource {
         name: "status",
         does: SubresourceKind::Status,
-        kind: ("apps", "v1", "ReplicaSet"),
+        kind: Some(("apps", "v1", "ReplicaSet")),
         verbs: STATUS_VERBS,
     },
 ];
 
-pub(super) fn rows() -> Vec<Resource> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
-        Resource {
+        Row {
             group: "apps",
             plural: "controllerrevisions",
             singular: "controllerrevision",
@@ -124,7 +124,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::CONTROLLER_REVISION_TABLE,
             ..BASE
         },
-        Resource {
+        Row {
             group: "apps",
             plural: "daemonsets",
             singular: "daemonset",
@@ -137,7 +137,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &DAEMON_SET,
             ..BASE
         },
-        Resource {
+        Row {
             group: "apps",
             plural: "deployments",
             singular: "deployment",
@@ -150,7 +150,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &DEPLOYMENT,
             ..BASE
         },
-        Resource {
+        Row {
             group: "apps",
             plural: "replicasets",
             singular: "replicaset",
@@ -163,7 +163,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &REPLICA_SET,
             ..BASE
         },
-        Resource {
+        Row {
             group: "apps",
             plural: "statefulsets",
             singular: "statefulset",

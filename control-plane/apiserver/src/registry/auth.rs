@@ -6,11 +6,11 @@ use crate::table;
 
 static PLAIN: Strategy = Strategy { create_on_update: true, ..Strategy::PLAIN };
 
-const RBAC: Resource = Resource { group: "rbac.authorization.k8s.io", strategy: &PLAIN, ..BASE };
-const REVIEW: Resource = Resource { namespaced: false, verbs: &["create"], ..BASE };
+const RBAC: Row = Row { group: "rbac.authorization.k8s.io", strategy: &PLAIN, ..BASE };
+const REVIEW: Row = Row { namespaced: false, verbs: &["create"], ..BASE };
 
-pub(super) fn reviews() -> Vec<Resource> {
-    let authentication = |plural, singular, kind| Resource {
+pub(super) fn reviews() -> Vec<Row> {
+    let authentication = |plural, singular, kind| Row {
         group: "authentication.k8s.io",
         plural,
         singular,
@@ -18,14 +18,14 @@ pub(super) fn reviews() -> Vec<Resource> {
         storage_prefix: "/registry/reviews/",
         ..REVIEW
     };
-    let authorization = |plural, singular, kind| Resource {
+    let authorization = |plural, singular, kind| Row {
         group: "authorization.k8s.io",
         ..authentication(plural, singular, kind)
     };
     vec![
         authentication("selfsubjectreviews", "selfsubjectreview", "SelfSubjectReview"),
         authentication("tokenreviews", "tokenreview", "TokenReview"),
-        Resource {
+        Row {
             namespaced: true,
             ..authorization(
                 "localsubjectaccessreviews",
@@ -39,9 +39,9 @@ pub(super) fn reviews() -> Vec<Resource> {
     ]
 }
 
-pub(super) fn rbac() -> Vec<Resource> {
+pub(super) fn rbac() -> Vec<Row> {
     vec![
-        Resource {
+        Row {
             plural: "clusterrolebindings",
             singular: "clusterrolebinding",
             kind: "ClusterRoleBinding",
@@ -50,7 +50,7 @@ pub(super) fn rbac() -> Vec<Resource> {
             table: &table::CLUSTER_ROLE_BINDING_TABLE,
             ..RBAC
         },
-        Resource {
+        Row {
             plural: "clusterroles",
             singular: "clusterrole",
             kind: "ClusterRole",
@@ -59,7 +59,7 @@ pub(super) fn rbac() -> Vec<Resource> {
             table: &table::DEFAULT_TABLE,
             ..RBAC
         },
-        Resource {
+        Row {
             plural: "rolebindings",
             singular: "rolebinding",
             kind: "RoleBinding",
@@ -67,7 +67,7 @@ pub(super) fn rbac() -> Vec<Resource> {
             table: &table::ROLE_BINDING_TABLE,
             ..RBAC
         },
-        Resource {
+        Row {
             plural: "roles",
             singular: "role",
             kind: "Role",

@@ -38,18 +38,18 @@ static FIRST: Strategy = Strategy {
 static STORED_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("autoscaling", "v2", "HorizontalPodAutoscaler"),
+    kind: Some(("autoscaling", "v2", "HorizontalPodAutoscaler")),
     verbs: &["get", "patch", "update"],
 }];
 static FIRST_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("autoscaling", "v1", "HorizontalPodAutoscaler"),
+    kind: Some(("autoscaling", "v1", "HorizontalPodAutoscaler")),
     verbs: &["get", "patch", "update"],
 }];
 
-pub(super) fn rows() -> Vec<Resource> {
-    let stored = || Resource {
+pub(super) fn rows() -> Vec<Row> {
+    let stored = || Row {
         group: "autoscaling",
         version: "v2",
         plural: "horizontalpodautoscalers",
@@ -65,7 +65,7 @@ pub(super) fn rows() -> Vec<Resource> {
     };
     vec![
         stored(),
-        Resource {
+        Row {
             version: "v1",
             subresources: FIRST_SUB,
             stored_as: Some(StoredAs {

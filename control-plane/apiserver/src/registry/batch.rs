@@ -45,13 +45,13 @@ static CRON_JOB: Strategy = Strategy {
 static JOB_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("batch", "v1", "Job"),
+    kind: Some(("batch", "v1", "Job")),
     verbs: STATUS_VERBS,
 }];
 static CRON_JOB_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("batch", "v1", "CronJob"),
+    kind: Some(("batch", "v1", "CronJob")),
     verbs: STATUS_VERBS,
 }];
 
@@ -95,9 +95,9 @@ fn label_as_template(object: &mut Value) {
     }
 }
 
-pub(super) fn rows() -> Vec<Resource> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
-        Resource {
+        Row {
             group: "batch",
             plural: "cronjobs",
             singular: "cronjob",
@@ -110,7 +110,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &CRON_JOB,
             ..BASE
         },
-        Resource {
+        Row {
             group: "batch",
             plural: "jobs",
             singular: "job",

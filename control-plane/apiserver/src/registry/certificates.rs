@@ -27,19 +27,19 @@ static CSR_SUB: &[Subresource] = &[
     Subresource {
         name: "approval",
         does: SubresourceKind::Part,
-        kind: (GROUP, "v1", "CertificateSigningRequest"),
+        kind: Some((GROUP, "v1", "CertificateSigningRequest")),
         verbs: VERBS,
     },
     Subresource {
         name: "status",
         does: SubresourceKind::Status,
-        kind: (GROUP, "v1", "CertificateSigningRequest"),
+        kind: Some((GROUP, "v1", "CertificateSigningRequest")),
         verbs: VERBS,
     },
 ];
 
-pub(super) fn rows() -> Vec<Resource> {
-    vec![Resource {
+pub(super) fn rows() -> Vec<Row> {
+    vec![Row {
         group: GROUP,
         plural: "certificatesigningrequests",
         singular: "certificatesigningrequest",

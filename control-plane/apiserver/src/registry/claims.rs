@@ -36,13 +36,13 @@ static CLAIM: Strategy = Strategy {
 static VOLUME_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("", "v1", "PersistentVolume"),
+    kind: Some(("", "v1", "PersistentVolume")),
     verbs: STATUS_VERBS,
 }];
 static CLAIM_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("", "v1", "PersistentVolumeClaim"),
+    kind: Some(("", "v1", "PersistentVolumeClaim")),
     verbs: STATUS_VERBS,
 }];
 
@@ -109,9 +109,9 @@ pub(crate) fn protect(kind: &str, object: &mut Value) {
     crate::object::meta_mut(object).insert("finalizers".into(), all.into());
 }
 
-pub(super) fn rows() -> Vec<Resource> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
-        Resource {
+        Row {
             plural: "persistentvolumeclaims",
             singular: "persistentvolumeclaim",
             kind: "PersistentVolumeClaim",
@@ -122,7 +122,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &CLAIM,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "persistentvolumes",
             singular: "persistentvolume",
             kind: "PersistentVolume",

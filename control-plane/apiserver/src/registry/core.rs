@@ -13,7 +13,7 @@ const fn sub(
     kind: (&'static str, &'static str, &'static str),
     verbs: &'static [&'static str],
 ) -> Subresource {
-    Subresource { name, does, kind, verbs }
+    Subresource { name, does, kind: Some(kind), verbs }
 }
 
 static PLAIN: Strategy = Strategy::PLAIN;
@@ -195,7 +195,7 @@ static SERVICE_SUB: &[Subresource] = &[
     sub("status", SubresourceKind::Status, ("", "v1", "Service"), STATUS_VERBS),
 ];
 
-pub(super) const BASE: Resource = Resource {
+pub(super) const BASE: Row = Row {
     group: "",
     version: "v1",
     plural: "",
@@ -216,10 +216,10 @@ pub(super) const BASE: Resource = Resource {
     deprecated: None,
 };
 
-pub(super) fn rows() -> Vec<Resource> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
         // Not stored: a binding is applied to its pod.
-        Resource {
+        Row {
             plural: "bindings",
             singular: "binding",
             kind: "Binding",
@@ -228,7 +228,7 @@ pub(super) fn rows() -> Vec<Resource> {
             ..BASE
         },
         // Not stored: what the server knows of the parts of the control plane.
-        Resource {
+        Row {
             plural: "componentstatuses",
             singular: "componentstatus",
             kind: "ComponentStatus",
@@ -240,7 +240,7 @@ pub(super) fn rows() -> Vec<Resource> {
             deprecated: Some("v1 ComponentStatus is deprecated in v1.19+"),
             ..BASE
         },
-        Resource {
+        Row {
             plural: "configmaps",
             singular: "configmap",
             kind: "ConfigMap",
@@ -249,7 +249,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::CONFIG_MAP_TABLE,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "endpoints",
             singular: "endpoints",
             kind: "Endpoints",
@@ -260,7 +260,7 @@ pub(super) fn rows() -> Vec<Resource> {
             deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
             ..BASE
         },
-        Resource {
+        Row {
             plural: "events",
             singular: "event",
             kind: "Event",
@@ -272,7 +272,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &EVENT,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "limitranges",
             singular: "limitrange",
             kind: "LimitRange",
@@ -282,7 +282,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &LIMIT_RANGE,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "namespaces",
             singular: "namespace",
             kind: "Namespace",
@@ -297,7 +297,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &NAMESPACE,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "nodes",
             singular: "node",
             kind: "Node",
@@ -311,7 +311,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &NODE,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "pods",
             singular: "pod",
             kind: "Pod",
@@ -325,7 +325,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &POD,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "podtemplates",
             singular: "podtemplate",
             kind: "PodTemplate",
@@ -334,7 +334,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &POD_TEMPLATE,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "replicationcontrollers",
             singular: "replicationcontroller",
             kind: "ReplicationController",
@@ -348,7 +348,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &CONTROLLER,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "resourcequotas",
             singular: "resourcequota",
             kind: "ResourceQuota",
@@ -359,7 +359,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &QUOTA,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "secrets",
             singular: "secret",
             kind: "Secret",
@@ -369,7 +369,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::SECRET_TABLE,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "serviceaccounts",
             singular: "serviceaccount",
             kind: "ServiceAccount",
@@ -379,7 +379,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &SERVICE_ACCOUNT,
             ..BASE
         },
-        Resource {
+        Row {
             plural: "services",
             singular: "service",
             kind: "Service",
@@ -393,7 +393,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &SERVICE,
             ..BASE
         },
-        Resource {
+        Row {
             group: "events.k8s.io",
             plural: "events",
             singular: "event",
@@ -412,7 +412,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &EVENT,
             ..BASE
         },
-        Resource {
+        Row {
             group: "coordination.k8s.io",
             plural: "leases",
             singular: "lease",
@@ -422,7 +422,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &LEASE,
             ..BASE
         },
-        Resource {
+        Row {
             group: "discovery.k8s.io",
             plural: "endpointslices",
             singular: "endpointslice",

@@ -55,16 +55,16 @@ fn note_stored_version(object: &mut Value) {
 
 const fn status(group: &'static str, kind: &'static str) -> Subresource {
     let verbs = &["get", "patch", "update"];
-    Subresource { name: "status", does: SubresourceKind::Status, kind: (group, "v1", kind), verbs }
+    Subresource { name: "status", does: SubresourceKind::Status, kind: Some((group, "v1", kind)), verbs }
 }
 
 static API_SERVICE_SUB: &[Subresource] = &[status("apiregistration.k8s.io", "APIService")];
 static DEFINITION_SUB: &[Subresource] = &[status("apiextensions.k8s.io", "CustomResourceDefinition")];
 
-pub(super) fn rows() -> Vec<Resource> {
-    const BOTH: Resource = Resource { namespaced: false, categories: &["api-extensions"], ..BASE };
+pub(super) fn rows() -> Vec<Row> {
+    const BOTH: Row = Row { namespaced: false, categories: &["api-extensions"], ..BASE };
     vec![
-        Resource {
+        Row {
             group: "apiregistration.k8s.io",
             plural: "apiservices",
             singular: "apiservice",
@@ -75,7 +75,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &API_SERVICE,
             ..BOTH
         },
-        Resource {
+        Row {
             group: "apiextensions.k8s.io",
             plural: "customresourcedefinitions",
             singular: "customresourcedefinition",

@@ -17,7 +17,7 @@ const fn status(kind: &'static str) -> Subresource {
     Subresource {
         name: "status",
         does: SubresourceKind::Status,
-        kind: ("flowcontrol.apiserver.k8s.io", "v1", kind),
+        kind: Some(("flowcontrol.apiserver.k8s.io", "v1", kind)),
         verbs: &["get", "patch", "update"],
     }
 }
@@ -25,15 +25,11 @@ const fn status(kind: &'static str) -> Subresource {
 static FLOW_SCHEMA_SUB: &[Subresource] = &[status("FlowSchema")];
 static PRIORITY_LEVEL_SUB: &[Subresource] = &[status("PriorityLevelConfiguration")];
 
-pub(super) fn rows() -> Vec<Resource> {
-    const GROUP: Resource = Resource {
-        group: "flowcontrol.apiserver.k8s.io",
-        namespaced: false,
-        strategy: &CONFIGURATION,
-        ..BASE
-    };
+pub(super) fn rows() -> Vec<Row> {
+    const GROUP: Row =
+        Row { group: "flowcontrol.apiserver.k8s.io", namespaced: false, strategy: &CONFIGURATION, ..BASE };
     vec![
-        Resource {
+        Row {
             plural: "flowschemas",
             singular: "flowschema",
             kind: "FlowSchema",
@@ -42,7 +38,7 @@ pub(super) fn rows() -> Vec<Resource> {
             table: &table::FLOW_SCHEMA_TABLE,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "prioritylevelconfigurations",
             singular: "prioritylevelconfiguration",
             kind: "PriorityLevelConfiguration",

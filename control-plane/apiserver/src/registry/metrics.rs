@@ -3,7 +3,7 @@
 use super::core::BASE;
 use super::*;
 
-const ROW: Resource = Resource {
+const ROW: Row = Row {
     group: GROUP,
     version: "v1beta1",
     verbs: &["get", "list"],
@@ -14,9 +14,9 @@ const ROW: Resource = Resource {
 /// The group.
 pub(crate) const GROUP: &str = "metrics.k8s.io";
 
-pub(super) fn rows() -> Vec<Resource> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
-        Resource { plural: "nodes", singular: "node", kind: "NodeMetrics", namespaced: false, ..ROW },
-        Resource { plural: "pods", singular: "pod", kind: "PodMetrics", ..ROW },
+        Row { plural: "nodes", singular: "node", kind: "NodeMetrics", namespaced: false, ..ROW },
+        Row { plural: "pods", singular: "pod", kind: "PodMetrics", ..ROW },
     ]
 }

@@ -21,8 +21,10 @@ pub(crate) mod owned;
 pub(crate) mod pod;
 mod policy;
 mod resource;
+mod row;
 pub(crate) mod scale;
 mod scheduling;
+mod served;
 mod service;
 mod storage;
 mod strategy;
@@ -31,112 +33,13 @@ mod warnings;
 pub(crate) use claims::protect;
 pub(crate) use core::label_namespace;
 pub(crate) use metrics::GROUP as METRICS_GROUP;
+pub use row::*;
+pub use served::*;
 pub use strategy::*;
 
-use crate::gvk::GroupVersionKind;
-use crate::table::TableSpec;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Verbs of an ordinary resource.
-pub const ALL_VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
-
-/// What a subresource does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SubresourceKind {
-    /// The object with only its status changeable.
-    Status,
-    /// `autoscaling/v1` Scale view of the replica count.
-    Scale,
-    /// Binds a pod to a node.
-    Binding,
-    /// Deletes a pod if its disruption budgets allow it.
-    Eviction,
-    /// Changes a namespace's finalizers.
-    Finalize,
-    /// The object with only a part of it changeable, as the strategy's `prepare_part` says.
-    Part,
-    /// A stream or report of the node that runs the pod.
-    Connect,
-    /// A token of a service account.
-    Token,
-}
-
-/// A subresource of a resource.
-#[derive(Debug, Clone, Copy)]
-pub struct Subresource {
-    /// Path element.
-    pub name: &'static str,
-    /// What it does.
-    pub does: SubresourceKind,
-    /// Group, version and kind of its bodies.
-    pub kind: (&'static str, &'static str, &'static str),
-    /// Verbs served.
-    pub verbs: &'static [&'static str],
-}
-
-/// A field that field selectors may name beside `metadata.name` and `metadata.namespace`.
-#[derive(Debug, Clone, Copy)]
-pub struct SelectableField {
-    /// Label as in the selector.
-    pub label: &'static str,
-    /// Its value in an object.
-    pub value: fn(&Value) -> String,
-}
-
-/// One row of the registry.
-pub struct Resource {
-    /// API group, empty for the core group.
-    pub group: &'static str,
-    /// Version.
-    pub version: &'static str,
-    /// Plural name, as in paths.
-    pub plural: &'static str,
-    /// Singular name.
-    pub singular: &'static str,
-    /// Kind.
-    pub kind: &'static str,
-    /// Objects are in namespaces.
-    pub namespaced: bool,
-    /// Short names.
-    pub short_names: &'static [&'static str],
-    /// Categories, e.g. `all`.
-    pub categories: &'static [&'static str],
-    /// Verbs served.
-    pub verbs: &'static [&'static str],
-    /// Subresources.
-    pub subresources: &'static [Subresource],
-    /// First part of its keys in the store, with the ending slash.
-    pub storage_prefix: &'static str,
-    /// Kind and version that are stored, when they differ from the row's own.
-    pub stored_as: Option<StoredAs>,
-    /// Fields for selectors.
-    pub fields: &'static [SelectableField],
-    /// The kind has a conversion of its own for field labels, with another error message.
-    pub own_field_labels: bool,
-    /// That message where it is not the usual one, before and after the label.
-    pub field_label_error: Option<(&'static str, &'static str)>,
-    /// Columns.
-    pub table: &'static TableSpec,
-    /// What is special about the kind.
-    pub strategy: &'static Strategy,
-    /// A warning every request for the resource gets.
-    pub deprecated: Option<&'static str>,
-}
-
-/// Stored form of a resource that is served in more than one group.
-pub struct StoredAs {
-    /// Kind stored.
-    pub kind: &'static str,
-    /// Its apiVersion.
-    pub api_version: &'static str,
-    /// From the served to the stored form.
-    pub encode: fn(&mut Value),
-    /// From the stored to the served form.
-    pub decode: fn(&mut Value),
-}
 
 /// An autoscaler in the form that is stored.
 pub(crate) fn autoscaler_stored(object: &Value) -> std::borrow::Cow<'_, Value> {
@@ -146,69 +49,6 @@ pub(crate) fn autoscaler_stored(object: &Value) -> std::borrow::Cow<'_, Value> {
     let mut stored = object.clone();
     autoscaling::to_stored(&mut stored);
     std::borrow::Cow::Owned(stored)
-}
-
-impl std::fmt::Debug for Resource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.group, self.version, self.plural)
-    }
-}
-
-impl Resource {
-    /// `v1` or `apps/v1`.
-    pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.to_owned()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
-    }
-
-    /// Group, version and kind.
-    pub fn gvk(&self) -> GroupVersionKind {
-        GroupVersionKind::new(self.group, self.version, self.kind)
-    }
-
-    /// Group that validation names: that of the stored form, if it is another.
-    pub fn error_group(&self) -> &str {
-        match &self.stored_as {
-            Some(form) => form.api_version.split_once('/').map_or("", |(group, _)| group),
-            None => self.group,
-        }
-    }
-
-    /// Kind of its lists.
-    pub fn list_kind(&self) -> String {
-        format!("{}List", self.kind)
-    }
-
-    /// First bytes of its serialized objects as served.
-    pub fn head(&self) -> String {
-        crate::object::head(self.kind, &self.api_version())
-    }
-
-    /// Key of an object in the store.
-    pub fn key(&self, namespace: &str, name: &str) -> String {
-        if self.namespaced {
-            format!("{}{namespace}/{name}", self.storage_prefix)
-        } else {
-            format!("{}{name}", self.storage_prefix)
-        }
-    }
-
-    /// Prefix of the keys of a namespace, or of all with an empty one.
-    pub fn prefix(&self, namespace: &str) -> String {
-        if self.namespaced && !namespace.is_empty() {
-            format!("{}{namespace}/", self.storage_prefix)
-        } else {
-            self.storage_prefix.to_owned()
-        }
-    }
-
-    /// A subresource by name.
-    pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
-        self.subresources.iter().find(|s| s.name == name)
-    }
 }
 
 /// Groups in the order in which discovery lists them, by upstream's group priorities: it decides whose kind a short or
@@ -241,78 +81,105 @@ fn group_rank(group: &str) -> usize {
     GROUP_ORDER.iter().position(|known| *known == group).unwrap_or(GROUP_ORDER.len())
 }
 
-/// All rows, by group, version and plural.
+/// Names to whatever stands under them; looked up without making a key.
+type Names<T> = HashMap<Box<str>, T>;
+
+/// All resources, by group, version and plural.
+#[derive(Default)]
 pub struct Registry {
-    rows: Vec<Arc<Resource>>,
-    index: HashMap<(String, String, String), Arc<Resource>>,
+    resources: Vec<Arc<Resource>>,
+    index: Names<Names<Names<usize>>>,
 }
 
 impl Registry {
     /// The built-in resources.
     pub fn builtin() -> Self {
-        let mut rows: Vec<Arc<Resource>> = Vec::new();
-        rows.extend(core::rows().into_iter().map(Arc::new));
-        rows.extend(claims::rows().into_iter().map(Arc::new));
-        rows.extend(apps::rows().into_iter().map(Arc::new));
-        rows.extend(auth::reviews().into_iter().map(Arc::new));
-        rows.extend(auth::rbac().into_iter().map(Arc::new));
-        rows.extend(certificates::rows().into_iter().map(Arc::new));
-        rows.extend(autoscaling::rows().into_iter().map(Arc::new));
-        rows.extend(batch::rows().into_iter().map(Arc::new));
-        rows.extend(policy::rows().into_iter().map(Arc::new));
-        rows.extend(networking::rows().into_iter().map(Arc::new));
-        rows.extend(storage::rows().into_iter().map(Arc::new));
-        rows.extend(scheduling::rows().into_iter().map(Arc::new));
-        rows.extend(resource::rows().into_iter().map(Arc::new));
-        rows.extend(flowcontrol::rows().into_iter().map(Arc::new));
-        rows.extend(admissionregistration::rows().into_iter().map(Arc::new));
-        rows.extend(extensions::rows().into_iter().map(Arc::new));
-        Self::of(rows)
+        Self::of(builtin().into_iter().map(|row| Arc::new(row.into())))
     }
 
-    /// With the resource metrics API, for a server that can ask nodes.
-    pub(crate) fn with_metrics(mut self) -> Self {
-        self.rows.extend(metrics::rows().into_iter().map(Arc::new));
-        Self::of(self.rows)
+    /// The built-in resources and the resource metrics API, for a server that can ask nodes.
+    pub(crate) fn with_metrics() -> Self {
+        Self::of(builtin().into_iter().chain(metrics::rows()).map(|row| Arc::new(row.into())))
     }
 
-    fn of(mut rows: Vec<Arc<Resource>>) -> Self {
+    /// These resources and others; one that has the place of another is left out.
+    pub(crate) fn with(&self, others: impl Iterator<Item = Arc<Resource>>) -> Self {
+        let new = others.filter(|r| self.find(r.group(), r.version(), r.plural()).is_none());
+        Self::of(self.resources.iter().cloned().chain(new))
+    }
+
+    fn of(resources: impl Iterator<Item = Arc<Resource>>) -> Self {
+        let mut resources: Vec<Arc<Resource>> = resources.collect();
         // Stable: the versions of a group stay in the order of their rows, the preferred one first.
-        rows.sort_by_key(|row| (group_rank(row.group), row.group));
-        let index = rows
-            .iter()
-            .map(|row| ((row.group.to_owned(), row.version.to_owned(), row.plural.to_owned()), row.clone()))
-            .collect();
-        Registry { rows, index }
+        resources.sort_by(|a, b| {
+            let rank = |r: &Resource| group_rank(r.group());
+            rank(a).cmp(&rank(b)).then_with(|| a.group().cmp(b.group()))
+        });
+        let mut index = Names::<Names<Names<usize>>>::new();
+        for (at, resource) in resources.iter().enumerate() {
+            let versions = index.entry(resource.group().into()).or_default();
+            versions.entry(resource.version().into()).or_default().insert(resource.plural().into(), at);
+        }
+        Registry { resources, index }
     }
 
-    /// All rows in discovery order.
+    /// All resources in discovery order.
     pub fn rows(&self) -> &[Arc<Resource>] {
-        &self.rows
+        &self.resources
     }
 
-    /// The row of a path.
+    /// The place of a path's resource among [`rows`](Self::rows).
+    pub(crate) fn position(&self, group: &str, version: &str, plural: &str) -> Option<usize> {
+        self.index.get(group)?.get(version)?.get(plural).copied()
+    }
+
+    /// The resource of a path.
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.index.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+        self.resources.get(self.position(group, version, plural)?)
     }
 
     /// Whether a group version is served.
     pub fn has_version(&self, group: &str, version: &str) -> bool {
-        self.rows.iter().any(|row| row.group == group && row.version == version)
+        self.index.get(group).is_some_and(|versions| versions.contains_key(version))
     }
 
     /// Groups in discovery order with their versions, the core group first.
-    pub fn groups(&self) -> Vec<(&'static str, Vec<&'static str>)> {
-        let mut out: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
-        for row in &self.rows {
-            match out.iter_mut().find(|(group, _)| *group == row.group) {
-                Some((_, versions)) if versions.contains(&row.version) => {}
-                Some((_, versions)) => versions.push(row.version),
-                None => out.push((row.group, vec![row.version])),
+    pub fn groups(&self) -> Vec<(&str, Vec<&str>)> {
+        let mut out: Vec<(&str, Vec<&str>)> = Vec::new();
+        for row in &self.resources {
+            match out.last_mut().filter(|(group, _)| *group == row.group()) {
+                Some((_, versions)) if versions.contains(&row.version()) => {}
+                Some((_, versions)) => versions.push(row.version()),
+                None => out.push((row.group(), vec![row.version()])),
             }
         }
         out
     }
+}
+
+/// The rows of all built-in resources but metrics.
+fn builtin() -> Vec<Row> {
+    [
+        core::rows(),
+        claims::rows(),
+        apps::rows(),
+        auth::reviews(),
+        auth::rbac(),
+        certificates::rows(),
+        autoscaling::rows(),
+        batch::rows(),
+        policy::rows(),
+        networking::rows(),
+        storage::rows(),
+        scheduling::rows(),
+        resource::rows(),
+        flowcontrol::rows(),
+        admissionregistration::rows(),
+        extensions::rows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 #[cfg(test)]

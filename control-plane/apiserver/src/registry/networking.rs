@@ -68,20 +68,20 @@ fn policy_warnings(object: &Value) -> Vec<String> {
 static INGRESS_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("networking.k8s.io", "v1", "Ingress"),
+    kind: Some(("networking.k8s.io", "v1", "Ingress")),
     verbs: STATUS_VERBS,
 }];
 static SERVICE_CIDR_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("networking.k8s.io", "v1", "ServiceCIDR"),
+    kind: Some(("networking.k8s.io", "v1", "ServiceCIDR")),
     verbs: STATUS_VERBS,
 }];
 
-pub(super) fn rows() -> Vec<Resource> {
-    const GROUP: Resource = Resource { group: "networking.k8s.io", ..BASE };
+pub(super) fn rows() -> Vec<Row> {
+    const GROUP: Row = Row { group: "networking.k8s.io", ..BASE };
     vec![
-        Resource {
+        Row {
             plural: "ingressclasses",
             singular: "ingressclass",
             kind: "IngressClass",
@@ -91,7 +91,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &WITH_GENERATION,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "ingresses",
             singular: "ingress",
             kind: "Ingress",
@@ -102,7 +102,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &INGRESS,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "ipaddresses",
             singular: "ipaddress",
             kind: "IPAddress",
@@ -113,7 +113,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &IP_ADDRESS,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "networkpolicies",
             singular: "networkpolicy",
             kind: "NetworkPolicy",
@@ -123,7 +123,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &NETWORK_POLICY,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "servicecidrs",
             singular: "servicecidr",
             kind: "ServiceCIDR",

@@ -41,10 +41,14 @@ const SPECIAL: &[(&str, &str, &str, Owns)] = &[
 /// The fields that writes through a subresource (empty: the object itself) own.
 pub(crate) fn owned(resource: &Resource, subresource: &str) -> Owns {
     let special = SPECIAL.iter().find(|(group, kind, name, _)| {
-        (*group, *kind, *name) == (resource.group, resource.kind, subresource)
+        (*group, *kind, *name) == (resource.group(), resource.kind(), subresource)
     });
     if let Some((.., owns)) = special {
         return *owns;
+    }
+    // Writes through the status of a custom resource change no metadata.
+    if resource.custom.is_some() && subresource == "status" {
+        return SPEC_AND_METADATA;
     }
     let has_status = resource.subresources.iter().any(|s| s.does == SubresourceKind::Status);
     match subresource {

@@ -17,12 +17,12 @@ static BUDGET: Strategy = Strategy {
 static BUDGET_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("policy", "v1", "PodDisruptionBudget"),
+    kind: Some(("policy", "v1", "PodDisruptionBudget")),
     verbs: &["get", "patch", "update"],
 }];
 
-pub(super) fn rows() -> Vec<Resource> {
-    vec![Resource {
+pub(super) fn rows() -> Vec<Row> {
+    vec![Row {
         group: "policy",
         plural: "poddisruptionbudgets",
         singular: "poddisruptionbudget",

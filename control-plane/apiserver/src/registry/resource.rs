@@ -20,14 +20,14 @@ static CLAIM: Strategy = Strategy {
 static CLAIM_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("resource.k8s.io", "v1", "ResourceClaim"),
+    kind: Some(("resource.k8s.io", "v1", "ResourceClaim")),
     verbs: &["get", "patch", "update"],
 }];
 
-pub(super) fn rows() -> Vec<Resource> {
-    const GROUP: Resource = Resource { group: "resource.k8s.io", ..BASE };
+pub(super) fn rows() -> Vec<Row> {
+    const GROUP: Row = Row { group: "resource.k8s.io", ..BASE };
     vec![
-        Resource {
+        Row {
             plural: "deviceclasses",
             singular: "deviceclass",
             kind: "DeviceClass",
@@ -36,7 +36,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &CLASS,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "resourceclaims",
             singular: "resourceclaim",
             kind: "ResourceClaim",
@@ -46,7 +46,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &CLAIM,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "resourceclaimtemplates",
             singular: "resourceclaimtemplate",
             kind: "ResourceClaimTemplate",
@@ -54,7 +54,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &TEMPLATE,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "resourceslices",
             singular: "resourceslice",
             kind: "ResourceSlice",

@@ -21,8 +21,11 @@ fn path(names: &[&str]) -> Vec<String> {
 }
 
 impl ScalePaths {
-    /// The paths of a resource: those that all built-in kinds share.
-    pub(crate) fn of(_resource: &Resource) -> Self {
+    /// The paths of a resource: what its definition says, or those that all built-in kinds share.
+    pub(crate) fn of(resource: &Resource) -> Self {
+        if let Some(paths) = resource.custom.as_ref().and_then(|custom| custom.scale.clone()) {
+            return paths;
+        }
         ScalePaths {
             wanted: path(&["spec", "replicas"]),
             present: path(&["status", "replicas"]),
@@ -49,6 +52,16 @@ impl ScalePaths {
             out["status"]["selector"] = selector.into();
         }
         out
+    }
+
+    /// Where the wanted count is, as definitions say it: `.spec.replicas`.
+    pub(crate) fn wanted_text(&self) -> String {
+        format!(".{}", self.wanted.join("."))
+    }
+
+    /// Whether an object says the wanted count.
+    pub(crate) fn has_count(&self, object: &Value) -> bool {
+        at(object, &self.wanted).is_some()
     }
 
     /// Sets the wanted count; objects on the way are made.

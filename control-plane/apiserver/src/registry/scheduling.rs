@@ -8,9 +8,9 @@ static PRIORITY_CLASS: Strategy = Strategy { generation: Generation::Once, ..Str
 
 static RUNTIME_CLASS: Strategy = Strategy { unconditional_update: false, ..Strategy::PLAIN };
 
-pub(super) fn rows() -> Vec<Resource> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
-        Resource {
+        Row {
             group: "scheduling.k8s.io",
             plural: "priorityclasses",
             singular: "priorityclass",
@@ -22,7 +22,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &PRIORITY_CLASS,
             ..BASE
         },
-        Resource {
+        Row {
             group: "node.k8s.io",
             plural: "runtimeclasses",
             singular: "runtimeclass",

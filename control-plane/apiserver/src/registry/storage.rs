@@ -38,14 +38,14 @@ fn driver_update(new: &mut Value, old: &Value) {
 static ATTACHMENT_SUB: &[Subresource] = &[Subresource {
     name: "status",
     does: SubresourceKind::Status,
-    kind: ("storage.k8s.io", "v1", "VolumeAttachment"),
+    kind: Some(("storage.k8s.io", "v1", "VolumeAttachment")),
     verbs: &["get", "patch", "update"],
 }];
 
-pub(super) fn rows() -> Vec<Resource> {
-    const GROUP: Resource = Resource { group: "storage.k8s.io", namespaced: false, ..BASE };
+pub(super) fn rows() -> Vec<Row> {
+    const GROUP: Row = Row { group: "storage.k8s.io", namespaced: false, ..BASE };
     vec![
-        Resource {
+        Row {
             plural: "csidrivers",
             singular: "csidriver",
             kind: "CSIDriver",
@@ -54,7 +54,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &DRIVER,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "csinodes",
             singular: "csinode",
             kind: "CSINode",
@@ -63,7 +63,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &NODE,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "csistoragecapacities",
             singular: "csistoragecapacity",
             kind: "CSIStorageCapacity",
@@ -73,7 +73,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &CAPACITY,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "storageclasses",
             singular: "storageclass",
             kind: "StorageClass",
@@ -83,7 +83,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &CLASS,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "volumeattachments",
             singular: "volumeattachment",
             kind: "VolumeAttachment",
@@ -93,7 +93,7 @@ pub(super) fn rows() -> Vec<Resource> {
             strategy: &ATTACHMENT,
             ..GROUP
         },
-        Resource {
+        Row {
             plural: "volumeattributesclasses",
             singular: "volumeattributesclass",
             kind: "VolumeAttributesClass",

@@ -11,6 +11,8 @@ pub enum Generation {
     Spec,
     /// As [`Generation::Spec`], and one more whenever annotations change.
     SpecAndAnnotations,
+    /// As [`Generation::Spec`], but a changed status counts, too.
+    AllButMetadata,
     /// 1 at creation, and so for ever.
     Once,
 }

@@ -36,17 +36,17 @@ fn rows_agree_with_recorded_discovery() {
     order.retain(|group| ours.contains(&group.as_str()));
     assert_eq!(ours, order);
     for row in registry.rows() {
-        let key = (row.group.to_owned(), row.version.to_owned(), row.plural.to_owned());
+        let key = (row.group().to_owned(), row.version().to_owned(), row.plural().to_owned());
         let theirs = known.get(&key).unwrap_or_else(|| panic!("{row:?} is not upstream's"));
-        let list = |names: &[&str]| if names.is_empty() { Value::Null } else { json!(names) };
-        let seen = json!({"kind": row.kind, "singular": row.singular, "verbs": row.verbs,
+        let list = |names: &[Box<str>]| if names.is_empty() { Value::Null } else { json!(names) };
+        let seen = json!({"kind": row.kind(), "singular": row.singular(), "verbs": row.verbs,
             "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
-            "short": list(row.short_names), "categories": list(row.categories)});
+            "short": list(&row.short_names), "categories": list(&row.categories)});
         let want = json!({"kind": theirs["responseKind"]["kind"], "singular": theirs["singularResource"],
             "verbs": theirs["verbs"], "scope": theirs["scope"], "short": theirs["shortNames"],
             "categories": theirs["categories"]});
         assert_eq!(seen, want, "{row:?}");
-        for sub in row.subresources {
+        for sub in &row.subresources {
             let subs = theirs["subresources"].as_array().expect("subresources");
             let theirs = subs.iter().find(|s| s["subresource"] == sub.name);
             assert_eq!(theirs.map(|s| &s["verbs"]), Some(&json!(sub.verbs)), "{row:?} {}", sub.name);

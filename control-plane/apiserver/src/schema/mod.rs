@@ -60,6 +60,8 @@ pub enum Type {
     FieldsV1,
     /// Any JSON value.
     Json,
+    /// Any JSON value, of which objects merge by their members (custom resources).
+    Deduced,
     /// A schema or a list of schemas (in a CustomResourceDefinition).
     SchemaOrArray(TypeRef),
     /// A schema or a boolean.
@@ -111,7 +113,7 @@ impl Type {
             Self::MicroTime => "v1.MicroTime".into(),
             Self::Raw => "runtime.RawExtension".into(),
             Self::FieldsV1 => "v1.FieldsV1".into(),
-            Self::Json => "interface {}".into(),
+            Self::Json | Self::Deduced => "interface {}".into(),
             Self::SchemaOrArray(_) => "v1.JSONSchemaPropsOrArray".into(),
             Self::SchemaOrBool(_) => "v1.JSONSchemaPropsOrBool".into(),
             Self::SchemaOrStrings(_) => "v1.JSONSchemaPropsOrStringArray".into(),
@@ -241,6 +243,12 @@ pub fn by_name(name: &str) -> Option<&'static TypeSchema> {
     let r = registry();
     let i = r.types.binary_search_by(|t| t.name.as_ref().cmp(name)).ok()?;
     r.types.get(i)
+}
+
+/// A reference to the type with this name.
+pub(crate) fn reference(name: &str) -> Option<TypeRef> {
+    let index = registry().types.binary_search_by(|t| t.name.as_ref().cmp(name)).ok()?;
+    u16::try_from(index).ok().map(TypeRef::Builtin)
 }
 
 /// Every kind of the table.

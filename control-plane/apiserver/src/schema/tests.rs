@@ -70,7 +70,7 @@ fn same_type(ty: &Type, schema: &Value) -> bool {
         Type::MicroTime => ends(".MicroTime"),
         Type::Raw => ends(".RawExtension"),
         Type::FieldsV1 => ends(".FieldsV1"),
-        Type::Json => ends(".JSON"),
+        Type::Json | Type::Deduced => ends(".JSON"),
         Type::SchemaOrArray(_) => ends(".JSONSchemaPropsOrArray"),
         Type::SchemaOrBool(_) => ends(".JSONSchemaPropsOrBool"),
         Type::SchemaOrStrings(_) => ends(".JSONSchemaPropsOrStringArray"),

@@ -6,13 +6,13 @@ use crate::allocation::{Held, ServiceAllocator};
 use crate::auth::{Policy, SigningKey, Tokens};
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Documents};
 use crate::error::ApiError;
 use crate::flowcontrol::FlowControl;
 use crate::registry::{Allocation, Registry, Resource};
 use crate::storage::{Also, StoreHandle};
 use kelp_store::Store;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -23,11 +23,46 @@ use tokio_util::sync::CancellationToken;
 /// Objects with a life time share a lease for this part of it, so that not every event makes a lease.
 const LEASE_SHARE: Duration = Duration::from_secs(60);
 
+/// What is served at a moment: never changed, only replaced.
+#[derive(Default)]
+pub(crate) struct Served {
+    pub(crate) registry: Registry,
+    /// In the order of the registry's rows.
+    caches: Vec<Arc<Cache>>,
+    /// Discovery of the registry.
+    pub(crate) discovery: Discovery,
+}
+
+impl Served {
+    /// The built-in resources with their caches, and custom ones.
+    fn new(builtin: &Registry, own: &[Arc<Cache>], custom: Vec<Arc<Cache>>) -> Self {
+        let registry = builtin.with(custom.iter().map(|cache| cache.resource.clone()));
+        let caches = own.iter().chain(&custom);
+        let by_resource: HashMap<*const Resource, &Arc<Cache>> =
+            caches.map(|cache| (Arc::as_ptr(&cache.resource), cache)).collect();
+        let caches = registry.rows().iter();
+        let caches = caches.filter_map(|row| by_resource.get(&Arc::as_ptr(row)).map(|c| Arc::clone(c)));
+        Served { caches: caches.collect(), discovery: Discovery::default(), registry }
+    }
+
+    /// The resource of a path, and its cache.
+    pub(crate) fn find(
+        &self,
+        group: &str,
+        version: &str,
+        plural: &str,
+    ) -> Option<(&Arc<Resource>, &Arc<Cache>)> {
+        let at = self.registry.position(group, version, plural)?;
+        Some((self.registry.rows().get(at)?, self.caches.get(at)?))
+    }
+}
+
 /// Everything a request needs.
 pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) store: StoreHandle,
-    pub(crate) registry: Registry,
+    /// The built-in resources.
+    pub(crate) builtin: Registry,
     pub(crate) policy: Policy,
     pub(crate) tokens: Tokens,
     pub(crate) shutdown: CancellationToken,
@@ -37,12 +72,14 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     /// Times of the store's operations.
     pub(crate) store_times: Arc<StoreTimes>,
-    pub(crate) discovery: Discovery,
+    pub(crate) documents: Documents,
     /// The first objects exist.
     pub(crate) started: AtomicBool,
     /// TLS with which nodes are asked, once it was needed.
     pub(crate) node_tls: OnceLock<Arc<rustls::ClientConfig>>,
-    caches: HashMap<(&'static str, &'static str, &'static str), Arc<Cache>>,
+    /// Caches of the built-in resources, in the order of their rows.
+    caches: Vec<Arc<Cache>>,
+    served: RwLock<Arc<Served>>,
     services: ServiceAllocator,
     /// Lease in use for each life time: its identity and when another one is due.
     leases: Mutex<HashMap<i64, (i64, Instant)>>,
@@ -65,19 +102,17 @@ impl Core {
     ) -> Result<Arc<Self>, ServerError> {
         let store_times = Arc::new(StoreTimes::default());
         let store: StoreHandle = Arc::new(Metered::new(store, store_times.clone()));
-        let builtin = Registry::builtin();
-        let registry = if config.kubelet_client.is_some() { builtin.with_metrics() } else { builtin };
-        let addresses = registry.find("networking.k8s.io", "v1", "ipaddresses").cloned();
+        let builtin =
+            if config.kubelet_client.is_some() { Registry::with_metrics() } else { Registry::builtin() };
+        let addresses = builtin.find("networking.k8s.io", "v1", "ipaddresses").cloned();
         let addresses = addresses
             .ok_or_else(|| ServerError::Config("addresses have no row in the registry".to_owned()))?;
-        let caches: HashMap<_, _> = registry
+        let caches: Vec<_> = builtin
             .rows()
             .iter()
-            .map(|row| {
-                let key = (row.group, row.version, row.plural);
-                (key, Cache::new(row.clone(), store.clone(), shutdown.clone()))
-            })
+            .map(|row| Cache::new(row.clone(), store.clone(), shutdown.clone()))
             .collect();
+        let served = Served::new(&builtin, &caches, Vec::new());
         Ok(Arc::new(Core {
             services: ServiceAllocator::new(&config, store.clone(), addresses)
                 .map_err(ServerError::Config)?,
@@ -85,30 +120,43 @@ impl Core {
             in_flight: Default::default(),
             metrics: Metrics::default(),
             store_times,
-            discovery: Discovery::default(),
+            documents: Documents::default(),
+            served: RwLock::new(Arc::new(served)),
             started: AtomicBool::new(false),
             node_tls: OnceLock::new(),
             tokens: Tokens::new(signing_key(&config)?, config.service_account_issuer.clone()),
             config,
-            policy: Policy::new(caches.values(), crate::bootstrap::policy::node_rules(), shutdown.clone()),
+            policy: Policy::new(caches.iter(), crate::bootstrap::policy::node_rules(), shutdown.clone()),
             store,
-            registry,
+            builtin,
             shutdown,
             caches,
             leases: Mutex::default(),
         }))
     }
 
-    /// The cache of a resource.
+    /// The cache of a built-in resource.
     pub(crate) fn cache(&self, resource: &Resource) -> &Arc<Cache> {
-        // Every row has one, see `new`.
-        &self.caches[&(resource.group, resource.version, resource.plural)]
+        let at = self.builtin.position(resource.group(), resource.version(), resource.plural());
+        // Every row has one, see `new`; only rows are asked for.
+        &self.caches[at.unwrap_or_default()]
+    }
+
+    /// What is served at this moment.
+    pub(crate) fn served(&self) -> Arc<Served> {
+        self.served.read().clone()
+    }
+
+    /// Serves these custom resources besides the built-in ones from now on.
+    pub(crate) fn serve_custom(&self, custom: Vec<Arc<Cache>>) {
+        let served = Arc::new(Served::new(&self.builtin, &self.caches, custom));
+        *self.served.write() = served;
     }
 
     /// Lets flow control follow its objects.
     pub(crate) fn follow_flow_control(&self) {
         const GROUP: &str = "flowcontrol.apiserver.k8s.io";
-        let cache = |plural| self.registry.find(GROUP, "v1", plural).map(|row| self.cache(row).clone());
+        let cache = |plural| self.builtin.find(GROUP, "v1", plural).map(|row| self.cache(row).clone());
         if let (Some(schemas), Some(levels)) = (cache("flowschemas"), cache("prioritylevelconfigurations")) {
             tokio::spawn(self.flow.clone().follow(schemas, levels, self.shutdown.clone()));
         }
@@ -193,7 +241,7 @@ impl Core {
     /// IPAddress objects of Services that somebody removed, or that an older server did not make.
     pub(crate) async fn lost_addresses(&self) -> Result<Vec<Value>, ApiError> {
         let wanted = self.services.wanted_objects().await?;
-        let Some(row) = self.registry.find("networking.k8s.io", "v1", "ipaddresses") else {
+        let Some(row) = self.builtin.find("networking.k8s.io", "v1", "ipaddresses") else {
             return Ok(Vec::new());
         };
         let cache = self.cache(row);

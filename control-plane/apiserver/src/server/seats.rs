@@ -58,8 +58,8 @@ fn list_work(core: &Core, wanted: &Wanted<'_>) -> Option<ListWork> {
     if info.verb == "watch" && !legacy && !query.flag("sendInitialEvents") {
         return None;
     }
-    let row = core.registry.find(&info.group, &info.version, &info.resource)?;
-    let (objects, bytes) = core.cache(row).size();
+    let served = core.served();
+    let (objects, bytes) = served.find(&info.group, &info.version, &info.resource)?.1.size();
     let limit = query.int("limit").ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     // As upstream's estimate has it, which knows no snapshots.
     let exact = query.text("resourceVersionMatch") == "Exact"
@@ -88,9 +88,9 @@ pub(super) async fn enter(
     let Classified { schema, level } = sorted.classified.clone();
     let headers = vec![(SCHEMA, schema), (LEVEL, level)];
     let watchers = || {
-        core.registry
+        core.served()
             .find(&info.group, &info.version, &info.resource)
-            .map_or(0, |row| core.cache(row).watchers())
+            .map_or(0, |(_, cache)| cache.watchers())
     };
     let estimate = match info.verb {
         "list" | "watch" if info.is_resource => {

@@ -4,6 +4,7 @@ use super::answer::{AnswerBody, render};
 use super::seats::{self, Entered, Wanted};
 use super::{Core, body, health, metrics, websocket};
 use crate::auth::{self, Attributes, Credentials, UserInfo};
+use crate::cache::Cache;
 use crate::discovery;
 use crate::error::ApiError;
 use crate::handlers::{self, Context, Reply, ReplyBody};
@@ -171,8 +172,9 @@ fn connect(
         let Some((resource, sub)) = incoming.connection(&core) else {
             return Err(ApiError::unknown_resource());
         };
-        let context = context(&core, resource, &incoming, Bytes::new());
-        handlers::connect(context, sub, raw).await
+        let cache = core.cache(&resource).clone();
+        let context = context(&core, resource, cache, &incoming, Bytes::new());
+        handlers::connect(context, &sub, raw).await
     })
 }
 
@@ -285,12 +287,13 @@ impl Incoming {
     }
 
     /// The subresource that the request connects to, if it does. Logs are read like objects.
-    fn connection(&self, core: &Core) -> Option<(Arc<Resource>, &'static Subresource)> {
+    fn connection(&self, core: &Core) -> Option<(Arc<Resource>, Subresource)> {
         let info = &self.info;
         if !info.is_resource || info.name.is_empty() || info.subresource.is_empty() {
             return None;
         }
-        let row = core.registry.find(&info.group, &info.version, &info.resource)?;
+        // Only built-in resources have something to connect to.
+        let row = core.builtin.find(&info.group, &info.version, &info.resource)?;
         let sub = row.subresource(&info.subresource)?;
         let connects = sub.does == SubresourceKind::Connect && sub.name != "log" && !info.surplus;
         (connects && row.namespaced != info.namespace.is_empty()).then(|| (row.clone(), sub))
@@ -347,8 +350,9 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
         }
         return non_resource(&core, incoming, accept.as_deref(), store);
     }
-    let Some(resource) = core.registry.find(&info.group, &info.version, &info.resource) else {
-        if core.registry.has_version(&info.group, &info.version) {
+    let served = core.served();
+    let Some((resource, cache)) = served.find(&info.group, &info.version, &info.resource) else {
+        if core.builtin.has_version(&info.group, &info.version) {
             return Err(ApiError::unknown_resource());
         }
         return Ok(Reply::text(404, "404 page not found\n"));
@@ -360,17 +364,27 @@ async fn route(core: Arc<Core>, incoming: &Incoming, body: Bytes) -> Result<Repl
         info.namespace.is_empty() || info.resource == "namespaces"
     };
     if !namespace_fits {
-        return Err(ApiError::unknown_resource());
+        return match resource.custom {
+            Some(_) => Ok(Reply::text(404, "404 page not found\n")),
+            None => Err(ApiError::unknown_resource()),
+        };
     }
-    let context = context(&core, resource.clone(), incoming, body);
+    let context = context(&core, resource.clone(), cache.clone(), incoming, body);
     handlers::serve(context).await
 }
 
-fn context(core: &Arc<Core>, resource: Arc<Resource>, incoming: &Incoming, body: Bytes) -> Context {
+fn context(
+    core: &Arc<Core>,
+    resource: Arc<Resource>,
+    cache: Arc<Cache>,
+    incoming: &Incoming,
+    body: Bytes,
+) -> Context {
     // A watch keeps its seat until it has begun, which is after its answer.
     let seat = if incoming.info.verb == "watch" { incoming.seat.lock().take() } else { None };
     Context {
         resource,
+        cache,
         seat: Mutex::new(seat),
         core: core.clone(),
         info: incoming.info.clone(),
@@ -408,7 +422,9 @@ fn non_resource(
         address: std::net::SocketAddr::new(core.config.advertise_address, core.config.advertise_port)
             .to_string(),
     };
-    core.discovery.serve(&core.registry, &ask).unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
+    let served = core.served();
+    let reply = served.discovery.serve(&served.registry, &ask);
+    reply.unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
 }
 
 /// OpenAPI documents are built and unpacked aside: that takes longer than other requests should wait for.
@@ -417,9 +433,8 @@ async fn document(core: Arc<Core>, incoming: &Incoming) -> Result<Reply, ApiErro
     let headers = incoming.headers.clone();
     let work = move || {
         let request = discovery::Request { path: &path, query: &query, headers: &headers };
-        core.discovery
-            .documents
-            .serve(&core.registry, &request)
+        core.documents
+            .serve(&core.builtin, &request)
             .unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ApiError::internal(error)))

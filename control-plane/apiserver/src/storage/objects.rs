@@ -36,15 +36,18 @@ pub enum Written {
 }
 
 /// The value as it is stored.
-pub fn to_stored(resource: &Resource, object: &Value) -> Vec<u8> {
-    match &resource.stored_as {
+pub fn to_stored(resource: &Resource, object: &Value) -> Result<Vec<u8>, ApiError> {
+    if let Some(custom) = &resource.custom {
+        return custom.to_stored(object);
+    }
+    Ok(match &resource.stored_as {
         None => object::encode(&resource.head(), object),
         Some(form) => {
             let mut object = object.clone();
             (form.encode)(&mut object);
             object::encode(&object::head(form.kind, form.api_version), &object)
         }
-    }
+    })
 }
 
 fn stored(resource: &Resource, kv: KeyValue) -> Result<Stored, ApiError> {
@@ -56,10 +59,13 @@ fn stored(resource: &Resource, kv: KeyValue) -> Result<Stored, ApiError> {
     if !value.is_object() {
         return Err(damaged());
     }
+    if let Some(custom) = &resource.custom {
+        custom.read(&mut value)?;
+    }
     if let Some(form) = &resource.stored_as {
         (form.decode)(&mut value);
     }
-    value["kind"] = resource.kind.into();
+    value["kind"] = resource.kind().into();
     value["apiVersion"] = resource.api_version().into();
     object::meta_mut(&mut value).insert("resourceVersion".into(), kv.mod_revision.to_string().into());
     Ok(Stored { object: value, revision: kv.mod_revision, raw: kv.value })

@@ -86,6 +86,40 @@ pub struct TableSpec {
     pub conditions: fn(&Value) -> Option<Value>,
 }
 
+/// Columns of a resource and the cells of its objects.
+pub enum Table {
+    /// Those of a built-in kind.
+    Spec(&'static TableSpec),
+    /// Those that a definition of a custom resource asks for.
+    Printer(crate::custom::Printer),
+}
+
+impl Table {
+    /// Column definitions as JSON.
+    pub fn definitions(&self) -> Value {
+        match self {
+            Table::Spec(spec) => definitions(spec),
+            Table::Printer(printer) => printer.definitions(),
+        }
+    }
+
+    /// One cell a column.
+    pub fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        match self {
+            Table::Spec(spec) => (spec.cells)(object, now),
+            Table::Printer(printer) => printer.cells(object, now),
+        }
+    }
+
+    /// Row conditions, e.g. of a completed pod.
+    pub fn conditions(&self, object: &Value) -> Option<Value> {
+        match self {
+            Table::Spec(spec) => (spec.conditions)(object),
+            Table::Printer(_) => None,
+        }
+    }
+}
+
 /// What a row carries of its object (`includeObject`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum IncludeObject {
@@ -121,8 +155,7 @@ pub(crate) fn no_conditions(_: &Value) -> Option<Value> {
     None
 }
 
-/// Column definitions as JSON.
-pub fn definitions(spec: &TableSpec) -> Value {
+fn definitions(spec: &TableSpec) -> Value {
     spec.columns
         .iter()
         .map(|c| {
@@ -139,10 +172,10 @@ pub fn partial(object: &Value, version: &str) -> Value {
 }
 
 /// The row of an object.
-pub fn row(spec: &TableSpec, object: &Value, include: IncludeObject, version: &str, now: Timestamp) -> Value {
+pub fn row(table: &Table, object: &Value, include: IncludeObject, version: &str, now: Timestamp) -> Value {
     let mut row = Map::new();
-    row.insert("cells".into(), (spec.cells)(object, now).into());
-    if let Some(conditions) = (spec.conditions)(object) {
+    row.insert("cells".into(), table.cells(object, now).into());
+    if let Some(conditions) = table.conditions(object) {
         row.insert("conditions".into(), conditions);
     }
     let shown = match include {
@@ -157,7 +190,7 @@ pub fn row(spec: &TableSpec, object: &Value, include: IncludeObject, version: &s
 /// Appends the row of a serialized object as JSON; the object is shown without being built again.
 pub fn append_row(
     out: &mut Vec<u8>,
-    spec: &TableSpec,
+    table: &Table,
     encoded: &Encoded,
     include: IncludeObject,
     version: &str,
@@ -166,8 +199,8 @@ pub fn append_row(
     let object = encoded.parse_lean();
     // Writing JSON into a Vec cannot fail.
     out.extend_from_slice(b"{\"cells\":");
-    let _ = serde_json::to_writer(&mut *out, &(spec.cells)(&object, now));
-    if let Some(conditions) = (spec.conditions)(&object) {
+    let _ = serde_json::to_writer(&mut *out, &table.cells(&object, now));
+    if let Some(conditions) = table.conditions(&object) {
         out.extend_from_slice(b",\"conditions\":");
         let _ = serde_json::to_writer(&mut *out, &conditions);
     }
@@ -191,7 +224,7 @@ pub fn append_partial(out: &mut Vec<u8>, encoded: &Encoded, version: &str) {
 
 /// A Table of one object or a page of a list; `columns` says whether the definitions are repeated.
 pub fn table(
-    spec: &TableSpec,
+    table: &Table,
     metadata: Value,
     objects: &[Encoded],
     include: IncludeObject,
@@ -200,9 +233,9 @@ pub fn table(
 ) -> Value {
     let now = Timestamp::now();
     let rows: Vec<Value> =
-        objects.iter().map(|object| row(spec, &object.parse(), include, version, now)).collect();
+        objects.iter().map(|object| row(table, &object.parse(), include, version, now)).collect();
     json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
-           "columnDefinitions": if columns { definitions(spec) } else { Value::Null }, "rows": rows})
+           "columnDefinitions": if columns { table.definitions() } else { Value::Null }, "rows": rows})
 }
 
 /// The age cell of an object.

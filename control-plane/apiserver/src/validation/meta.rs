@@ -75,7 +75,11 @@ fn cluster_scoped(gvk: &GroupVersionKind) -> bool {
 }
 
 pub(super) fn create(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors) {
-    let rule = NameRule::of(gvk);
+    create_by(NameRule::of(gvk), !cluster_scoped(gvk), object, errs);
+}
+
+/// The metadata of a new object whose names follow a rule.
+pub(super) fn create_by(rule: NameRule, namespaced: bool, object: &Value, errs: &mut Errors) {
     let meta = at(object, "metadata");
     let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));
     // Services and namespaces check the name that was made of the prefix only.
@@ -88,7 +92,7 @@ pub(super) fn create(gvk: &GroupVersionKind, object: &Value, errs: &mut Errors) 
         invalid_each(errs, "metadata.name", name, rule.check(name));
     }
     let namespace = text(meta, "namespace");
-    if cluster_scoped(gvk) {
+    if !namespaced {
         if !namespace.is_empty() {
             errs.push(FieldError::forbidden("metadata.namespace", "not allowed on this type"));
         }

@@ -46,7 +46,7 @@ use serde_json::{Map, Value};
 use crate::error::FieldError;
 use crate::gvk::GroupVersionKind;
 
-pub(crate) use definition::warnings as definition_warnings;
+pub(crate) use definition::{approval_state, warnings as definition_warnings};
 pub use meta::NameRule;
 pub(crate) use scheduling::SYSTEM_CLASSES;
 
@@ -211,6 +211,39 @@ pub fn update_subresource(
         }
         (_, "status") => return update_status(gvk, new, old),
         _ => return update(gvk, new, old),
+    }
+    errs
+}
+
+/// Validates the metadata of a new custom resource.
+pub(crate) fn metadata_create(namespaced: bool, object: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    meta::create_by(NameRule::Subdomain, namespaced, object, &mut errs);
+    errs
+}
+
+/// Validates the metadata of a changed custom resource.
+pub(crate) fn metadata_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errs = Errors::new();
+    meta::update(new, old, &mut errs);
+    errs
+}
+
+/// Validates the metadata of a resource that is embedded in another, at `path`; it needs no name.
+pub(crate) fn embedded_metadata(metadata: &Value, path: &str) -> Vec<FieldError> {
+    let mut metadata = metadata.clone();
+    let named = !text(&metadata, "name").is_empty();
+    if !named && let Some(map) = metadata.as_object_mut() {
+        map.insert("name".to_owned(), "fakename".into());
+    }
+    let namespaced = !text(&metadata, "namespace").is_empty();
+    let mut errs = Errors::new();
+    let object = serde_json::json!({"metadata": metadata});
+    meta::create_by(NameRule::PathSegment, namespaced, &object, &mut errs);
+    for error in &mut errs {
+        if let Some(rest) = error.field.strip_prefix("metadata") {
+            error.field = format!("{path}{rest}");
+        }
     }
     errs
 }

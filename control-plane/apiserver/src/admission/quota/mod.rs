@@ -32,11 +32,11 @@ pub(super) async fn charge(core: &Core, request: &Request<'_>) -> Result<(), Api
     if !resource.namespaced {
         return Ok(());
     }
-    let Some(evaluator) = Evaluator::of(resource.group, resource.plural) else { return Ok(()) };
+    let Some(evaluator) = Evaluator::of(resource.group(), resource.plural()) else { return Ok(()) };
     if !evaluator.handles(request.subresource, request.object, request.old) {
         return Ok(());
     }
-    let Some(row) = core.registry.find("", "v1", "resourcequotas") else { return Ok(()) };
+    let Some(row) = core.builtin.find("", "v1", "resourcequotas") else { return Ok(()) };
     let namespace = meta(request.object, "namespace");
     let cache = core.cache(row);
     cache.wait_loaded().await?;
@@ -58,11 +58,11 @@ pub(super) async fn charge(core: &Core, request: &Request<'_>) -> Result<(), Api
             let mut object = stored.object.clone();
             object["status"]["used"] =
                 used.iter().map(|(name, q)| (name.clone(), Value::from(q.to_string()))).collect();
-            crate::handlers::track_own(&core.registry, row, "status", &stored.object, &mut object)?;
+            crate::handlers::track_own(&core.builtin, row, "status", &stored.object, &mut object)?;
             txn.compares.push(Compare::mod_revision(key.clone(), stored.revision));
             txn.then.push(Op::Put {
                 key: key.into(),
-                value: storage::to_stored(row, &object).into(),
+                value: storage::to_stored(row, &object)?.into(),
                 lease: 0,
             });
         }
@@ -80,7 +80,8 @@ fn counted(
     quotas: &[Stored],
 ) -> Result<Vec<(usize, Amounts)>, ApiError> {
     let (resource, object) = (request.resource, request.object);
-    let refuse = |why: &str| ApiError::forbidden(resource.group, resource.plural, meta(object, "name"), why);
+    let refuse =
+        |why: &str| ApiError::forbidden(resource.group(), resource.plural(), meta(object, "name"), why);
     let now = jiff::Timestamp::now().as_second();
     let matches = |quota: &Value, object: &Value| {
         names_of(evaluator, quota).next().is_some() && evaluator.in_scopes(quota, object)

@@ -18,7 +18,7 @@ fn small() -> Value {
 
 fn check(quota: Value, object: &Value, old: Option<&Value>) -> Result<Vec<String>, String> {
     let row = row(if object["spec"].get("containers").is_some() { "pods" } else { "services" });
-    let evaluator = Evaluator::of(row.group, row.plural).expect("counted");
+    let evaluator = Evaluator::of(row.group(), row.plural()).expect("counted");
     let request = Request { resource: &row, subresource: "", object, old, dry: false };
     let stored = Stored::for_test(quota, 7);
     match counted(&evaluator, &request, &[stored]) {

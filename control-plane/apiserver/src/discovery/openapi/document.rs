@@ -21,7 +21,7 @@ pub(super) enum About {
     /// A path outside of group versions.
     Plain(String),
     /// A group version.
-    Version(&'static str, &'static str),
+    Version(Box<str>, Box<str>),
 }
 
 /// Every v3 document by its name in the index.
@@ -36,7 +36,7 @@ pub(super) fn all(registry: &Registry) -> BTreeMap<String, About> {
             out.insert(path.clone(), About::Plain(path));
         }
         for version in versions {
-            out.insert(super::root_of(group, version), About::Version(group, version));
+            out.insert(super::root_of(group, version), About::Version(group.into(), version.into()));
         }
     }
     out
@@ -49,7 +49,7 @@ fn paths(registry: &Registry, about: &About, schemas: &mut Schemas, sink: Sink<'
         About::Version(group, version) => {
             let mut paths = Paths::new(group, version, schemas, sink);
             paths.add_root();
-            for row in registry.rows().iter().filter(|r| r.group == *group && r.version == *version) {
+            for row in registry.rows().iter().filter(|r| *r.group() == **group && *r.version() == **version) {
                 paths.add(row);
             }
         }
@@ -108,7 +108,7 @@ pub(super) fn tag(name: &str) -> String {
     fingerprint(format!("{}/{name}", env!("KELP_SOURCE_TAG")).as_bytes())
 }
 
-fn schemas(scope: Vec<(&'static str, &'static str)>) -> io::Result<Schemas> {
+fn schemas(scope: Vec<(Box<str>, Box<str>)>) -> io::Result<Schemas> {
     Ok(Schemas::of(scope, Descriptions::unpack()?))
 }
 
@@ -154,10 +154,10 @@ impl<'a, W: Write> Members<'a, W> {
     }
 }
 
-fn scope(about: &About) -> Vec<(&'static str, &'static str)> {
+fn scope(about: &About) -> Vec<(Box<str>, Box<str>)> {
     match about {
         About::Plain(_) => Vec::new(),
-        About::Version(group, version) => vec![(*group, *version)],
+        About::Version(group, version) => vec![(group.clone(), version.clone())],
     }
 }
 

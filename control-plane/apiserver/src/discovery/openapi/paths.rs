@@ -243,7 +243,7 @@ impl<'a> Paths<'a> {
         let of = Of::new(self, row, own);
         self.add_collection(row, &of);
         self.add_single(row, &of);
-        for sub in row.subresources {
+        for sub in &row.subresources {
             self.add_subresource(row, sub, &of);
         }
         if row.verbs.contains(&"watch") {
@@ -255,15 +255,15 @@ impl<'a> Paths<'a> {
         let verb = |verb: &str| row.verbs.contains(&verb);
         let mut operations = Vec::new();
         if verb("list") {
-            let id = self.id("list", &format!("{}{}", of.scope, row.kind));
+            let id = self.id("list", &format!("{}{}", of.scope, row.kind()));
             operations.push(of.list("get", id, "list", &of.list, false));
         }
         if verb("create") {
-            let id = self.id("create", &format!("{}{}", of.scope, row.kind));
+            let id = self.id("create", &format!("{}{}", of.scope, row.kind()));
             operations.push(of.write("post", id, "post", &of.object, of.parameters(false, WRITE)));
         }
         if verb("deletecollection") {
-            let id = self.id("delete", &format!("Collection{}{}", of.scope, row.kind));
+            let id = self.id("delete", &format!("Collection{}{}", of.scope, row.kind()));
             let mut parameters = of.parameters(false, DELETE);
             parameters.extend(SELECT.iter().copied().map(Parameter::query));
             operations.push(Operation {
@@ -277,18 +277,18 @@ impl<'a> Paths<'a> {
                 answers: answers(&[200], OBJECT, &self.schemas.named("meta.v1.Status")),
             });
         }
-        self.push(format!("{}/{}", of.place, row.plural), operations);
+        self.push(format!("{}/{}", of.place, row.plural()), operations);
         if row.namespaced && verb("list") {
-            let id = self.id("list", &format!("{}ForAllNamespaces", row.kind));
+            let id = self.id("list", &format!("{}ForAllNamespaces", row.kind()));
             let operation =
                 Operation { parameters: everywhere(), ..of.list("get", id, "list", &of.list, false) };
-            self.push(format!("{}/{}", self.root, row.plural), vec![operation]);
+            self.push(format!("{}/{}", self.root, row.plural()), vec![operation]);
         }
     }
 
     fn add_single(&mut self, row: &Resource, of: &Of) {
         let verb = |verb: &str| row.verbs.contains(&verb);
-        let name = format!("{}{}", of.scope, row.kind);
+        let name = format!("{}{}", of.scope, row.kind());
         let [read, replace, patch, delete] =
             ["read", "replace", "patch", "delete"].map(|verb| self.id(verb, &name));
         let mut operations = Vec::new();
@@ -315,34 +315,35 @@ impl<'a> Paths<'a> {
                 answers: answers(&[200, 202], OBJECT, answer),
             });
         }
-        self.push(format!("{}/{}/{{name}}", of.place, row.plural), operations);
+        self.push(format!("{}/{}/{{name}}", of.place, row.plural()), operations);
     }
 
     fn add_watches(&mut self, row: &Resource, of: &Of) {
         let event = self.schemas.named("meta.v1.WatchEvent");
         let place = of.place.replacen(&self.root, &format!("{}/watch", self.root), 1);
         let id = |rest: String| self.id("watch", &rest);
-        let list = of.list("get", id(format!("{}{}List", of.scope, row.kind)), "watchlist", &event, false);
-        let one = of.list("get", id(format!("{}{}", of.scope, row.kind)), "watch", &event, true);
-        let all = id(format!("{}ListForAllNamespaces", row.kind));
-        self.push(format!("{place}/{}", row.plural), vec![list]);
-        self.push(format!("{place}/{}/{{name}}", row.plural), vec![one]);
+        let list = of.list("get", id(format!("{}{}List", of.scope, row.kind())), "watchlist", &event, false);
+        let one = of.list("get", id(format!("{}{}", of.scope, row.kind())), "watch", &event, true);
+        let all = id(format!("{}ListForAllNamespaces", row.kind()));
+        self.push(format!("{place}/{}", row.plural()), vec![list]);
+        self.push(format!("{place}/{}/{{name}}", row.plural()), vec![one]);
         if row.namespaced {
             let operation =
                 Operation { parameters: everywhere(), ..of.list("get", all, "watchlist", &event, false) };
-            self.push(format!("{}/watch/{}", self.root, row.plural), vec![operation]);
+            self.push(format!("{}/watch/{}", self.root, row.plural()), vec![operation]);
         }
     }
 
     fn add_subresource(&mut self, row: &Resource, sub: &Subresource, of: &Of) {
-        let path = format!("{}/{}/{{name}}/{}", of.place, row.plural, sub.name);
+        let path = format!("{}/{}/{{name}}/{}", of.place, row.plural(), sub.name);
         if sub.does == SubresourceKind::Connect && sub.name != "log" {
             self.add_connect(row, sub, of, path);
             return;
         }
-        let (group, version, kind) = sub.kind;
-        let of = &Of { kind: kind_value(sub.kind), sub: Some(sub.name), ..of.clone() };
-        let name = format!("{}{}{}", of.scope, row.kind, title(sub.name));
+        let own = sub.kind_of(row);
+        let (group, version, kind) = own;
+        let of = &Of { kind: kind_value(own), sub: Some(sub.name), ..of.clone() };
+        let name = format!("{}{}{}", of.scope, row.kind(), title(sub.name));
         let [read, replace, patch, create] =
             ["read", "replace", "patch", "create"].map(|verb| self.id(verb, &name));
         let mut operations = Vec::new();
@@ -378,7 +379,7 @@ impl<'a> Paths<'a> {
             &["get", "post"]
         };
         let of = &Of { sub: Some(sub.name), ..of.clone() };
-        let options = Facts::get().options(sub.kind.2);
+        let options = Facts::get().options(sub.kind_of(row).2);
         let forms: &[bool] = if sub.name == "proxy" { &[false, true] } else { &[false] };
         for with_path in forms {
             let suffix = if *with_path { "WithPath" } else { "" };
@@ -386,7 +387,7 @@ impl<'a> Paths<'a> {
                 .iter()
                 .map(|method| {
                     let verb = title(method);
-                    let name = format!("{verb}{}{}{}{suffix}", of.scope, row.kind, title(sub.name));
+                    let name = format!("{verb}{}{}{}{suffix}", of.scope, row.kind(), title(sub.name));
                     let mut parameters = of.places(true);
                     parameters.extend(options.iter().copied().map(Parameter::query));
                     if *with_path {
@@ -397,7 +398,7 @@ impl<'a> Paths<'a> {
                         id: self.id("connect", &name),
                         text: of.text("connect", method),
                         action: Some("connect"),
-                        kind: Some(kind_value(sub.kind)),
+                        kind: Some(kind_value(sub.kind_of(row))),
                         parameters,
                         body: None,
                         answers: answers(&[200], ANY, &json!({"type": "string"})),
@@ -439,7 +440,7 @@ fn delete_body(schemas: &mut Schemas) -> Value {
 /// Deletions of some kinds answer with the object, those of others with a Status. Namespaces answer with themselves
 /// while they end, which the document does not say.
 fn returns_object(row: &Resource) -> bool {
-    row.strategy.delete_returns_object && row.kind != "Namespace"
+    row.strategy.delete_returns_object && row.kind() != "Namespace"
 }
 
 fn get(id: String, text: &str, types: &[&str], schema: &Value) -> Operation {
@@ -465,7 +466,7 @@ struct Of {
     place: String,
     kind: Value,
     /// Kind of the row, whatever a subresource's is.
-    noun: &'static str,
+    noun: Box<str>,
     /// The subresource, if it is one.
     sub: Option<&'static str>,
     watched: bool,
@@ -485,8 +486,8 @@ impl Of {
             scope: if row.namespaced { "Namespaced" } else { "" },
             namespaced: row.namespaced,
             place: if row.namespaced { format!("{root}/namespaces/{{namespace}}") } else { root.clone() },
-            kind: kind_value((row.group, row.version, row.kind)),
-            noun: row.kind,
+            kind: kind_value((row.group(), row.version(), row.kind())),
+            noun: row.kind().into(),
             sub: None,
             watched: row.verbs.contains(&"watch"),
             object: paths.schemas.object(own),
@@ -496,7 +497,7 @@ impl Of {
 
     /// What an operation does, in words.
     fn text(&self, action: &str, method: &str) -> String {
-        let kind = self.noun;
+        let kind = &*self.noun;
         let sub = |preposition: &str| self.sub.map(|sub| format!("{sub} {preposition}")).unwrap_or_default();
         let article = article(kind);
         let old = "deprecated: use the 'watch' parameter with a list operation instead";

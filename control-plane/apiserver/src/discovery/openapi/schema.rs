@@ -34,7 +34,7 @@ fn reference(name: &str) -> Value {
 /// The schemas that one document needs.
 pub(super) struct Schemas {
     /// Group and version of the document; kinds of every group are named for them, too.
-    scope: Vec<(&'static str, &'static str)>,
+    scope: Vec<(Box<str>, Box<str>)>,
     /// Names of object types that were referred to.
     known: BTreeSet<String>,
     /// Those of them that are not written yet.
@@ -46,7 +46,7 @@ pub(super) struct Schemas {
 
 impl Schemas {
     /// For a document of these group versions.
-    pub(super) fn of(scope: Vec<(&'static str, &'static str)>, texts: Descriptions) -> Self {
+    pub(super) fn of(scope: Vec<(Box<str>, Box<str>)>, texts: Descriptions) -> Self {
         Schemas { scope, known: BTreeSet::new(), todo: Vec::new(), fixed: BTreeMap::new(), texts }
     }
 
@@ -257,7 +257,7 @@ impl Schemas {
             Type::MicroTime => self.fixed(&format!("{META}MicroTime"), time()),
             Type::Raw => self.fixed(RAW, json!({"type": "object"})),
             Type::FieldsV1 => self.fixed(&format!("{META}FieldsV1"), json!({"type": "object"})),
-            Type::Json => self.fixed(&format!("{EXTENSIONS}JSON"), json!({})),
+            Type::Json | Type::Deduced => self.fixed(&format!("{EXTENSIONS}JSON"), json!({})),
             Type::SchemaOrArray(_) => self.fixed(&format!("{EXTENSIONS}JSONSchemaPropsOrArray"), json!({})),
             Type::SchemaOrBool(_) => self.fixed(&format!("{EXTENSIONS}JSONSchemaPropsOrBool"), json!({})),
             Type::SchemaOrStrings(_) => {

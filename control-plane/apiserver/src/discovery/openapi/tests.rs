@@ -328,7 +328,7 @@ fn protobuf_forms_have_the_numbers_of_gnostic() {
     let containers = named(&field(&spec, 25), 1, "containers");
     assert_eq!(field(&field(&containers, 22), 1), b"array");
     assert_eq!(field(&named(&containers, 31, "x-kubernetes-patch-merge-key"), 2), b"\"name\"\n");
-    let about = document::About::Version("apps", "v1");
+    let about = document::About::Version("apps".into(), "v1".into());
     let packed = document::v3_protobuf(&registry, &about).expect("built");
     let v3 = document::unpack(&packed.gzip).expect("gzip");
     let one = named(&field(&v3, 4), 1, "/apis/apps/v1/namespaces/{namespace}/deployments/{name}");

@@ -44,7 +44,7 @@ async fn object(context: &Context, name: &str) -> Result<Value, ApiError> {
     let resource = &context.resource;
     let key = resource.key(context.namespace(), name);
     let found = storage::read(&context.core.store, resource, &key).await?;
-    found.map(|s| s.object).ok_or_else(|| ApiError::not_found(resource.group, resource.plural, name))
+    found.map(|s| s.object).ok_or_else(|| ApiError::not_found(resource.group(), resource.plural(), name))
 }
 
 /// Where `exec`, `attach` and `portforward` lead.
@@ -103,7 +103,7 @@ pub(super) async fn of_stream(context: &Context) -> Result<Stream, ApiError> {
 /// What `proxy` of a pod, service or node leads to.
 pub(super) async fn of_proxy(context: &Context) -> Result<Target, ApiError> {
     let id = percent_decode(&context.info.name, false);
-    let kind = context.resource.kind.to_ascii_lowercase();
+    let kind = context.resource.kind().to_ascii_lowercase();
     let Some((scheme, name, port)) = split(&id) else {
         return Err(ApiError::bad_request(format!("invalid {kind} request {}", crate::error::quote(&id))));
     };
@@ -214,7 +214,7 @@ async fn service(
 async fn slices(context: &Context, service: &str) -> Result<Vec<Value>, ApiError> {
     let core = &context.core;
     let row = core
-        .registry
+        .builtin
         .find("discovery.k8s.io", "v1", "endpointslices")
         .ok_or_else(ApiError::unknown_resource)?
         .clone();

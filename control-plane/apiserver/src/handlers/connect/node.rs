@@ -23,7 +23,7 @@ pub(super) async fn kubelet_with_features(context: &Context, node: &str) -> Resu
     let Some(identity) = &core.config.kubelet_client else {
         return Err(ApiError::service_unavailable("this server has no identity to ask nodes with"));
     };
-    let nodes = core.registry.find("", "v1", "nodes").ok_or_else(ApiError::unknown_resource)?.clone();
+    let nodes = core.builtin.find("", "v1", "nodes").ok_or_else(ApiError::unknown_resource)?.clone();
     let found = storage::read(&core.store, &nodes, &nodes.key("", node)).await?;
     let found = found.ok_or_else(|| ApiError::not_found("", "nodes", node))?.object;
     let addresses = list_at(&found, &["status", "addresses"]);

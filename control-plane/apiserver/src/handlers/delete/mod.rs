@@ -4,6 +4,7 @@ mod options;
 
 use super::modify::{Change, Outcome, modify};
 use super::{Context, Reply, lifecycle};
+use crate::custom;
 use crate::error::ApiError;
 use crate::object::{self, is_deleting, list_at, meta, meta_mut};
 use crate::registry::{Grace, pod};
@@ -24,7 +25,11 @@ const PARALLEL: usize = 16;
 /// Checks the UID and the version that the deletion is about.
 pub(super) fn preconditions(context: &Context, options: &DeleteOptions, old: &Value) -> Result<(), ApiError> {
     let resource = &context.resource;
-    let conflict = |why: String| ApiError::conflict(resource.group, resource.kind, meta(old, "name"), &why);
+    if resource.group() == custom::GROUP && resource.plural() == custom::DEFINITIONS {
+        return custom::preconditions(options.uid.as_deref(), options.resource_version.as_deref(), old);
+    }
+    let conflict =
+        |why: String| ApiError::conflict(resource.group(), resource.kind(), meta(old, "name"), &why);
     if let Some(uid) = &options.uid
         && uid != meta(old, "uid")
     {
@@ -128,13 +133,16 @@ fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<C
     crate::admission::node::delete(&context.user, &context.resource, &context.info.subresource, old)?;
     let resource = &context.resource;
     let mut new = old.clone();
-    if resource.kind == "Namespace" {
+    if resource.kind() == "Namespace" {
         if !is_deleting(old) {
             return Ok(Change::Mark(terminating(new, options)));
         }
         if !list_at(old, &["spec", "finalizers"]).is_empty() {
             return Ok(Change::Mark(new));
         }
+    }
+    if resource.group() == custom::GROUP && resource.plural() == custom::DEFINITIONS && !is_deleting(old) {
+        return Ok(Change::Mark(custom::deleted(new)));
     }
     let grace = match resource.strategy.grace {
         Grace::Pod => graceful(&mut new, old, options.grace_period),
@@ -190,7 +198,7 @@ const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
 /// Deletes the named object.
 pub(super) async fn run(context: &Context, options: &DeleteOptions) -> Result<Outcome, ApiError> {
-    if context.resource.kind == "Namespace" && IMMORTAL.contains(&context.info.name.as_str()) {
+    if context.resource.kind() == "Namespace" && IMMORTAL.contains(&context.info.name.as_str()) {
         let why = "this namespace may not be deleted";
         return Err(ApiError::forbidden("", "namespaces", &context.info.name, why));
     }
@@ -200,9 +208,9 @@ pub(super) async fn run(context: &Context, options: &DeleteOptions) -> Result<Ou
 pub(super) async fn delete(context: &Context) -> Result<Reply, ApiError> {
     let name = context.info.name.as_str();
     let system = crate::validation::SYSTEM_CLASSES.iter().any(|(class, _)| *class == name);
-    if context.resource.kind == "PriorityClass" && system {
+    if context.resource.kind() == "PriorityClass" && system {
         let why = "this is a system priority class and cannot be deleted";
-        return Err(ApiError::forbidden(context.resource.group, context.resource.plural, name, why));
+        return Err(ApiError::forbidden(context.resource.group(), context.resource.plural(), name, why));
     }
     let accepted = context.accepted()?;
     let options = options::of_request(context)?;
@@ -264,13 +272,17 @@ pub(super) async fn delete_collection(context: &Context) -> Result<Reply, ApiErr
             user_agent: context.user_agent.clone(),
             resource: Arc::clone(&context.resource),
             seat: parking_lot::Mutex::new(None),
+            cache: Arc::clone(&context.cache),
         };
         deletions.push(delete_one(one, delete_options.clone()));
     }
     let results: Vec<Result<(), ApiError>> =
         futures::stream::iter(deletions).buffer_unordered(PARALLEL).collect().await;
     results.into_iter().collect::<Result<Vec<()>, _>>()?;
-    let metadata = json!({"resourceVersion": snapshot.revision.to_string()});
+    let mut metadata = json!({"resourceVersion": snapshot.revision.to_string()});
+    if context.resource.custom.is_some() {
+        super::list::end_of(&mut metadata);
+    }
     let list = super::list::concatenated(&context.resource, &metadata, chosen.iter().map(|e| &e.encoded));
     let value: Value = serde_json::from_slice(&list).map_err(ApiError::internal)?;
     Ok(Reply::value(200, &value, accepted).warn(warnings))

@@ -4,7 +4,7 @@ use super::super::Context;
 use crate::codec;
 use crate::error::{ApiError, FieldError};
 use crate::gvk::GroupVersionKind;
-use crate::machinery::{self, FieldValidation};
+use crate::machinery::{self, FieldValidation, Model};
 use crate::object::{self, list_at};
 use crate::request::{DeleteOptions, Propagation, dry_run_error};
 use serde_json::{Value, json};
@@ -91,7 +91,7 @@ fn in_body(context: &Context) -> Result<Value, ApiError> {
         "application/yaml" => codec::parse_yaml(&context.body).map_err(|why| unreadable("yaml", why))?,
         _ => {
             let ignore = FieldValidation::Ignore;
-            return machinery::decode(Some(media), &context.body, &kind, ignore).map(|d| d.object);
+            return Model::BuiltIn(kind.clone()).decode(Some(media), &context.body, ignore).map(|d| d.object);
         }
     };
     let named = object::str_at(&value, &["kind"]);

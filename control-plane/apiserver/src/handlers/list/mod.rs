@@ -51,11 +51,28 @@ pub(super) fn concatenated<'a>(
     let mut out = Vec::with_capacity(size + 256);
     out.extend_from_slice(&head(resource, metadata));
     for (index, item) in items.enumerate() {
-        out.extend_from_slice(if index == 0 { b"{" } else { b",{" });
-        out.extend_from_slice(item.item_tail());
+        append(&mut out, resource, item, index == 0);
     }
     out.extend_from_slice(b"]}\n");
     out
+}
+
+/// Lists of custom resources say that they do not go on, too.
+pub(super) fn end_of(metadata: &mut Value) {
+    if let Some(map) = metadata.as_object_mut() {
+        map.entry("continue").or_insert_with(|| "".into());
+    }
+}
+
+/// Appends an item. Those of custom resources say what they are.
+fn append(out: &mut Vec<u8>, resource: &crate::registry::Resource, item: &Encoded, first: bool) {
+    if resource.custom.is_some() {
+        out.extend_from_slice(if first { b"" } else { b"," });
+        out.extend_from_slice(item.full());
+    } else {
+        out.extend_from_slice(if first { b"{" } else { b",{" });
+        out.extend_from_slice(item.item_tail());
+    }
 }
 
 /// What a list shows, by its options; the cases are those of upstream's cache (`storage/cacher/delegator`).
@@ -159,7 +176,7 @@ async fn from_store(
             request.key = [&last.key, &b"\0"[..]].concat().into();
         }
         entries.extend(answer.kvs.iter().filter_map(|kv| {
-            let key = std::str::from_utf8(&kv.key).ok()?.strip_prefix(resource.storage_prefix)?;
+            let key = std::str::from_utf8(&kv.key).ok()?.strip_prefix(&*resource.storage_prefix)?;
             let encoded = crate::cache::served(resource, &kv.value, kv.mod_revision)?;
             Some(Arc::new(Entry::new(resource, key, encoded)))
         }));

@@ -103,7 +103,10 @@ pub(super) fn list(
     accepted: Accepted,
     include: IncludeObject,
 ) -> Reply {
-    let metadata = meta.value();
+    let mut metadata = meta.value();
+    if resource.custom.is_some() && accepted.view == View::Object {
+        super::end_of(&mut metadata);
+    }
     let Accepted { format, view, pretty } = accepted;
     if (format, view) == (Format::Protobuf, View::Object)
         && let Some(ty) = schema::by_gvk(&resource.gvk())
@@ -113,7 +116,10 @@ pub(super) fn list(
     match (format, view) {
         (Format::Json, View::Object) if !pretty => {
             let head = super::head(resource, &metadata);
-            reply(format, head, items, b"]}\n", Box::new(append_json))
+            let resource = resource.clone();
+            let append: Append =
+                Box::new(move |out, item, first| super::append(out, &resource, &item.encoded, first));
+            reply(format, head, items, b"]}\n", append)
         }
         (Format::Json, View::Table(version)) if !pretty => {
             tables(resource, &metadata, items, include, version)
@@ -137,11 +143,6 @@ pub(super) fn list(
     }
 }
 
-fn append_json(out: &mut Vec<u8>, item: &Entry, first: bool) {
-    out.extend_from_slice(if first { b"{" } else { b",{" });
-    out.extend_from_slice(item.encoded.item_tail());
-}
-
 fn tables(
     resource: &Arc<Resource>,
     metadata: &Value,
@@ -149,7 +150,7 @@ fn tables(
     include: IncludeObject,
     version: &'static str,
 ) -> Reply {
-    let columns = table::definitions(resource.table);
+    let columns = resource.table.definitions();
     let head = format!(
         "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/{version}\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\
          \"rows\":["
@@ -159,7 +160,7 @@ fn tables(
         if !first {
             out.push(b',');
         }
-        table::append_row(out, resource.table, &item.encoded, include, version, now);
+        table::append_row(out, &resource.table, &item.encoded, include, version, now);
     });
     reply(Format::Json, head.into_bytes(), items, b"]}\n", append)
 }
@@ -169,7 +170,7 @@ fn protobuf(resource: &Resource, ty: &'static TypeSchema, metadata: &Value, item
     let metadata = metadata.to_string();
     let list = transcode::ListEnvelope {
         api_version: &resource.api_version(),
-        kind: &resource.list_kind(),
+        kind: resource.list_kind(),
         metadata: metadata.as_bytes(),
         items: items.iter().map(|item| item.message_length(ty)),
     };
@@ -201,7 +202,7 @@ fn value(
     match accepted.view {
         View::Table(version) => {
             let all: Vec<_> = items.iter().map(|item| item.encoded.clone()).collect();
-            table::table(resource.table, metadata, &all, include, version, true)
+            table::table(&resource.table, metadata, &all, include, version, true)
         }
         View::Partial(version) => {
             let items: Vec<Value> =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::set::FieldSet;
 use super::shape::{Shape, Typed};
-use crate::schema::TypeSchema;
+use crate::schema::{Type, TypeSchema};
 
 /// What differs between two values.
 #[derive(Debug, Default)]
@@ -68,7 +68,11 @@ fn is_empty(value: Option<&Value>) -> bool {
 
 fn differ(old: Option<&Value>, new: Option<&Value>, typed: Typed<'_>) -> Comparison {
     let mut out = Comparison::default();
-    let shape = typed.shape();
+    // Of two values without a type, one may be an object: its members come or go.
+    let shape = match typed.shape_of(old) {
+        Shape::Leaf => typed.shape_of(new),
+        shape => shape,
+    };
     if matches!(shape, Shape::Leaf) || (is_empty(old) && is_empty(new)) {
         match (old, new) {
             (None, Some(_)) => out.added.member = true,
@@ -79,7 +83,12 @@ fn differ(old: Option<&Value>, new: Option<&Value>, typed: Typed<'_>) -> Compari
     }
     match shape {
         Shape::Set | Shape::Keyed(..) => items(old, new, shape, &mut out),
-        _ => members(old, new, shape, &mut out),
+        _ => {
+            members(old, new, shape, &mut out);
+            let object = |value: Option<&Value>| value.is_some_and(Value::is_object);
+            let mixed = old.is_some() && new.is_some() && object(old) != object(new);
+            out.modified.member = mixed && matches!(typed.ty, Type::Deduced);
+        }
     }
     match (old, new) {
         (None, _) => out.added.member = true,

@@ -29,6 +29,7 @@ fn with<T>(who: &(String, String), run: impl FnOnce(&Writer<'_, '_>) -> T) -> T 
         time: &who.1,
         owns: Owns::AllBut(&[&["status"]]),
         schema: service(),
+        decode: &codec::decode_value,
         convert: &one_version,
     })
 }

@@ -23,7 +23,7 @@ fn members(old: Option<&Value>, new: &Value, shape: Shape<'_>) -> Value {
 }
 
 fn value(old: Option<&Value>, new: &Value, typed: Typed<'_>) -> Value {
-    let shape = typed.shape();
+    let shape = typed.shape_of(if new.is_null() { old } else { Some(new) });
     match (shape, new) {
         (Shape::Struct(_) | Shape::Map(_), Value::Object(_)) => members(old, new, shape),
         // What the new value leaves empty, the old one keeps.
@@ -129,7 +129,7 @@ fn remove_members(value: &mut Value, set: &FieldSet, shape: Shape<'_>) {
 }
 
 fn remove_value(value: &mut Value, set: &FieldSet, typed: Typed<'_>) {
-    let shape = typed.shape();
+    let shape = typed.shape_of(Some(value));
     match shape {
         Shape::Leaf => {
             // Something below an atomic value was to go: nothing of it is kept. Scalars have nothing below.

@@ -48,6 +48,9 @@ impl Owns {
 /// Gives an object in another version of its kind, with its type; none when there is no such version.
 pub type Convert<'a, 's> = dyn Fn(&Value, &str) -> Option<(Value, &'s TypeSchema)> + 'a;
 
+/// As [`codec::decode_value`].
+pub type Decode<'a> = dyn Fn(Value, &TypeSchema) -> Result<(Value, Vec<String>), String> + 'a;
+
 /// Who writes, and how.
 #[derive(Clone, Copy)]
 pub struct Writer<'a, 's> {
@@ -63,6 +66,8 @@ pub struct Writer<'a, 's> {
     pub owns: Owns,
     /// The type of the request's object.
     pub schema: &'s TypeSchema,
+    /// Reads what was computed as if it had been sent.
+    pub decode: &'a Decode<'a>,
     /// Other versions of the object.
     pub convert: &'a Convert<'a, 's>,
 }
@@ -353,7 +358,7 @@ fn merged(
     if !own.set.is_empty() {
         entries.push(own);
     }
-    let (result, _) = codec::decode_value(result, writer.schema).map_err(|why| {
+    let (result, _) = (writer.decode)(result, writer.schema).map_err(|why| {
         let why = format!("failed to convert new object to proper version: {why}");
         Failure::Other(ApiError::plain_internal(why))
     })?;

@@ -33,6 +33,7 @@ pub(super) enum Shape<'a> {
 
 static UNSET: ListKind = ListKind::Unset;
 static ANY: Type = Type::Json;
+static DEDUCED: Type = Type::Deduced;
 
 impl<'a> Typed<'a> {
     pub(super) fn field(field: &'a Field) -> Self {
@@ -43,8 +44,18 @@ impl<'a> Typed<'a> {
         Typed { ty, list: &UNSET, atomic: false }
     }
 
+    /// How this value merges.
+    pub(super) fn shape_of(self, value: Option<&Value>) -> Shape<'a> {
+        match self.ty {
+            // Lists and scalars whose type nothing says are one value.
+            Type::Deduced if !value.is_some_and(Value::is_object) => Shape::Leaf,
+            _ => self.shape(),
+        }
+    }
+
     pub(super) fn shape(self) -> Shape<'a> {
         match self.ty {
+            Type::Deduced if !self.atomic => Shape::Map(&DEDUCED),
             Type::Object(r) if !self.atomic && !r.get().atomic => Shape::Struct(r.get()),
             Type::Map(t) if !self.atomic => Shape::Map(t),
             Type::List(t) | Type::Wrapped(t) => match self.list {
@@ -57,9 +68,10 @@ impl<'a> Typed<'a> {
     }
 }
 
-/// The type of a struct's field; unknown fields are leaves.
+/// The type of a struct's field; unknown fields are leaves, unless the struct keeps them.
 pub(super) fn member<'a>(schema: &'a TypeSchema, name: &str) -> Typed<'a> {
-    schema.field(name).map_or(Typed::plain(&ANY), Typed::field)
+    let other = if schema.preserve_unknown { &DEDUCED } else { &ANY };
+    schema.field(name).map_or(Typed::plain(other), Typed::field)
 }
 
 impl<'a> Shape<'a> {
@@ -149,7 +161,7 @@ fn members(value: &Value, shape: Shape<'_>) -> FieldSet {
 }
 
 fn to_set(value: &Value, typed: Typed<'_>) -> FieldSet {
-    let shape = typed.shape();
+    let shape = typed.shape_of(Some(value));
     match shape {
         Shape::Leaf => FieldSet { member: true, ..FieldSet::default() },
         Shape::Struct(_) | Shape::Map(_) => members(value, shape),

@@ -16,7 +16,16 @@ fn writer<'a>(
     time: &'a str,
     schema: &'static TypeSchema,
 ) -> Writer<'a, 'static> {
-    Writer { manager, subresource: "", api_version, time, owns: STATUS, schema, convert: &one_version }
+    Writer {
+        manager,
+        subresource: "",
+        api_version,
+        time,
+        owns: STATUS,
+        schema,
+        decode: &codec::decode_value,
+        convert: &one_version,
+    }
 }
 
 /// Applies YAML text.
@@ -319,6 +328,7 @@ fn owners_in_other_versions_keep_and_lose_their_fields() {
     let v1 = schema::by_name("core.v1.ConfigMap").unwrap();
     let v2 = schema::by_name("core.v1.Secret").unwrap();
     let versioned = |manager: &'static str, version: &'static str, schema| Writer {
+        decode: &codec::decode_value,
         convert: &two_versions,
         ..writer(manager, version, "2026-01-01T00:00:01Z", schema)
     };

@@ -44,16 +44,19 @@ pub(super) async fn serve(core: Arc<Core>) -> Reply {
 /// Stored objects of every resource.
 async fn objects(core: &Core, text: &mut Text) {
     let mut counts = Vec::new();
-    for row in core.registry.rows() {
+    let served = core.served();
+    for row in served.registry.rows() {
         // What is served in two versions or groups is stored once.
-        let stored = row.verbs.contains(&"watch") && row.stored_as.is_none();
+        let (group, version, kind) = row.stored_kind();
+        let stored = row.verbs.contains(&"watch")
+            && (group, version, kind) == (row.group(), row.version(), row.kind());
         if !stored {
             continue;
         }
         let mut request = RangeRequest::prefix(row.prefix(""));
         request.count_only = true;
         if let Ok(response) = core.store.range(request).await {
-            counts.push((row.group, row.plural, response.count));
+            counts.push((row.group(), row.plural(), response.count));
         }
     }
     counts.sort_unstable();

@@ -11,6 +11,8 @@ mod shown;
 mod structural;
 mod value;
 
+pub(crate) use naming::approval_state;
+
 use kelp_model::names;
 use serde_json::Value;
 use std::collections::BTreeSet;

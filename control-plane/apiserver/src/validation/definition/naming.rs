@@ -69,11 +69,31 @@ fn approval_fault(annotation: &str) -> Option<String> {
     })
 }
 
+fn is_protected(group: &str) -> bool {
+    let protected = |root: &str| group == root || group.ends_with(&format!(".{root}"));
+    protected("k8s.io") || protected("kubernetes.io")
+}
+
+/// What the condition about the approval of a protected group says: the reason, whether it is approved, and the text.
+pub(crate) fn approval_state(object: &Value) -> Option<(&'static str, bool, String)> {
+    if !is_protected(text(at(object, "spec"), "group")) {
+        return None;
+    }
+    let annotation = text(at(at(object, "metadata"), "annotations"), APPROVED);
+    Some(match approval_fault(annotation) {
+        Some(why) if annotation.is_empty() => ("MissingAnnotation", false, why),
+        Some(why) => ("InvalidAnnotation", false, why),
+        None if annotation.starts_with("unapproved") => {
+            ("UnapprovedAnnotation", false, format!("not approved: {}", crate::error::quote(annotation)))
+        }
+        None => ("ApprovedAnnotation", true, format!("approved in {annotation}")),
+    })
+}
+
 /// A protected group needs an annotation, unless one that is missing was so before.
 pub(super) fn approval(object: &Value, old: Option<&Value>, errs: &mut Errors) {
     let group = text(at(object, "spec"), "group");
-    let protected = |root: &str| group == root || group.ends_with(&format!(".{root}"));
-    if !protected("k8s.io") && !protected("kubernetes.io") {
+    if !is_protected(group) {
         return;
     }
     let annotation = |o: &Value| text(at(at(o, "metadata"), "annotations"), APPROVED).to_owned();
