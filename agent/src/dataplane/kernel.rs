@@ -70,7 +70,7 @@ impl Kernel {
     }
 
     /// [`Self::load`] with maps of other sizes than the usual, by name. A map that is pinned with another size is
-    /// replaced; see [`resize`].
+    /// replaced; see `resize`.
     ///
     /// # Errors
     /// As of [`Self::load`].

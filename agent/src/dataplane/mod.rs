@@ -6,8 +6,8 @@
 //! |---|---|---|
 //! | [`reconciler`] | watches of Services, EndpointSlices, the node's Pods and Node | frontends, slots, backends, client ranges |
 //! | [`collector`] | the flow and socket maps, where datagrams may go | the same maps: removes what is stale; closes sockets |
-//! | [`addresses`] | the kernel's addresses | node addresses |
-//! | [`health`] | Services with a health check, the state of the dataplane | – (answers HTTP) |
+//! | `addresses` | the kernel's addresses | node addresses |
+//! | `health` | Services with a health check, the state of the dataplane | – (answers HTTP) |
 //! | [`events`] | what happened | Events |
 //!
 //! [`Dataplane`] is also the pod network's [`PodDatapath`]. Programs, maps and links are pinned: when the agent dies,
