@@ -1,7 +1,7 @@
 //! Node-pressure eviction: what a node runs short of, when that is so, and which pods have to go, by upstream's rules.
 //!
 //! A [`Threshold`] speaks of a [`Signal`]; [`State::observe`] says which thresholds drive evictions now and which
-//! conditions the node has; [`rank`] orders the pods; [`message`] is what an evicted pod is told.
+//! conditions the node has; [`rank()`] orders the pods; [`message()`] is what an evicted pod is told.
 
 mod message;
 mod rank;
