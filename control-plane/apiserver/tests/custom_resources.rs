@@ -230,3 +230,33 @@ async fn a_schema_of_a_mebibyte_is_served() -> Result<()> {
     ensure!(matches!(&answer, Err(kube::Error::Api(status)) if status.code == 422), "{answer:?}");
     server.end().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_are_evaluated_and_one_that_explodes_is_an_error() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let server = Server::begin(directory.path()).await?;
+    let expensive = "self.list.all(a, self.list.all(b, self.list.all(c, a + b + c >= 0)))";
+    let mut ruled = definition("foos", "Foo");
+    ruled["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] = json!({"type": "object",
+    "properties": {"n": {"type": "integer"}, "list": {"type": "array", "items": {"type": "integer"}}},
+    "x-kubernetes-validations": [
+        {"rule": "!has(self.list) || size(self.list) < 9 || (EXPENSIVE)".replace("EXPENSIVE", expensive)},
+        {"rule": "self.n >= oldSelf.n", "messageExpression": "'%d is less than %d'.format([self.n, oldSelf.n])"},
+    ]});
+    server.post(CRDS, ruled).await?;
+    server.until("foos.example.com", is_established).await?;
+    let foo = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a"}, "spec": spec});
+    server.post(FOOS, foo(json!({"n": 3, "list": [1]}))).await?;
+    let refused = |answer: Result<Value, kube::Error>, with: &str| match answer {
+        Err(kube::Error::Api(status)) if status.code == 422 && status.message.contains(with) => Ok(()),
+        other => anyhow::bail!("{other:?}"),
+    };
+    let path = format!("{FOOS}/a");
+    let less = server.call("PATCH", &path, MERGE, json!({"spec": {"n": 2}})).await;
+    refused(less, "spec: Invalid value: 2 is less than 3")?;
+    server.call("PATCH", &path, MERGE, json!({"spec": {"n": 4}})).await?;
+    let list: Vec<u32> = (0..10_000).collect();
+    let explodes = server.call("PATCH", &path, MERGE, json!({"spec": {"list": list}})).await;
+    refused(explodes, "actual cost limit exceeded")?;
+    server.end().await
+}

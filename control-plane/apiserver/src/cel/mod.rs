@@ -1,21 +1,42 @@
-//! Static checks of CEL expressions in schemas: what cel-go reports when upstream compiles a rule of
-//! `x-kubernetes-validations`. The `cel` crate parses and evaluates, but knows no types; they are checked here.
+//! CEL expressions in schemas. Their static checks: what cel-go reports when upstream compiles a rule of
+//! `x-kubernetes-validations`. The `cel` crate parses and evaluates, but knows no types and counts no cost; the types
+//! are checked here, and expressions are rewritten so that evaluating them has a bounded cost.
 //!
 //! Language: <https://github.com/google/cel-spec/blob/master/doc/langdef.md>; Kubernetes' libraries and the types of
 //! schemas: <https://kubernetes.io/docs/reference/using-api/cel/>.
 
 mod check;
+mod collections;
+mod eval;
 mod functions;
 mod infer;
+mod kube;
+mod library;
+mod meter;
+mod rewrite;
+mod texts;
 mod types;
+mod values;
 
+pub(crate) use eval::{Failure, Outcome, Program, Variables};
+pub(crate) use meter::PER_OBJECT;
 pub use types::{RESERVED, Type};
+pub(crate) use values::{optional, value};
 
 use cel::common::ast::SourceInfo;
 use serde_json::Value;
 
 /// Nesting of an expression that is still parsed.
 const MAX_DEPTH: u16 = 96;
+
+/// Stack that parsing and checking an expression may take: the parser takes up to 100 KiB for each level that expressions
+/// nest.
+const STACK: usize = 64 << 20;
+
+/// Runs on a stack that nested expressions do not exhaust: threads of servers have small ones.
+fn with_stack<T>(f: impl FnOnce() -> T) -> T {
+    stacker::grow(STACK, f)
+}
 
 /// Outcome of a check.
 #[derive(Debug)]
@@ -39,6 +60,15 @@ struct Issue {
 /// # Errors
 /// All faults in one text, as cel-go prints issues: the place, the reason, the line and a mark below it.
 pub fn check<'s>(
+    schema: &'s Value,
+    resource_root: bool,
+    optional_old_self: bool,
+    source: &str,
+) -> Result<Checked<'s>, String> {
+    with_stack(|| check_here(schema, resource_root, optional_old_self, source))
+}
+
+fn check_here<'s>(
     schema: &'s Value,
     resource_root: bool,
     optional_old_self: bool,

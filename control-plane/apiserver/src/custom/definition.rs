@@ -1,5 +1,6 @@
 //! A definition in the form that its objects are served by.
 
+use super::rules::Rules;
 use super::{Printer, naming, validate};
 use crate::object::{bool_at, get, list_at, str_at};
 use crate::registry::scale::ScalePaths;
@@ -32,6 +33,8 @@ pub(crate) struct Facts {
     pub(crate) schema: Structural,
     /// The schema as server-side apply sees it.
     pub(crate) types: TypeSchema,
+    /// What must hold besides, if anything.
+    pub(super) rules: Option<Rules>,
     pub(crate) has_status: bool,
     pub(crate) scale: Option<ScalePaths>,
 }
@@ -176,6 +179,7 @@ impl Facts {
         Facts {
             name: str_at(version, &["name"]).into(),
             types: structural::types(&schema, kind, preserve_all),
+            rules: Rules::compile(&schema),
             schema,
             has_status: version.pointer("/subresources/status").is_some_and(|status| !status.is_null()),
             scale,

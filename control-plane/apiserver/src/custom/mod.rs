@@ -11,6 +11,7 @@ mod jsonpath;
 mod keeper;
 mod naming;
 mod printer;
+mod rules;
 mod validate;
 
 use crate::error::ApiError;

@@ -1,12 +1,16 @@
 //! Checks of custom resources. The order and the words are those of upstream's `customResourceStrategy`.
 
 use super::Version;
-use crate::error::FieldError;
+use crate::error::{FieldError, FieldErrorKind};
 use crate::object::{finalizers, str_at};
 use crate::structural;
 use crate::validation;
 use kelp_model::names;
 use serde_json::Value;
+
+/// Said when some faults hide others.
+const NOT_CHECKED: &str = "some validation rules were not checked because the object was invalid; correct the \
+                           existing errors to complete validation";
 
 impl Version {
     /// Checks a new object.
@@ -21,6 +25,7 @@ impl Version {
         self.scale_status(object, &mut errs);
         errs.extend(structural::validate_embedded(object, &self.schema));
         errs.extend(structural::check_lists(object, &self.schema));
+        self.rules_of(object, None, &mut errs);
         errs
     }
 
@@ -39,6 +44,7 @@ impl Version {
         self.scale_status(new, &mut errs);
         errs.extend(structural::validate_embedded(new, &self.schema));
         self.lists(new, old, &mut errs);
+        self.rules_of(new, Some(old), &mut errs);
         errs
     }
 
@@ -57,6 +63,7 @@ impl Version {
         }
         self.scale_status(new, &mut errs);
         self.lists(new, old, &mut errs);
+        self.rules_of(new, Some(old), &mut errs);
         errs
     }
 
@@ -77,6 +84,19 @@ impl Version {
         let found = structural::check_lists(new, &self.schema);
         if !found.is_empty() && structural::check_lists(old, &self.schema).is_empty() {
             errs.extend(found);
+        }
+    }
+
+    fn rules_of(&self, new: &Value, old: Option<&Value>, errs: &mut Vec<FieldError>) {
+        use FieldErrorKind as K;
+        let Some(rules) = &self.rules else { return };
+        let hides = |e: &FieldError| {
+            matches!(e.kind, K::NotSupported | K::Required | K::TooLong | K::TooMany | K::TypeInvalid)
+        };
+        if errs.iter().any(hides) {
+            errs.push(FieldError::invalid("<nil>", Value::Null, NOT_CHECKED));
+        } else {
+            errs.extend(rules.check(new, old, &self.schema));
         }
     }
 

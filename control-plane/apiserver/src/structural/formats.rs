@@ -78,7 +78,7 @@ static PATTERNS: LazyLock<Vec<(&'static str, Option<Regex>)>> = LazyLock::new(||
 });
 
 /// Whether a text has a format.
-pub(super) fn is_valid(format: &str, text: &str) -> bool {
+pub(crate) fn is_valid(format: &str, text: &str) -> bool {
     let format = format.replace('-', "");
     match format.as_str() {
         "password" => true,

@@ -11,6 +11,7 @@ mod prune;
 mod typed;
 mod value;
 
+pub(crate) use formats::{duration, is_valid as is_format};
 pub(crate) use lists::check as check_lists;
 pub(crate) use metadata::{coerce_embedded, decode as decode_metadata, validate_embedded};
 pub(crate) use prune::prune;
@@ -83,7 +84,6 @@ pub(crate) struct Limits {
 
 /// A rule of `x-kubernetes-validations`.
 #[derive(Debug, Clone, Default)]
-#[expect(dead_code, reason = "rules are not evaluated yet")]
 pub(crate) struct Rule {
     pub(crate) rule: Box<str>,
     pub(crate) message: Box<str>,
@@ -111,7 +111,6 @@ pub(crate) struct Structural {
     pub(crate) additional: Option<Additional>,
     pub(crate) items: Option<Box<Structural>>,
     pub(crate) limits: Limits,
-    #[expect(dead_code, reason = "rules are not evaluated yet")]
     pub(crate) rules: Vec<Rule>,
 }
 
@@ -283,6 +282,11 @@ impl Path {
     /// The path as text, empty at the root.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The path as faults show it: upstream prints the root so.
+    pub(crate) fn shown(&self) -> String {
+        if self.0.is_empty() { "<nil>".to_owned() } else { self.0.clone() }
     }
 }
 
