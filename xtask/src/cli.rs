@@ -1,7 +1,7 @@
 //! The command line of `cargo xtask`.
 
 use crate::sandbox::{self, Layout, UpOptions};
-use crate::{apiserver, bench, build, build_ebpf, ci};
+use crate::{apiserver, bench, build, build_ebpf, ci, guest};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -65,6 +65,16 @@ enum Task {
         /// Only the tests without a cluster
         #[arg(long)]
         unit: bool,
+        /// The tests that need a kernel, in a virtual machine with this one on pure cgroup v2: a version (6.12), several
+        /// with commas between them, newest, or all
+        #[arg(long, conflicts_with = "unit")]
+        kernel: Option<String>,
+        /// With --kernel: the most seconds that a suite may take
+        #[arg(long, requires = "kernel", default_value_t = 900)]
+        timeout: u64,
+        /// With --kernel: a suite (packets, dataplane, runtime, pods), or a part of the tests' paths
+        #[arg(requires = "kernel")]
+        filters: Vec<String>,
     },
     /// Measure, beside a peer where one is there
     Bench {
@@ -126,7 +136,10 @@ pub fn run() -> Result<ExitCode> {
         Task::Down { name } => sandbox::down(&name.layout()?)?,
         Task::Exec { name, node, command } => return sandbox::exec(&name.layout()?.node(node), &command),
         Task::Apiserver { kelp, port } => apiserver::run(kelp, port)?,
-        Task::Test { unit } => ci::test(unit)?,
+        Task::Test { kernel: Some(kernel), timeout, filters, .. } => {
+            return Ok(ExitCode::from(u8::from(!guest::test(&kernel, &filters, timeout)?)));
+        }
+        Task::Test { unit, .. } => ci::test(unit)?,
         Task::Bench { what } => bench::run(&what)?,
         Task::Ci => ci::check()?,
         Task::Supervise { name, node, port, kelp, arguments } => {

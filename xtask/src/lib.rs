@@ -10,6 +10,7 @@ pub mod build_ebpf;
 pub mod ci;
 pub mod cli;
 pub mod command;
+pub mod guest;
 pub mod image;
 pub mod sandbox;
 pub mod setup;
