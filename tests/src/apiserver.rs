@@ -47,12 +47,48 @@ impl ApiServer {
         Ok(server)
     }
 
+    /// Starts the server again over the same state, at an address that nobody knows from before; the one that it had.
+    ///
+    /// # Errors
+    /// It could not be started or does not answer.
+    pub fn restart_elsewhere(&mut self) -> Result<u16> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let before = std::mem::replace(&mut self.port, port);
+        self.restart()?;
+        Ok(before)
+    }
+
+    /// Starts the server again over the same state, at this port.
+    ///
+    /// # Errors
+    /// It could not be started or does not answer.
+    pub fn restart_at(&mut self, port: u16) -> Result<()> {
+        self.port = port;
+        self.restart()
+    }
+
+    /// Forgets the history of the state while no server runs: only the present is left.
+    ///
+    /// # Errors
+    /// The store could not be read or written.
+    pub async fn compact(&mut self) -> Result<()> {
+        self.kill();
+        let dir = self.dir.join("data/store");
+        let store = kelp_store::EmbeddedStore::open(&dir, kelp_store::StoreOptions::default())?;
+        kelp_store::Store::compact(&store, kelp_store::Store::revision(&store)).await?;
+        Ok(())
+    }
+
     /// Starts the server again over the same state.
     ///
     /// # Errors
     /// It could not be started or does not answer.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
+        // The one of before may name another port.
+        if let Err(error) = std::fs::remove_file(self.kubeconfig()) {
+            ensure!(error.kind() == std::io::ErrorKind::NotFound, "remove the kubeconfig: {error}");
+        }
         let log = std::fs::File::options().create(true).append(true).open(self.dir.join("kelp.log"))?;
         let mut command = Command::new(&self.kelp);
         command.args([

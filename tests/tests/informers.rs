@@ -13,6 +13,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ struct Event {
     version: String,
     value: String,
     is_end_of_list: bool,
+    /// The object is a Status with code 410.
+    is_gone: bool,
 }
 
 /// A `meta.v1.WatchEvent` whose object is a `ConfigMap` or a `Status`.
@@ -99,6 +102,7 @@ fn event(frame: &[u8]) -> Result<Event> {
         version: text(metadata, 6),
         value: entry.unwrap_or_default(),
         is_end_of_list,
+        is_gone: text(frame, 1) == "ERROR" && text(object, 4) == "Expired",
     })
 }
 
@@ -108,7 +112,8 @@ struct Informer {
     client: Client,
     cache: Arc<Mutex<Contents>>,
     version: Option<String>,
-    lists: usize,
+    /// How often the version was gone.
+    gone: Arc<AtomicUsize>,
 }
 
 impl Informer {
@@ -133,6 +138,7 @@ impl Informer {
             .body(kube::client::Body::empty())?;
         let (parts, body) = self.client.send(request).await?.into_parts();
         if parts.status == 410 {
+            self.gone.fetch_add(1, Ordering::Relaxed);
             self.version = None;
             return Ok(());
         }
@@ -164,12 +170,12 @@ impl Informer {
                     if filling {
                         ensure!(event.is_end_of_list, "a bookmark before the list is complete");
                         *self.lock() = std::mem::take(&mut fresh);
-                        self.lists += 1;
                     }
                     self.version = Some(event.version);
                 }
                 _ => {
                     // Gone, or the server ends: what was seen may be too old.
+                    self.gone.fetch_add(usize::from(event.is_gone), Ordering::Relaxed);
                     self.version = None;
                     return Ok(());
                 }
@@ -210,24 +216,72 @@ async fn change(api: &Api<ConfigMap>, n: usize) -> Result<()> {
     }
 }
 
+/// Both caches of one kind, filled by tasks.
+struct Caches {
+    reflected: reflector::Store<ConfigMap>,
+    /// Lists that the reflector began.
+    lists: Arc<AtomicUsize>,
+    informed: Arc<Mutex<Contents>>,
+    /// How often the informer's version was gone.
+    gone: Arc<AtomicUsize>,
+}
+
+impl Caches {
+    /// Starts both; `version` is where the informer goes on from.
+    fn start(runtime: &tokio::runtime::Runtime, client: &Client, version: Option<&str>) -> Self {
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+        let (reflected, writer) = reflector::store();
+        let lists: Arc<AtomicUsize> = Arc::default();
+        let begun = lists.clone();
+        let stream = watcher(api, watcher::Config::default().streaming_lists()).default_backoff();
+        let counted = stream.inspect(move |event| {
+            begun.fetch_add(usize::from(matches!(event, Ok(watcher::Event::Init))), Ordering::Relaxed);
+        });
+        runtime.spawn(counted.reflect(writer).for_each(|_| async {}));
+        let informed: Arc<Mutex<Contents>> = Arc::default();
+        let gone: Arc<AtomicUsize> = Arc::default();
+        let informer = Informer {
+            client: client.clone(),
+            cache: informed.clone(),
+            version: version.map(str::to_owned),
+            gone: gone.clone(),
+        };
+        runtime.spawn(informer.run());
+        Caches { reflected, lists, informed, gone }
+    }
+
+    fn informed(&self) -> Contents {
+        self.informed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    fn reflected(&self) -> Contents {
+        self.reflected.state().iter().map(|map| pair(map)).collect()
+    }
+
+    /// Waits until both hold what the server holds.
+    async fn exact(&self, api: &Api<ConfigMap>) -> Result<()> {
+        let expected: Contents = api.list(&ListParams::default()).await?.iter().map(pair).collect();
+        ensure!(!expected.is_empty());
+        let exact = async {
+            while self.reflected() != expected || self.informed() != expected {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), exact).await;
+        let (reflected, informed) = (self.reflected(), self.informed());
+        ensure!(waited.is_ok(), "expected {expected:?}\nreflector {reflected:?}\ninformer {informed:?}");
+        Ok(())
+    }
+}
+
 #[test]
 fn caches_are_exact_through_the_death_of_the_server() -> Result<()> {
     let mut server = ApiServer::start("informers", "apiserver")?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let kubeconfig = server.kubeconfig();
-    let client = runtime.block_on(client(&kubeconfig))?;
+    let client = runtime.block_on(client(&server.kubeconfig()))?;
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
-
-    let (reader, writer) = reflector::store();
-    let stream =
-        watcher(api.clone(), watcher::Config::default().streaming_lists()).default_backoff().reflect(writer);
-    runtime.spawn(stream.for_each(|_| async {}));
-    let cache = Arc::new(Mutex::new(Contents::new()));
     // A version of long ago: the watch goes on from there, or the list is asked for.
-    let informer =
-        Informer { client: client.clone(), cache: cache.clone(), version: Some("1".to_owned()), lists: 0 };
-    runtime.spawn(informer.run());
-
+    let caches = Caches::start(&runtime, &client, Some("1"));
     for round in 0..3 {
         let changes = api.clone();
         let writing = runtime.spawn(async move {
@@ -242,23 +296,42 @@ fn caches_are_exact_through_the_death_of_the_server() -> Result<()> {
         server.restart()?;
         runtime.block_on(writing)??;
     }
+    runtime.block_on(caches.exact(&api))?;
+    runtime.shutdown_background();
+    Ok(())
+}
 
-    let expected: Contents = runtime.block_on(api.list(&ListParams::default()))?.iter().map(pair).collect();
-    ensure!(!expected.is_empty());
-    let exact = async {
-        loop {
-            let reflected: Contents = reader.state().iter().map(|map| pair(map)).collect();
-            let informed = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-            if reflected == expected && informed == expected {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+#[test]
+fn caches_are_exact_when_their_version_is_gone() -> Result<()> {
+    let mut server = ApiServer::start("informers-gone", "apiserver")?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let here = runtime.block_on(client(&server.kubeconfig()))?;
+    let api: Api<ConfigMap> = Api::namespaced(here.clone(), "default");
+    for n in [1, 2, 3, 5] {
+        runtime.block_on(change(&api, n))?;
+    }
+    let caches = Caches::start(&runtime, &here, None);
+    runtime.block_on(caches.exact(&api))?;
+    for round in 1..=2 {
+        let (lists, gone) = (caches.lists.load(Ordering::Relaxed), caches.gone.load(Ordering::Relaxed));
+        // While the caches know no server, objects come, change and go, and the history of that is forgotten.
+        let port = server.restart_elsewhere()?;
+        let there: Api<ConfigMap> =
+            Api::namespaced(runtime.block_on(client(&server.kubeconfig()))?, "default");
+        for n in round * 100..round * 100 + 30 {
+            runtime.block_on(change(&there, n))?;
         }
-    };
-    let waited = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), exact).await });
-    let informed = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-    let reflected: Contents = reader.state().iter().map(|map| pair(map)).collect();
-    ensure!(waited.is_ok(), "expected {expected:?}\nreflector {reflected:?}\ninformer {informed:?}");
+        runtime.block_on(server.compact())?;
+        server.restart_at(port)?;
+        runtime.block_on(caches.exact(&api))?;
+        ensure!(caches.gone.load(Ordering::Relaxed) > gone, "the informer's version was not gone");
+        ensure!(caches.lists.load(Ordering::Relaxed) > lists, "the reflector made no new list");
+        // And they go on from there.
+        for n in round * 100 + 30..round * 100 + 40 {
+            runtime.block_on(change(&api, n))?;
+        }
+        runtime.block_on(caches.exact(&api))?;
+    }
     runtime.shutdown_background();
     Ok(())
 }

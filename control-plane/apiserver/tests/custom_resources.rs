@@ -260,3 +260,71 @@ async fn rules_are_evaluated_and_one_that_explodes_is_an_error() -> Result<()> {
     refused(explodes, "actual cost limit exceeded")?;
     server.end().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_describe_what_is_defined() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let server = Server::begin(directory.path()).await?;
+    let hash = async |name: &str| -> Result<Value> {
+        Ok(server.get("/openapi/v3").await?["paths"][name]["serverRelativeURL"].take())
+    };
+    ensure!(hash("apis/example.com/v1").await?.is_null());
+    let apps = hash("apis/apps/v1").await?;
+    let mut foos = definition("foos", "Foo");
+    foos["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["either"] =
+        json!({"x-kubernetes-int-or-string": true, "description": "a number or a name"});
+    foos["spec"]["versions"][0]["subresources"] = json!({"status": {}});
+    server.post(CRDS, foos).await?;
+    server.until("foos.example.com", is_established).await?;
+    assert_eq!(hash("apis/apps/v1").await?, apps, "no built-in document changes");
+    let first = hash("apis/example.com/v1").await?;
+    let document = server.get(first.as_str().context("no document")?).await?;
+    let foo = &document["components"]["schemas"]["com.example.v1.Foo"];
+    assert_eq!(
+        foo["x-kubernetes-group-version-kind"],
+        json!([{"group": "example.com", "kind": "Foo", "version": "v1"}])
+    );
+    let spec = &foo["properties"]["spec"]["properties"];
+    assert_eq!(spec["n"], json!({"type": "integer", "default": 3}));
+    assert_eq!(spec["either"]["anyOf"], json!([{"type": "integer"}, {"type": "string"}]));
+    let meta = "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    assert_eq!(foo["properties"]["metadata"]["allOf"], json!([{"$ref": meta}]));
+    let path = &document["paths"]["/apis/example.com/v1/namespaces/{namespace}/foos/{name}/status"];
+    assert_eq!(path["get"]["operationId"], "readExampleComV1NamespacedFooStatus");
+    assert_eq!(document["info"]["title"], "Kubernetes CRD Swagger");
+
+    // v2 has one document for all; what it cannot say is left out.
+    let v2 = server.get("/openapi/v2").await?;
+    let foo = &v2["definitions"]["com.example.v1.Foo"]["properties"]["spec"]["properties"];
+    assert_eq!(foo["n"], json!({"type": "integer"}));
+    assert_eq!(
+        foo["either"],
+        json!({"x-kubernetes-int-or-string": true, "description": "a number or a name"})
+    );
+    assert_eq!(v2["definitions"]["com.example.v1.FooList"]["required"], json!(["items"]));
+
+    let mut versions = definition("foos", "Foo")["spec"]["versions"].take();
+    versions[0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["added"] =
+        json!({"type": "boolean"});
+    let patch = json!({"spec": {"versions": versions}});
+    server.call("PATCH", &format!("{CRDS}/foos.example.com"), MERGE, patch).await?;
+    let second = tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            let now = hash("apis/example.com/v1").await?;
+            if now != first {
+                return anyhow::Ok(now);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let second = second.await??;
+    let document = server.get(second.as_str().context("no document")?).await?;
+    let spec = &document["components"]["schemas"]["com.example.v1.Foo"]["properties"]["spec"]["properties"];
+    assert_eq!(spec["added"], json!({"type": "boolean"}));
+    let v2 = server.get("/openapi/v2").await?;
+    assert_eq!(
+        v2["definitions"]["com.example.v1.Foo"]["properties"]["spec"]["properties"]["added"],
+        json!({"type": "boolean"})
+    );
+    server.end().await
+}

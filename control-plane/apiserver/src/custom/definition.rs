@@ -1,6 +1,7 @@
 //! A definition in the form that its objects are served by.
 
 use super::rules::Rules;
+use super::creations::Creations;
 use super::{Printer, naming, validate};
 use crate::object::{bool_at, get, list_at, str_at};
 use crate::registry::scale::ScalePaths;
@@ -11,10 +12,10 @@ use crate::schema::TypeSchema;
 use crate::structural::{self, Structural};
 use crate::table::Table;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering as AtomicOrdering};
 
 /// How objects become those of another version.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +50,11 @@ pub(crate) struct Definition {
     /// Index of the version that objects are stored in.
     storage: usize,
     pub(crate) conversion: Conversion,
-    terminating: AtomicBool,
+    pub(crate) creations: Arc<Creations>,
+    /// As the definition says it.
+    pub(crate) spec: Value,
+    /// Fingerprint of what is served, in hexadecimal.
+    pub(crate) digest: String,
     /// Nothing is pruned (definitions of the first version of the API alone could say so).
     pub(crate) preserve_all: bool,
 }
@@ -124,25 +129,25 @@ impl Definition {
             "Webhook" => Conversion::Webhook,
             _ => Conversion::None,
         };
+        let names = get(object, &["status", "acceptedNames"]).cloned().unwrap_or_default();
+        let digest = Sha256::digest(format!("{spec}{names}").as_bytes());
         Ok(Definition {
+            digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            spec: spec.clone(),
             group: str_at(spec, &["group"]).into(),
             kind: kind.into(),
             namespaced: str_at(spec, &["scope"]) == "Namespaced",
             versions: versions.iter().map(|version| Facts::parse(version, kind, preserve_all)).collect(),
             storage,
             conversion,
-            terminating: AtomicBool::new(naming::is_terminating(object)),
+            creations: Creations::new(naming::is_terminating(object)),
             preserve_all,
         })
     }
 
     /// The definition is going: no new objects are made.
     pub(crate) fn is_terminating(&self) -> bool {
-        self.terminating.load(AtomicOrdering::Acquire)
-    }
-
-    pub(super) fn set_terminating(&self, terminating: bool) {
-        self.terminating.store(terminating, AtomicOrdering::Release);
+        self.creations.is_closed()
     }
 
     /// `group/version` of the version that objects are stored in.

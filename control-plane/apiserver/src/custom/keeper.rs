@@ -25,8 +25,8 @@ type Caches = Vec<(Arc<Cache>, bool)>;
 
 /// A definition that is served.
 struct Shown {
-    /// What it was made of: while this stays the same, so do the caches and those who watch them.
-    spec: Value,
+    /// What it was made of: while its `spec` and the names stay the same, so do the caches and those who watch them.
+    definition: Arc<Definition>,
     names: Value,
     terminating: bool,
     caches: Caches,
@@ -138,11 +138,14 @@ impl Keeper {
         let all: Vec<&Value> = all.iter().filter(serves).filter(|d| !self.is_builtin(d)).collect();
         for object in all {
             let part = |path: &[&str]| get(object, path).cloned().unwrap_or_default();
-            let (spec, names) = (part(&["spec"]), part(&["status", "acceptedNames"]));
+            let names = part(&["status", "acceptedNames"]);
+            let spec = object.get("spec");
             let terminating = naming::is_terminating(object);
             let name = meta(object, "name").to_owned();
             let known = gone.remove(&name);
-            let same = known.as_ref().is_some_and(|known| known.spec == spec && known.names == names);
+            let same = known
+                .as_ref()
+                .is_some_and(|known| Some(&known.definition.spec) == spec && known.names == names);
             let caches = match known {
                 Some(known) if same && known.terminating == terminating => {
                     self.shown.insert(name, known);
@@ -150,25 +153,22 @@ impl Keeper {
                 }
                 Some(mut known) if same => {
                     changed = true;
-                    for (cache, _) in &known.caches {
-                        if let Some(custom) = &cache.resource.custom {
-                            custom.definition().set_terminating(terminating);
-                        }
-                    }
+                    known.definition.creations.close(terminating);
                     known.terminating = terminating;
                     self.shown.insert(name, known);
                     continue;
                 }
                 other => {
                     changed = true;
+                    let made = self.caches(object, other.as_ref().map(|old| &old.definition));
                     if let Some(old) = other {
                         gone.insert(name.clone(), old);
                     }
-                    self.caches(object)
+                    made
                 }
             };
-            let Some((caches, stored)) = caches else { continue };
-            self.shown.insert(name, Shown { spec, names, terminating, caches, stored });
+            let Some((definition, caches, stored)) = caches else { continue };
+            self.shown.insert(name, Shown { definition, names, terminating, caches, stored });
         }
         if changed || !gone.is_empty() {
             let mut names: Vec<&String> = self.shown.keys().collect();
@@ -182,11 +182,20 @@ impl Keeper {
         }
     }
 
-    /// The caches of a definition's versions, and that of the stored one.
-    fn caches(&self, object: &Value) -> Option<(Caches, Arc<Cache>)> {
-        let definition = Definition::parse(object)
+    /// A definition, the caches of its versions, and that of the stored one. `before`: what it was until now.
+    fn caches(
+        &self,
+        object: &Value,
+        before: Option<&Arc<Definition>>,
+    ) -> Option<(Arc<Definition>, Caches, Arc<Cache>)> {
+        let mut definition = Definition::parse(object)
             .inspect_err(|why| tracing::error!(definition = meta(object, "name"), why, "cannot be served"))
             .ok()?;
+        if let Some(before) = before {
+            // Creations of its old form may be under way.
+            definition.creations = before.creations.clone();
+            definition.creations.close(naming::is_terminating(object));
+        }
         let definition = Arc::new(definition);
         let new = |resource: Resource| {
             Cache::new(Arc::new(resource), self.core.store.clone(), self.core.shutdown.child_token())
@@ -196,7 +205,7 @@ impl Keeper {
         let is_stored =
             |cache: &Cache| cache.resource.custom.as_ref().is_some_and(|custom| custom.is_stored());
         let stored = caches.iter().find(|(cache, _)| is_stored(cache)).map(|(cache, _)| cache.clone())?;
-        Some((caches, stored))
+        Some((definition, caches, stored))
     }
 
     /// Removes the objects of a definition that goes, then the finalizer that kept it; what to wait for.
@@ -225,6 +234,8 @@ impl Keeper {
                     }
                 }
                 let changes = shown.stored.changes();
+                // What began before the definition was to go is among the objects then.
+                shown.definition.creations.ended().await;
                 shown.stored.wait_fresh().await?;
                 let objects = shown.stored.snapshot(&Filter::default(), None).entries;
                 if !objects.is_empty() {

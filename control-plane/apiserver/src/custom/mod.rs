@@ -5,6 +5,7 @@
 //! [`Version`].
 
 mod convert;
+mod creations;
 mod decode;
 mod definition;
 mod jsonpath;
@@ -16,8 +17,10 @@ mod validate;
 
 use crate::error::ApiError;
 use crate::object;
+use crate::registry::Resource;
 use serde_json::Value;
 
+pub(crate) use creations::Creation;
 pub(crate) use definition::{Definition, LAST_VERBS, Version};
 pub(crate) use keeper::Keeper;
 pub(crate) use printer::Printer;
@@ -28,6 +31,11 @@ pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
 /// Plural name of definitions.
 pub(crate) const DEFINITIONS: &str = "customresourcedefinitions";
+
+/// Whether a resource is that of the definitions.
+pub(crate) fn is_definition(resource: &Resource) -> bool {
+    resource.group() == GROUP && resource.plural() == DEFINITIONS
+}
 
 /// A definition whose deletion begins: it stays until its objects are gone.
 pub(crate) fn deleted(mut definition: Value) -> Value {

@@ -4,6 +4,7 @@ use super::managed::Write;
 use super::{Context, Reply, lifecycle};
 use crate::allocation::Held;
 use crate::auth::Attributes;
+use crate::custom;
 use crate::error::ApiError;
 use crate::machinery::{self, Model};
 use crate::object::{Encoded, meta, meta_mut};
@@ -47,6 +48,15 @@ pub(super) async fn authorize(context: &Context) -> Result<(), ApiError> {
     if decision.allowed { Ok(()) } else { Err(asked.forbidden(&decision.reason)) }
 }
 
+/// Begins the creation of an object of a definition; none begins while the definition goes.
+fn begin(context: &Context, name: &str) -> Result<Option<custom::Creation>, ApiError> {
+    let resource = &context.resource;
+    let Some(custom) = &resource.custom else { return Ok(None) };
+    let why = "create not allowed while custom resource definition is terminating";
+    let refused = || ApiError::forbidden(resource.group(), resource.plural(), name, why);
+    custom.definition().creations.begin().map(Some).ok_or_else(refused)
+}
+
 /// Makes a new object: metadata, hooks, checks, write. Returns it with its revision, 0 for a dry run. One that was
 /// `applied` has its managed fields already.
 pub(super) async fn insert(
@@ -60,6 +70,7 @@ pub(super) async fn insert(
     if !meta(&object, "resourceVersion").is_empty() {
         return Err(ApiError::plain_internal("resourceVersion should not be set on objects to be created"));
     }
+    let _creation = begin(context, meta(&object, "name"))?;
     let base = meta(&object, "generateName").to_owned();
     let generate = meta(&object, "name").is_empty() && !base.is_empty();
     let lease = context.core.lease(resource).await?;
@@ -114,10 +125,6 @@ async fn made<'a>(
     }
     let name = meta(object, "name").to_owned();
     lifecycle::namespace_open(context, &name).await?;
-    if resource.custom.as_ref().is_some_and(|custom| custom.definition().is_terminating()) {
-        let why = "create not allowed while custom resource definition is terminating";
-        return Err(ApiError::forbidden(resource.group(), resource.plural(), &name, why));
-    }
     model.apply_defaults(object);
     if !applied {
         Write::of(context, options, "").track(context, None, object)?;

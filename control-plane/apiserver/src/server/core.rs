@@ -45,6 +45,14 @@ impl Served {
         Served { caches: caches.collect(), discovery: Discovery::default(), registry }
     }
 
+    /// Lets no objects of a definition be created any more.
+    pub(crate) fn close(&self, definition: &Value) {
+        let of = |path: &[&str]| crate::object::str_at(definition, path);
+        let (group, plural) = (of(&["spec", "group"]), of(&["spec", "names", "plural"]));
+        let rows = self.registry.rows().iter().filter(|row| row.group() == group && row.plural() == plural);
+        rows.filter_map(|row| row.custom.as_ref()).for_each(|c| c.definition().creations.close(true));
+    }
+
     /// The resource of a path, and its cache.
     pub(crate) fn find(
         &self,

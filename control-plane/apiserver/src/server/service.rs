@@ -434,7 +434,7 @@ async fn document(core: Arc<Core>, incoming: &Incoming) -> Result<Reply, ApiErro
     let work = move || {
         let request = discovery::Request { path: &path, query: &query, headers: &headers };
         core.documents
-            .serve(&core.builtin, &request)
+            .serve(&core.served().registry, &request)
             .unwrap_or_else(|| Ok(Reply::text(404, "404 page not found\n")))
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ApiError::internal(error)))

@@ -5,7 +5,8 @@ use super::gnostic::{Version, Writer};
 use super::paths::{self, Paths, Sink};
 use super::schema::Schemas;
 use super::v2;
-use crate::registry::Registry;
+use crate::custom::Version as CustomVersion;
+use crate::registry::{Registry, Resource};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -31,7 +32,9 @@ pub(super) fn all(registry: &Registry) -> BTreeMap<String, About> {
         out.insert(path.to_owned(), About::Plain(path.to_owned()));
     }
     for (group, versions) in registry.groups() {
-        if !group.is_empty() {
+        // Groups that only definitions make have no document of their own, as upstream's have none.
+        let builtin = registry.rows().iter().any(|row| row.group() == group && row.custom.is_none());
+        if !group.is_empty() && builtin {
             let path = format!("apis/{group}");
             out.insert(path.clone(), About::Plain(path));
         }
@@ -42,22 +45,58 @@ pub(super) fn all(registry: &Registry) -> BTreeMap<String, About> {
     out
 }
 
+/// The rows of a document.
+fn rows<'a>(registry: &'a Registry, about: &'a About) -> impl Iterator<Item = &'a Resource> {
+    let is_of = move |row: &&Resource| match about {
+        About::Plain(_) => false,
+        About::Version(group, version) => *row.group() == **group && *row.version() == **version,
+    };
+    registry.rows().iter().map(AsRef::as_ref).filter(is_of)
+}
+
+/// The versions of definitions that a document describes.
+pub(super) fn definitions<'a>(
+    registry: &'a Registry,
+    about: &'a About,
+) -> impl Iterator<Item = &'a CustomVersion> {
+    rows(registry, about).filter_map(|row| row.custom.as_deref())
+}
+
+/// The versions of all definitions.
+pub(super) fn all_definitions(registry: &Registry) -> impl Iterator<Item = &CustomVersion> {
+    registry.rows().iter().filter_map(|row| row.custom.as_deref())
+}
+
+/// A document of definitions alone: upstream's server of them makes it, which says so.
+fn is_custom(registry: &Registry, about: &About) -> bool {
+    let mut rows = rows(registry, about).peekable();
+    rows.peek().is_some() && rows.all(|row| row.custom.is_some())
+}
+
 /// Hands over the paths of a document.
 fn paths(registry: &Registry, about: &About, schemas: &mut Schemas, sink: Sink<'_>) {
     match about {
         About::Plain(path) => paths::plain(path, schemas, sink),
         About::Version(group, version) => {
             let mut paths = Paths::new(group, version, schemas, sink);
-            paths.add_root();
-            for row in registry.rows().iter().filter(|r| *r.group() == **group && *r.version() == **version) {
-                paths.add(row);
+            if !is_custom(registry, about) {
+                paths.add_root();
             }
+            rows(registry, about).for_each(|row| paths.add(row));
         }
     }
 }
 
 fn info() -> Value {
     json!({"title": "Kubernetes", "version": "1.36"})
+}
+
+fn info_of(registry: &Registry, about: &About) -> Value {
+    if is_custom(registry, about) {
+        json!({"title": "Kubernetes CRD Swagger", "version": "v0.1.0"})
+    } else {
+        info()
+    }
 }
 
 fn bearer() -> Value {
@@ -103,13 +142,17 @@ pub(super) fn fingerprint(body: &[u8]) -> String {
 }
 
 /// Fingerprint of the document with this name. It is known before the document is built: it changes with the code and
-/// the tables that all documents are made from.
-pub(super) fn tag(name: &str) -> String {
-    fingerprint(format!("{}/{name}", env!("KELP_SOURCE_TAG")).as_bytes())
+/// the tables that all documents are made from, and with the definitions that it describes.
+pub(super) fn tag<'a>(name: &str, definitions: impl Iterator<Item = &'a CustomVersion>) -> String {
+    let mut text = format!("{}/{name}", env!("KELP_SOURCE_TAG"));
+    for version in definitions {
+        text.push_str(&format!("/{}:{}", version.name, version.definition().digest));
+    }
+    fingerprint(text.as_bytes())
 }
 
-fn schemas(scope: Vec<(Box<str>, Box<str>)>) -> io::Result<Schemas> {
-    Ok(Schemas::of(scope, Descriptions::unpack()?))
+fn schemas(version: Version, scope: Vec<(Box<str>, Box<str>)>) -> io::Result<Schemas> {
+    Ok(Schemas::of(version, scope, Descriptions::unpack()?))
 }
 
 /// The document again.
@@ -154,40 +197,50 @@ impl<'a, W: Write> Members<'a, W> {
     }
 }
 
-fn scope(about: &About) -> Vec<(Box<str>, Box<str>)> {
+/// The built-in group version that a document is of, if it is of one.
+fn scope(registry: &Registry, about: &About) -> Vec<(Box<str>, Box<str>)> {
     match about {
-        About::Plain(_) => Vec::new(),
-        About::Version(group, version) => vec![(group.clone(), version.clone())],
+        About::Version(group, version) if !is_custom(registry, about) => {
+            vec![(group.clone(), version.clone())]
+        }
+        _ => Vec::new(),
     }
 }
 
 /// A v3 document as JSON.
 pub(super) fn v3_json(registry: &Registry, about: &About) -> io::Result<Packed> {
     let mut out = Packer::new();
-    let mut schemas = schemas(scope(about))?;
-    write!(out, "{{\"openapi\":\"3.0.0\",\"info\":{},\"paths\":", info())?;
+    let mut schemas = schemas(Version::V3, scope(registry, about))?;
+    write!(out, "{{\"openapi\":\"3.0.0\",\"info\":{},\"paths\":", info_of(registry, about))?;
     let mut members = Members::open(&mut out);
     paths(registry, about, &mut schemas, &mut |path, item| members.add(path, item));
     members.close()?;
     write!(out, ",\"components\":{{")?;
+    let custom = is_custom(registry, about);
     if !schemas.is_empty() {
         write!(out, "\"schemas\":")?;
         let mut members = Members::open(&mut out);
         schemas.finish(&mut |name, schema| members.add(name, schema));
         members.close()?;
-        write!(out, ",")?;
+        write!(out, "{}", if custom { "" } else { "," })?;
     }
-    write!(out, "\"securitySchemes\":{}}}}}", bearer())?;
+    if !custom {
+        write!(out, "\"securitySchemes\":{}", bearer())?;
+    }
+    write!(out, "}}}}")?;
     out.finish()
 }
 
 /// A v3 document as protobuf.
 pub(super) fn v3_protobuf(registry: &Registry, about: &About) -> io::Result<Packed> {
     let mut writer = Writer::new(Version::V3);
-    let mut schemas = schemas(scope(about))?;
+    let mut schemas = schemas(Version::V3, scope(registry, about))?;
     paths(registry, about, &mut schemas, &mut |path, item| writer.path(path, item));
     schemas.finish(&mut |name, schema| writer.schema(name, schema));
-    let rest = json!({"openapi": "3.0.0", "info": info(), "components": {"securitySchemes": bearer()}});
+    let mut rest = json!({"openapi": "3.0.0", "info": info_of(registry, about)});
+    if !is_custom(registry, about) {
+        rest["components"] = json!({"securitySchemes": bearer()});
+    }
     let mut out = Packer::new();
     out.write_all(&writer.finish(&rest))?;
     out.finish()
@@ -196,7 +249,8 @@ pub(super) fn v3_protobuf(registry: &Registry, about: &About) -> io::Result<Pack
 /// The paths of the v2 document; the schemas that they need, and all else.
 fn v2_parts(registry: &Registry, sink: Sink<'_>) -> io::Result<(Schemas, Value)> {
     let all = all(registry);
-    let mut schemas = schemas(all.values().flat_map(scope).collect())?;
+    let scopes = all.values().flat_map(|about| scope(registry, about)).collect();
+    let mut schemas = schemas(Version::V2, scopes)?;
     let mut parameters = v2::Parameters::default();
     for about in all.values() {
         paths(registry, about, &mut schemas, &mut |path, item| sink(path, &parameters.item(item)));

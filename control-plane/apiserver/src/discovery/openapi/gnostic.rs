@@ -54,6 +54,10 @@ static INFO_V2: Message =
 static INFO_V3: Message =
     Message { members: &[("title", 1, Kind::Text), ("version", 6, Kind::Text)], extensions: 7 };
 
+/// `ExternalDocs` of both versions.
+static EXTERNAL_DOCS: Message =
+    Message { members: &[("description", 1, Kind::Text), ("url", 2, Kind::Text)], extensions: 3 };
+
 static SCHEMA_V2: Message = Message {
     members: &[
         ("$ref", 1, Kind::Text),
@@ -81,6 +85,8 @@ static SCHEMA_V2: Message = Message {
         ("items", 23, Kind::Wrapped(1, &Kind::Message(&SCHEMA_V2))),
         ("allOf", 24, Kind::List(&Kind::Message(&SCHEMA_V2))),
         ("properties", 25, Kind::Named(1, &Kind::Message(&SCHEMA_V2))),
+        ("externalDocs", 29, Kind::Message(&EXTERNAL_DOCS)),
+        ("example", 30, Kind::Any),
     ],
     extensions: 31,
 };
@@ -88,6 +94,8 @@ static SCHEMA_V2: Message = Message {
 static SCHEMA_V3: Message = Message {
     members: &[
         ("nullable", 1, Kind::Bool),
+        ("externalDocs", 6, Kind::Message(&EXTERNAL_DOCS)),
+        ("example", 7, Kind::Any),
         ("title", 9, Kind::Text),
         ("multipleOf", 10, Kind::Double),
         ("maximum", 11, Kind::Double),

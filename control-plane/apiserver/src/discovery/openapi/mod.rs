@@ -1,6 +1,7 @@
 //! OpenAPI documents, made from the registry and the type table when they are first asked for: v3, an index and a
 //! document for every group version, and v2, one for all. Only their compressed forms are kept.
 
+mod custom;
 mod descriptions;
 mod document;
 mod facts;
@@ -37,9 +38,9 @@ enum Format {
 /// Name of the v2 document, beside those of v3.
 const V2: &str = "v2";
 
-/// Built documents, by name and format.
+/// Built documents by name and format, with the fingerprints that they were built for.
 #[derive(Default)]
-pub(crate) struct Documents(Mutex<HashMap<(String, Format), Packed>>);
+pub(crate) struct Documents(Mutex<HashMap<(String, Format), (String, Packed)>>);
 
 fn failed(error: std::io::Error) -> ApiError {
     ApiError::internal(error)
@@ -128,28 +129,37 @@ impl Documents {
         Some(self.version(registry, request, name, &about))
     }
 
-    /// A document in its compressed form, built when it is asked for first. One is built at a time, since that takes
-    /// memory.
+    /// A document in its compressed form, built when it is asked for first, and again when the definitions that it
+    /// describes have changed. One is built at a time, since that takes memory.
     fn packed(
         &self,
-        name: &str,
+        registry: &Registry,
+        (name, hash): (&str, &str),
         format: Format,
         build: impl FnOnce() -> std::io::Result<Packed>,
     ) -> Result<Packed, ApiError> {
         let mut built = self.0.lock();
         let key = (name.to_owned(), format);
-        if let Some(packed) = built.get(&key) {
+        if let Some((of, packed)) = built.get(&key)
+            && of == hash
+        {
             return Ok(packed.clone());
         }
         let packed = build().map_err(failed)?;
-        built.insert(key, packed.clone());
+        built.insert(key, (hash.to_owned(), packed.clone()));
+        // Documents of groups that are served no more.
+        let all = document::all(registry);
+        built.retain(|(name, _), _| name == V2 || all.contains_key(name));
         Ok(packed)
     }
 
     fn index(&self, registry: &Registry, request: &Request<'_>) -> Reply {
         let paths: Map<String, Value> = document::all(registry)
-            .keys()
-            .map(|name| (name.clone(), json!({"serverRelativeURL": url(name)})))
+            .iter()
+            .map(|(name, about)| {
+                let hash = document::tag(name, document::definitions(registry, about));
+                (name.clone(), json!({"serverRelativeURL": url(name, &hash)}))
+            })
             .collect();
         let body = json!({"paths": paths}).to_string();
         let hash = document::fingerprint(body.as_bytes());
@@ -164,8 +174,9 @@ impl Documents {
 
     fn v2(&self, registry: &Registry, request: &Request<'_>) -> Result<Reply, ApiError> {
         let format = request.format(V2).ok_or_else(|| ApiError::not_acceptable(SERVED_V2))?;
-        request.answer(&document::tag(V2), (format, V2), || {
-            self.packed(V2, format, || match format {
+        let hash = document::tag(V2, document::all_definitions(registry));
+        request.answer(&hash, (format, V2), || {
+            self.packed(registry, (V2, &hash), format, || match format {
                 Format::Json => document::v2_json(registry),
                 Format::Protobuf => document::v2_protobuf(registry),
             })
@@ -182,15 +193,16 @@ impl Documents {
         about: &About,
     ) -> Result<Reply, ApiError> {
         let format = request.format("v3").ok_or_else(|| ApiError::not_acceptable(SERVED_V3))?;
-        let (asked, hash) = (request.query.text("hash"), document::tag(name));
+        let asked = request.query.text("hash");
+        let hash = document::tag(name, document::definitions(registry, about));
         if !asked.is_empty() && asked != hash {
             let mut reply = Reply::text(301, "");
-            let place = HeaderValue::from_str(&url(name)).map_err(ApiError::internal)?;
+            let place = HeaderValue::from_str(&url(name, &hash)).map_err(ApiError::internal)?;
             reply.set(header::LOCATION, place);
             return Ok(reply);
         }
         let mut reply = request.answer(&hash, (format, "v3"), || {
-            self.packed(name, format, || match format {
+            self.packed(registry, (name, &hash), format, || match format {
                 Format::Json => document::v3_json(registry, about),
                 Format::Protobuf => document::v3_protobuf(registry, about),
             })
@@ -212,6 +224,6 @@ const SERVED_V2: &[&str] =
 const SERVED_V3: &[&str] =
     &["application/json", "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"];
 
-fn url(name: &str) -> String {
-    format!("/openapi/v3/{name}?hash={}", document::tag(name))
+fn url(name: &str, hash: &str) -> String {
+    format!("/openapi/v3/{name}?hash={hash}")
 }

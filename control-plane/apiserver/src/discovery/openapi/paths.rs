@@ -1,5 +1,6 @@
 //! Paths and operations, made from the rows of the registry.
 
+use super::custom;
 use super::descriptions::Descriptions;
 use super::facts::Facts;
 use super::schema::Schemas;
@@ -20,6 +21,10 @@ const STREAM: &[&str] = &[
     "application/json;stream=watch",
     "application/vnd.kubernetes.protobuf;stream=watch",
 ];
+/// What is spoken about the objects of definitions.
+const CUSTOM: &[&str] = &[JSON, YAML];
+const CUSTOM_PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 const LOG: &[&str] = &["text/plain", JSON, YAML, PROTOBUF];
 const ANY: &[&str] = &["*/*"];
 const PATCHES: &[&str] = &[
@@ -50,6 +55,7 @@ const SELECT: &[Option2] = &[
     ("shardSelector", "string"),
     ("timeoutSeconds", "integer"),
 ];
+const READ: &[Option2] = &[("resourceVersion", "string")];
 const WATCH: &[Option2] = &[("allowWatchBookmarks", "boolean"), ("watch", "boolean")];
 
 /// A parameter; ordered as documents list them.
@@ -239,14 +245,17 @@ impl<'a> Paths<'a> {
 
     /// All paths of a row.
     pub(super) fn add(&mut self, row: &Resource) {
-        let Some(own) = schema::by_gvk(&row.gvk()) else { return };
-        let of = Of::new(self, row, own);
+        let of = match (&row.custom, schema::by_gvk(&row.gvk())) {
+            (Some(version), _) => Of::custom(self, row, version),
+            (None, Some(own)) => Of::new(self, row, own),
+            (None, None) => return,
+        };
         self.add_collection(row, &of);
         self.add_single(row, &of);
         for sub in &row.subresources {
             self.add_subresource(row, sub, &of);
         }
-        if row.verbs.contains(&"watch") {
+        if row.verbs.contains(&"watch") && !of.is_custom {
             self.add_watches(row, &of);
         }
     }
@@ -264,7 +273,8 @@ impl<'a> Paths<'a> {
         }
         if verb("deletecollection") {
             let id = self.id("delete", &format!("Collection{}{}", of.scope, row.kind()));
-            let mut parameters = of.parameters(false, DELETE);
+            let own = if of.is_custom { WATCH } else { DELETE };
+            let mut parameters = of.parameters(false, own);
             parameters.extend(SELECT.iter().copied().map(Parameter::query));
             operations.push(Operation {
                 method: "delete",
@@ -273,8 +283,8 @@ impl<'a> Paths<'a> {
                 action: Some("deletecollection"),
                 kind: Some(of.kind.clone()),
                 parameters,
-                body: Some(delete_body(self.schemas)),
-                answers: answers(&[200], OBJECT, &self.schemas.named("meta.v1.Status")),
+                body: (!of.is_custom).then(|| of.delete_body(self.schemas)),
+                answers: answers(&[200], of.objects(), &self.schemas.named("meta.v1.Status")),
             });
         }
         self.push(format!("{}/{}", of.place, row.plural()), operations);
@@ -311,8 +321,8 @@ impl<'a> Paths<'a> {
                 action: Some("delete"),
                 kind: Some(of.kind.clone()),
                 parameters: of.parameters(true, DELETE),
-                body: Some(delete_body(self.schemas)),
-                answers: answers(&[200, 202], OBJECT, answer),
+                body: Some(of.delete_body(self.schemas)),
+                answers: answers(&[200, 202], of.objects(), answer),
             });
         }
         self.push(format!("{}/{}/{{name}}", of.place, row.plural()), operations);
@@ -342,7 +352,9 @@ impl<'a> Paths<'a> {
         }
         let own = sub.kind_of(row);
         let (group, version, kind) = own;
-        let of = &Of { kind: kind_value(own), sub: Some(sub.name), ..of.clone() };
+        // Every operation on the objects of a definition is one of their kind.
+        let named = if of.is_custom { of.kind.clone() } else { kind_value(own) };
+        let of = &Of { kind: named, sub: Some(sub.name), ..of.clone() };
         let name = format!("{}{}{}", of.scope, row.kind(), title(sub.name));
         let [read, replace, patch, create] =
             ["read", "replace", "patch", "create"].map(|verb| self.id(verb, &name));
@@ -354,8 +366,11 @@ impl<'a> Paths<'a> {
             self.push(path, vec![Operation { parameters, answers, ..read }]);
             return;
         }
-        let Some(own) = schema::by_gvk(&GroupVersionKind::new(group, version, kind)) else { return };
-        let object = self.schemas.object(own);
+        let object = match schema::by_gvk(&GroupVersionKind::new(group, version, kind)) {
+            Some(own) => self.schemas.object(own),
+            None if of.is_custom => of.object.clone(),
+            None => return,
+        };
         if sub.verbs.contains(&"get") {
             operations.push(of.read(read, &object));
         }
@@ -433,14 +448,10 @@ fn kind_value((group, version, kind): (&str, &str, &str)) -> Value {
     json!({"group": group, "version": version, "kind": kind})
 }
 
-fn delete_body(schemas: &mut Schemas) -> Value {
-    json!({"content": content(ANY, &schemas.named("meta.v1.DeleteOptions"))})
-}
-
 /// Deletions of some kinds answer with the object, those of others with a Status. Namespaces answer with themselves
 /// while they end, which the document does not say.
 fn returns_object(row: &Resource) -> bool {
-    row.strategy.delete_returns_object && row.kind() != "Namespace"
+    row.strategy.delete_returns_object && row.kind() != "Namespace" && row.custom.is_none()
 }
 
 fn get(id: String, text: &str, types: &[&str], schema: &Value) -> Operation {
@@ -470,6 +481,8 @@ struct Of {
     /// The subresource, if it is one.
     sub: Option<&'static str>,
     watched: bool,
+    /// Of a definition: other media types, no watches of their own, options of reads.
+    is_custom: bool,
     object: Value,
     list: Value,
 }
@@ -490,9 +503,41 @@ impl Of {
             noun: row.kind().into(),
             sub: None,
             watched: row.verbs.contains(&"watch"),
+            is_custom: false,
             object: paths.schemas.object(own),
             list,
         }
+    }
+
+    fn custom(paths: &mut Paths<'_>, row: &Resource, version: &crate::custom::Version) -> Self {
+        let (object, list) = custom::add(row, version, paths.schemas);
+        let root = &paths.root;
+        Of {
+            scope: if row.namespaced { "Namespaced" } else { "" },
+            namespaced: row.namespaced,
+            place: if row.namespaced { format!("{root}/namespaces/{{namespace}}") } else { root.clone() },
+            kind: kind_value((row.group(), row.version(), row.kind())),
+            noun: row.kind().into(),
+            sub: None,
+            watched: false,
+            is_custom: true,
+            object,
+            list,
+        }
+    }
+
+    /// Media types of answers with an object.
+    fn objects(&self) -> &'static [&'static str] {
+        if self.is_custom { CUSTOM } else { OBJECT }
+    }
+
+    /// Media types of bodies.
+    fn bodies(&self) -> &'static [&'static str] {
+        if self.is_custom { CUSTOM } else { ANY }
+    }
+
+    fn delete_body(&self, schemas: &mut Schemas) -> Value {
+        json!({"content": content(self.bodies(), &schemas.named("meta.v1.DeleteOptions"))})
     }
 
     /// What an operation does, in words.
@@ -555,7 +600,7 @@ impl Of {
             kind: Some(self.kind.clone()),
             parameters,
             body: None,
-            answers: answers(&[200], STREAM, schema),
+            answers: answers(&[200], if self.is_custom { CUSTOM } else { STREAM }, schema),
         }
     }
 
@@ -563,8 +608,8 @@ impl Of {
         Operation {
             action: Some("get"),
             kind: Some(self.kind.clone()),
-            parameters: self.parameters(true, &[]),
-            ..get(id, &self.text("get", "get"), OBJECT, schema)
+            parameters: self.parameters(true, if self.is_custom { READ } else { &[] }),
+            ..get(id, &self.text("get", "get"), self.objects(), schema)
         }
     }
 
@@ -584,8 +629,8 @@ impl Of {
             action: Some(action),
             kind: Some(self.kind.clone()),
             parameters,
-            body: Some(json!({"content": content(ANY, schema), "required": true})),
-            answers: answers(codes, OBJECT, schema),
+            body: Some(json!({"content": content(self.bodies(), schema), "required": true})),
+            answers: answers(codes, self.objects(), schema),
         }
     }
 
@@ -593,6 +638,9 @@ impl Of {
         let mut parameters = self.parameters(true, WRITE);
         parameters.push(Parameter::query(("force", "boolean")));
         let patch = schemas.named("meta.v1.Patch");
+        let bodies = if self.is_custom { CUSTOM_PATCHES } else { PATCHES };
+        // Applying makes objects; of those of definitions the document does not say it.
+        let codes: &[u16] = if self.is_custom { &[200] } else { &[200, 201] };
         Operation {
             method: "patch",
             id,
@@ -600,8 +648,8 @@ impl Of {
             action: Some("patch"),
             kind: Some(self.kind.clone()),
             parameters,
-            body: Some(json!({"content": content(PATCHES, &patch), "required": true})),
-            answers: answers(&[200, 201], OBJECT, schema),
+            body: Some(json!({"content": content(bodies, &patch), "required": true})),
+            answers: answers(codes, self.objects(), schema),
         }
     }
 }
@@ -619,7 +667,7 @@ pub(super) fn plain(path: &str, schemas: &mut Schemas, sink: Sink<'_>) {
         }
         "version" => {
             let text = "get the version information for this server";
-            ("version".into(), "getCodeVersion".into(), text, &[JSON], schemas.version())
+            ("version".into(), "getCodeVersion".into(), text, &[JSON], schemas.server_version())
         }
         "openid/v1/jwks" => (
             "openid".into(),

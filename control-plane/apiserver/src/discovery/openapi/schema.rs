@@ -2,6 +2,7 @@
 
 use super::descriptions::Descriptions;
 use super::facts::Facts;
+use super::gnostic::Version;
 use crate::schema::{self, Field, ListKind, Type, TypeSchema};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Where references point to in an OpenAPI v3 document.
 pub(super) const PREFIX: &str = "#/components/schemas/";
 
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
@@ -27,12 +28,15 @@ pub(super) fn document_name(name: &str) -> String {
     }
 }
 
-fn reference(name: &str) -> Value {
+pub(super) fn reference(name: &str) -> Value {
     json!({"$ref": format!("{PREFIX}{name}")})
 }
 
 /// The schemas that one document needs.
 pub(super) struct Schemas {
+    /// Form of the document. Schemas are made for v3 and become those of v2 at the end, but those of definitions, of
+    /// which v2 has less.
+    version: Version,
     /// Group and version of the document; kinds of every group are named for them, too.
     scope: Vec<(Box<str>, Box<str>)>,
     /// Names of object types that were referred to.
@@ -46,8 +50,13 @@ pub(super) struct Schemas {
 
 impl Schemas {
     /// For a document of these group versions.
-    pub(super) fn of(scope: Vec<(Box<str>, Box<str>)>, texts: Descriptions) -> Self {
-        Schemas { scope, known: BTreeSet::new(), todo: Vec::new(), fixed: BTreeMap::new(), texts }
+    pub(super) fn of(version: Version, scope: Vec<(Box<str>, Box<str>)>, texts: Descriptions) -> Self {
+        Schemas { version, scope, known: BTreeSet::new(), todo: Vec::new(), fixed: BTreeMap::new(), texts }
+    }
+
+    /// Form of the document.
+    pub(super) fn version(&self) -> Version {
+        self.version
     }
 
     /// What types are.
@@ -93,7 +102,7 @@ impl Schemas {
     }
 
     /// A reference to the answer of `/version`.
-    pub(super) fn version(&mut self) -> Value {
+    pub(super) fn server_version(&mut self) -> Value {
         let required = [
             "major",
             "minor",

@@ -141,7 +141,7 @@ fn computed(context: &Context, options: &DeleteOptions, old: &Value) -> Result<C
             return Ok(Change::Mark(new));
         }
     }
-    if resource.group() == custom::GROUP && resource.plural() == custom::DEFINITIONS && !is_deleting(old) {
+    if custom::is_definition(resource) && !is_deleting(old) {
         return Ok(Change::Mark(custom::deleted(new)));
     }
     let grace = match resource.strategy.grace {
@@ -202,7 +202,12 @@ pub(super) async fn run(context: &Context, options: &DeleteOptions) -> Result<Ou
         let why = "this namespace may not be deleted";
         return Err(ApiError::forbidden("", "namespaces", &context.info.name, why));
     }
-    modify(context, options.dry_run, |stored| computed(context, options, &stored.object)).await
+    let outcome = modify(context, options.dry_run, |stored| computed(context, options, &stored.object)).await?;
+    if custom::is_definition(&context.resource) && !options.dry_run {
+        // Who was told that a definition goes can create nothing of it.
+        context.core.served().close(&outcome.object);
+    }
+    Ok(outcome)
 }
 
 pub(super) async fn delete(context: &Context) -> Result<Reply, ApiError> {
