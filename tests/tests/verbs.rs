@@ -28,7 +28,7 @@ impl Kubectl<'_> {
     fn feed(&self, args: &[&str], input: &str) -> Result<String> {
         let mut all = vec!["--namespace", &self.namespace];
         all.extend(args);
-        self.server.feed(&self.program, &all, input)
+        self.server.feed(&self.program, &all, input).with_context(|| format!("kubectl {}", args.join(" ")))
     }
 
     /// Runs it; it must exit with `code`. Returns what it said.
@@ -213,6 +213,88 @@ fn objects_are_shown_in_every_form() -> Result<()> {
         ensure!(unknown.contains("the server doesn't have a resource type \"frobs\""), "{unknown}");
         Ok(())
     })
+}
+
+/// A definition, and an object of it.
+const CUSTOM: (&str, &str) = (include_str!("verbs-definition.yaml"), include_str!("verbs-custom.yaml"));
+
+#[test]
+fn custom_resources_are_objects_like_others() -> Result<()> {
+    let server = ApiServer::start("custom", "apiserver,controllers")?;
+    for (age, clients) in clients()? {
+        let kubectl =
+            Kubectl { server: &server, program: clients.kubectl, namespace: format!("custom-{age}") };
+        kubectl.args(&["create", "namespace", &kubectl.namespace])?;
+        custom(&kubectl).with_context(|| format!("with the {age} kubectl"))?;
+    }
+    Ok(())
+}
+
+fn custom(kubectl: &Kubectl<'_>) -> Result<()> {
+    let (definition, object) = CUSTOM;
+    kubectl.feed(&["apply", "-f", "-"], definition)?;
+    kubectl.says("wait crd/crontabs.stable.example.com --for=condition=Established --timeout=30s", "met")?;
+    kubectl.says("api-resources --api-group=stable.example.com", "crontabs")?;
+    kubectl.says("explain crontab.spec.cronSpec", "when it runs")?;
+    kubectl.says("explain crontab.spec --recursive", "replicas")?;
+    kubectl.says("explain crontab.metadata", "ObjectMeta")?;
+    ensure!(kubectl.feed(&["apply", "-f", "-"], object)?.contains("crontab.stable.example.com/mine created"));
+    ensure!(kubectl.feed(&["apply", "-f", "-"], object)?.contains("mine unchanged"));
+    let strict = kubectl.code(1, &["apply", "-f", "-"], &object.replace("image:", "imago:"))?;
+    ensure!(strict.contains("unknown field \"spec.imago\""), "{strict}");
+    let wrong = kubectl.code(1, &["apply", "-f", "-"], &object.replace("replicas: 3", "replicas: 30"))?;
+    ensure!(wrong.contains("should be less than or equal to 10"), "{wrong}");
+    let ruled = kubectl.code(1, &["apply", "-f", "-"], &object.replace("web:1", "none"))?;
+    ensure!(ruled.contains("the image has a tag"), "{ruled}");
+    let changed = object.replace("web:1", "web:2");
+    let diff = kubectl.code(1, &["diff", "-f", "-"], &changed)?;
+    ensure!(diff.contains("web:2"), "{diff}");
+    ensure!(
+        kubectl
+            .feed(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &changed)?
+            .contains("applied")
+    );
+    let table = kubectl.run("get ct")?;
+    ensure!(table.contains("SPEC") && table.contains("* * * * */5"), "{table}");
+    kubectl.says("get all", "crontab.stable.example.com/mine")?;
+    kubectl.says("describe crontab mine", "Cron Spec:")?;
+    kubectl.says("scale crontab mine --replicas=5", "scaled")?;
+    ensure!(kubectl.field("crontab/mine", "{.spec.replicas}")? == "5");
+    let merge = "{\"spec\":{\"image\":\"registry.test/web:3\"}}";
+    kubectl.args(&["patch", "crontab", "mine", "--type=merge", "-p", merge])?;
+    kubectl.args(&[
+        "patch",
+        "ct",
+        "mine",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        "{\"status\":{\"replicas\":5}}",
+    ])?;
+    kubectl.says("wait ct/mine --for=jsonpath={.status.replicas}=5 --timeout=5s", "condition met")?;
+    kubectl.says("label ct mine tier=x", "labeled")?;
+    kubectl.says("get ct -l tier=x -o name", "crontab.stable.example.com/mine")?;
+    let none = kubectl.code(0, &["get", "ct", "--field-selector", "spec.cronSpec=none"], "")?;
+    ensure!(none.contains("No resources found"), "{none}");
+    // A namespace goes with what it holds, and with what belongs to an object of a definition.
+    let uid = kubectl.field("ct/mine", "{.metadata.uid}")?;
+    let owned = format!(
+        "{{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{{\"name\":\"owned\",\"ownerReferences\":[{{\
+         \"apiVersion\":\"stable.example.com/v1\",\"kind\":\"CronTab\",\"name\":\"mine\",\"uid\":\"{uid}\"}}]}}}}"
+    );
+    kubectl.feed(&["create", "-f", "-"], &owned)?;
+    kubectl.says("delete ct mine", "deleted")?;
+    kubectl.says("wait configmap/owned --for=delete --timeout=30s", "")?;
+    kubectl.feed(&["apply", "-f", "-"], object)?;
+    kubectl.says(&format!("delete namespace {} --timeout=60s", kubectl.namespace), "deleted")?;
+    kubectl.code(1, &["get", "ct", "mine"], "")?;
+    kubectl.says("delete crd crontabs.stable.example.com --timeout=60s", "deleted")?;
+    // kubectl itself remembers for hours what kinds there are.
+    let gone = kubectl.code(1, &["get", "crontabs"], "")?;
+    ensure!(gone.contains("the server could not find the requested resource"), "{gone}");
+    let kinds = kubectl.code(1, &["get", "--raw", "/apis/stable.example.com/v1"], "")?;
+    ensure!(kinds.contains("NotFound"), "{kinds}");
+    Ok(())
 }
 
 #[test]

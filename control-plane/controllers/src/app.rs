@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::events::Events;
 use crate::informer::Informers;
+use crate::kinds::Kinds;
 use crate::wiring::CONTROLLERS;
 
 /// Runs all controllers that `config` enables until `shutdown`. Reads and writes the API server only; an API server that
@@ -25,8 +26,9 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let (events, writer) = Events::new(client.clone(), stop.clone());
     tasks.spawn(writer);
     let informers = Arc::new(Informers::new(client.clone(), tasks.clone(), stop.clone()));
-    let context =
-        Arc::new(Context { client, config, informers, events, tasks: tasks.clone(), shutdown: stop.clone() });
+    let kinds = Kinds::new(client.clone(), informers.clone());
+    let (tasks_of, shutdown) = (tasks.clone(), stop.clone());
+    let context = Arc::new(Context { client, config, informers, kinds, events, tasks: tasks_of, shutdown });
 
     let mut started = Vec::new();
     for controller in CONTROLLERS {

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::{Events, Recorder};
 use crate::informer::{Informer, Informers, Kind};
+use crate::kinds::Kinds;
 use crate::queue::{Key, Queue};
 
 /// Shared by all controllers of one manager.
@@ -22,6 +23,8 @@ pub struct Context {
     pub config: Config,
     /// Caches.
     pub informers: Arc<Informers>,
+    /// Kinds that the server serves.
+    pub kinds: Kinds,
     /// Events.
     pub events: Events,
     /// Tasks of the manager.

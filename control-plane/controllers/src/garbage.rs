@@ -5,13 +5,11 @@
 
 mod graph;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, Preconditions, PropagationPolicy};
-use kube::core::ApiResource;
-use kube::discovery::{Discovery, Scope, verbs};
+use kube::discovery::verbs;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
@@ -19,6 +17,7 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::error::{Error, Result, ignore_not_found};
 use crate::informer::MetaChange;
+use crate::kinds::{self, KindChange, ServedKind};
 use crate::queue::{Key, Queue};
 use crate::write::patch_params;
 use graph::{FOREGROUND, Graph, Identity, ORPHAN, Task, same_place};
@@ -26,44 +25,25 @@ use graph::{FOREGROUND, Graph, Identity, ORPHAN, Task, same_place};
 struct Garbage {
     context: Arc<Context>,
     graph: Arc<Mutex<Graph>>,
-    /// By group and kind.
-    kinds: Mutex<HashMap<(String, String), (ApiResource, bool)>>,
     /// UIDs, prefixed with what to do: `check/…`, `orphan/…`.
     queue: Queue,
-    /// Whether all kinds are followed.
-    ready: watch::Sender<bool>,
 }
 
 /// Starts the controller. Reads the metadata of all kinds; deletes objects and edits owner references and finalizers.
 pub fn start(context: &Arc<Context>) -> Result<()> {
-    let garbage = Arc::new(Garbage {
-        context: context.clone(),
-        graph: Arc::default(),
-        kinds: Mutex::default(),
-        queue: Queue::new(),
-        ready: watch::Sender::new(false),
-    });
+    let garbage = Arc::new(Garbage { context: context.clone(), graph: Arc::default(), queue: Queue::new() });
     let g = garbage.clone();
-    context.spawn(async move {
-        // All typed informers exist by now or will soon: their watches are shared.
-        g.context.informers.synced().await;
-        let mut wait = std::time::Duration::from_millis(50);
-        loop {
-            match g.discover().await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(%error, "garbage collector cannot list the kinds of the server"),
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(std::time::Duration::from_secs(10));
-        }
-        g.ready.send_replace(true);
+    kinds::follow(context, move |change| match change {
+        KindChange::Added(kind) => g.follow(kind),
+        // The objects go with the watch of them.
+        KindChange::Removed(_) => None,
     });
     let (queue, g) = (garbage.queue.clone(), garbage);
     context.workers("garbage-collector", &queue, 10, move |key| {
         let g = g.clone();
         async move {
             // The sender lives as long as the controller.
-            let _ = g.ready.subscribe().wait_for(|ready| *ready).await;
+            let _ = g.context.kinds.complete().wait_for(|complete| *complete).await;
             g.work(&key).await
         }
     });
@@ -71,43 +51,26 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
 }
 
 impl Garbage {
-    /// Follows every kind that can be listed, watched and deleted.
-    async fn discover(&self) -> Result<()> {
-        let discovery = Discovery::new(self.context.client.clone()).run().await?;
-        let mut synced = Vec::new();
-        for group in discovery.groups() {
-            for (resource, capabilities) in group.recommended_resources() {
-                let can = |verb: &str| capabilities.supports_operation(verb);
-                if !(can(verbs::LIST) && can(verbs::WATCH) && can(verbs::DELETE)) || resource.kind == "Event"
-                {
-                    continue;
-                }
-                let key = (resource.group.clone(), resource.kind.clone());
-                let namespaced = capabilities.scope == Scope::Namespaced;
-                if self.kinds.lock().insert(key, (resource.clone(), namespaced)).is_some() {
-                    continue;
-                }
-                let source = self.context.informers.metadata(&resource);
-                let (graph, queue) = (self.graph.clone(), self.queue.clone());
-                source.on_meta(Box::new(move |change| {
-                    let tasks = {
-                        let mut graph = graph.lock();
-                        match change {
-                            MetaChange::Added(meta) | MetaChange::Updated(meta) => {
-                                graph.present(&resource.api_version, &resource.kind, meta)
-                            }
-                            MetaChange::Gone(meta) => graph.gone(meta.uid.as_deref().unwrap_or_default()),
-                        }
-                    };
-                    tasks.into_iter().for_each(|task| add(&queue, task));
-                }));
-                synced.push(source.synced());
-            }
+    /// Follows the objects of a kind, if they can be listed, watched and deleted.
+    fn follow(&self, kind: &ServedKind) -> Option<watch::Receiver<bool>> {
+        if !kind.can(&[verbs::LIST, verbs::WATCH, verbs::DELETE]) || kind.resource.kind == "Event" {
+            return None;
         }
-        for mut synced in synced {
-            let _ = synced.wait_for(|synced| *synced).await;
-        }
-        Ok(())
+        let source = self.context.informers.metadata(&kind.resource);
+        let (graph, queue, resource) = (self.graph.clone(), self.queue.clone(), kind.resource.clone());
+        source.on_meta(Box::new(move |change| {
+            let tasks = {
+                let mut graph = graph.lock();
+                match change {
+                    MetaChange::Added(meta) | MetaChange::Updated(meta) => {
+                        graph.present(&resource.api_version, &resource.kind, meta)
+                    }
+                    MetaChange::Gone(meta) => graph.gone(meta.uid.as_deref().unwrap_or_default()),
+                }
+            };
+            tasks.into_iter().for_each(|task| add(&queue, task));
+        }));
+        Some(source.synced())
     }
 
     async fn work(&self, key: &Key) -> Result<()> {
@@ -118,33 +81,22 @@ impl Garbage {
         }
     }
 
-    /// The API of a kind, asking the server again about kinds not known.
-    async fn api(
-        &self,
-        api_version: &str,
-        kind: &str,
-        namespace: Option<&str>,
-    ) -> Result<Api<DynamicObject>> {
+    /// The API of a kind.
+    fn api(&self, api_version: &str, kind: &str, namespace: Option<&str>) -> Result<Api<DynamicObject>> {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
-        let key = (group.to_owned(), kind.to_owned());
-        let mut known = self.kinds.lock().get(&key).cloned();
-        if known.is_none() {
-            self.discover().await?;
-            known = self.kinds.lock().get(&key).cloned();
-        }
-        let Some((resource, namespaced)) = known else {
+        let Some(known) = self.context.kinds.find(group, kind) else {
             return Err(Error::Failed(format!("the server has no kind {kind} in {api_version}")));
         };
         let client = self.context.client.clone();
-        Ok(match namespace.filter(|_| namespaced) {
-            Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-            None => Api::all_with(client, &resource),
+        Ok(match namespace.filter(|_| known.namespaced) {
+            Some(namespace) => Api::namespaced_with(client, namespace, &known.resource),
+            None => Api::all_with(client, &known.resource),
         })
     }
 
     /// The object as it is now; `None` when it is gone or another one has its name.
     async fn live(&self, id: &Identity) -> Result<Option<(Api<DynamicObject>, ObjectMeta)>> {
-        let api = self.api(&id.api_version, &id.kind, id.namespace.as_deref()).await?;
+        let api = self.api(&id.api_version, &id.kind, id.namespace.as_deref())?;
         let found = ignore_not_found(api.get_metadata(&id.name).await)?;
         let found = found.map(|object| object.metadata).filter(|meta| meta.uid.as_deref() == Some(&id.uid));
         Ok(found.map(|meta| (api, meta)))

@@ -166,6 +166,11 @@ impl<K: Resource + Send + Sync + 'static> Informer<K> {
         self.synced.send_replace(true);
     }
 
+    /// Removes all objects.
+    fn clear(&self) {
+        self.list().iter().for_each(|object| self.remove(object));
+    }
+
     /// Follows a watch until `shutdown`.
     pub async fn run(
         &self,

@@ -17,6 +17,7 @@ pub mod error;
 pub mod events;
 pub mod expectations;
 pub mod informer;
+pub mod kinds;
 pub mod queue;
 pub mod tracker;
 pub mod wiring;

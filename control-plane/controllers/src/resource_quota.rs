@@ -10,13 +10,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kelp_model::quota::amounts::Amounts;
 use kelp_model::quota::{Evaluator, Objects, Status, recount};
 use kube::Resource;
 use kube::api::Api;
-use kube::core::ApiResource;
-use kube::discovery::{Discovery, Scope, verbs};
+use kube::discovery::verbs;
 use parking_lot::RwLock;
 use serde::Serialize;
 use serde_json::Value;
@@ -25,6 +23,7 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::error::Result;
 use crate::informer::{Change, Informer, Kind, MetaChange, MetaSource, key_of};
+use crate::kinds::{self, KindChange, ServedKind};
 use crate::queue::Queue;
 use crate::write;
 
@@ -67,8 +66,6 @@ struct Quotas {
     kinds: RwLock<BTreeMap<(String, String), (Evaluator, Source)>>,
     /// Keys of quotas, some of them with [`RAISE`].
     queue: Queue,
-    /// Whether all kinds are followed.
-    ready: watch::Sender<bool>,
 }
 
 fn json<K: Serialize>(object: &K) -> Value {
@@ -87,7 +84,6 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
         quotas: context.informer(),
         kinds: RwLock::default(),
         queue: Queue::new(),
-        ready: watch::Sender::new(false),
     });
     let q = quotas.queue.clone();
     quotas.quotas.on_change(move |change| {
@@ -105,16 +101,13 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
     quotas.follow::<PersistentVolumeClaim>();
     quotas.follow::<ResourceClaim>();
 
-    // Kinds of definitions come and go; one look at what the server has does for all changes that wait.
-    let look = Queue::new();
-    look.add("kinds");
-    let l = look.clone();
-    let definitions = ApiResource::erase::<CustomResourceDefinition>(&());
-    context.informers.metadata(&definitions).on_meta(Box::new(move |_| l.add("kinds")));
     let q = quotas.clone();
-    context.workers("resourcequota-kinds", &look, 1, move |_| {
-        let q = q.clone();
-        async move { q.discover().await }
+    kinds::follow(context, move |change| match change {
+        KindChange::Added(kind) => q.count(kind),
+        KindChange::Removed(kind) => {
+            q.forget(kind);
+            None
+        }
     });
 
     let q = quotas.clone();
@@ -129,7 +122,7 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
         let q = quotas.clone();
         async move {
             // The sender lives as long as the controller.
-            let _ = q.ready.subscribe().wait_for(|ready| *ready).await;
+            let _ = q.context.kinds.complete().wait_for(|complete| *complete).await;
             match key.strip_prefix(RAISE) {
                 Some(key) => q.sync(key, true).await,
                 None => q.sync(&key, false).await,
@@ -195,52 +188,53 @@ impl Quotas {
         self.queue.add_after(format!("{RAISE}{key}"), RAISE_DELAY);
     }
 
-    /// Follows every kind that can be counted and is not followed yet.
-    async fn discover(self: &Arc<Self>) -> Result<()> {
-        let discovery = Discovery::new(self.context.client.clone()).run_aggregated().await?;
-        let mut synced = Vec::new();
-        for group in discovery.groups() {
-            for (resource, capabilities) in group.recommended_resources() {
-                let can = |verb: &str| capabilities.supports_operation(verb);
-                let all = [verbs::CREATE, verbs::LIST, verbs::WATCH, verbs::DELETE];
-                let key = (resource.group.clone(), resource.plural.clone());
-                if capabilities.scope != Scope::Namespaced
-                    || !all.into_iter().all(can)
-                    || self.kinds.read().contains_key(&key)
-                {
-                    continue;
-                }
-                let Some(evaluator) = Evaluator::of(&key.0, &key.1) else { continue };
-                let source = self.context.informers.metadata(&resource);
-                self.kinds.write().insert(key, (evaluator.clone(), Source::Number(source.clone())));
-                let (quotas, counted) = (self.clone(), evaluator.clone());
-                source.on_meta(Box::new(move |change| {
-                    let (MetaChange::Added(meta) | MetaChange::Updated(meta) | MetaChange::Gone(meta)) =
-                        change;
-                    for (key, _) in quotas.about(&evaluator, meta.namespace.as_deref().unwrap_or_default()) {
-                        match change {
-                            MetaChange::Added(_) => quotas.raise(&key),
-                            MetaChange::Updated(_) => {}
-                            MetaChange::Gone(_) => quotas.queue.add(key),
-                        }
-                    }
-                }));
-                synced.push((counted, source.synced()));
-            }
+    /// Follows a kind that can be counted and is not followed yet.
+    fn count(self: &Arc<Self>, kind: &ServedKind) -> Option<watch::Receiver<bool>> {
+        let key = (kind.resource.group.clone(), kind.resource.plural.clone());
+        let can = kind.can(&[verbs::CREATE, verbs::LIST, verbs::WATCH, verbs::DELETE]);
+        if !kind.namespaced || !can || self.kinds.read().contains_key(&key) {
+            return None;
         }
-        for (_, synced) in &mut synced {
-            let _ = synced.wait_for(|synced| *synced).await;
-        }
-        if self.ready.send_replace(true) {
-            // Quotas may have been about these kinds before they were known.
-            for quota in self.quotas.list() {
-                let value = json(&*quota);
-                if synced.iter().any(|(evaluator, _)| evaluator.concerns(&value)) {
-                    self.queue.add(key_of(&quota.metadata));
+        let evaluator = Evaluator::of(&key.0, &key.1)?;
+        let source = self.context.informers.metadata(&kind.resource);
+        self.kinds.write().insert(key, (evaluator.clone(), Source::Number(source.clone())));
+        let (quotas, counted) = (self.clone(), evaluator.clone());
+        source.on_meta(Box::new(move |change| {
+            let (MetaChange::Added(meta) | MetaChange::Updated(meta) | MetaChange::Gone(meta)) = change;
+            for (key, _) in quotas.about(&counted, meta.namespace.as_deref().unwrap_or_default()) {
+                match change {
+                    MetaChange::Added(_) => quotas.raise(&key),
+                    MetaChange::Updated(_) => {}
+                    MetaChange::Gone(_) => quotas.queue.add(key),
                 }
             }
+        }));
+        // Quotas may have been about this kind before it was known.
+        let (quotas, mut synced) = (self.clone(), source.synced());
+        self.context.spawn(async move {
+            if synced.wait_for(|synced| *synced).await.is_ok() {
+                quotas.recount(&evaluator);
+            }
+        });
+        Some(source.synced())
+    }
+
+    /// Counts a kind no more that is served no more.
+    fn forget(&self, kind: &ServedKind) {
+        let key = (kind.resource.group.clone(), kind.resource.plural.clone());
+        let counted = self.kinds.read().get(&key).is_some_and(|(_, s)| matches!(s, Source::Number(_)));
+        if counted && let Some((evaluator, _)) = self.kinds.write().remove(&key) {
+            self.recount(&evaluator);
         }
-        Ok(())
+    }
+
+    /// Counts again for all quotas that are about a kind.
+    fn recount(&self, evaluator: &Evaluator) {
+        for quota in self.quotas.list() {
+            if evaluator.concerns(&json(&*quota)) {
+                self.queue.add(key_of(&quota.metadata));
+            }
+        }
     }
 
     async fn sync(&self, key: &str, raise: bool) -> Result<()> {

@@ -1,7 +1,7 @@
 //! A definition in the form that its objects are served by.
 
-use super::rules::Rules;
 use super::creations::Creations;
+use super::rules::Rules;
 use super::{Printer, naming, validate};
 use crate::object::{bool_at, get, list_at, str_at};
 use crate::registry::scale::ScalePaths;

@@ -75,8 +75,8 @@ struct State {
     started: bool,
     /// By type and field selector.
     typed: HashMap<(TypeId, String), Entry>,
-    /// Metadata only, by group and plural.
-    metadata: HashMap<(String, String), Arc<dyn MetaSource>>,
+    /// Metadata only, by group and plural; with what ends the watch.
+    metadata: HashMap<(String, String), (Arc<dyn MetaSource>, CancellationToken)>,
 }
 
 struct Entry {
@@ -145,17 +145,29 @@ impl Informers {
             return entry.source.clone();
         }
         let key = (resource.group.clone(), resource.plural.clone());
-        let source = state.metadata.entry(key).or_insert_with(|| {
+        let (source, _) = state.metadata.entry(key).or_insert_with(|| {
             let informer = Arc::new(Informer::<PartialObjectMeta<DynamicObject>>::default());
             let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(self.client.clone(), resource);
-            let (run, shutdown) = (informer.clone(), self.shutdown.clone());
+            let (run, shutdown, end) = (informer.clone(), self.shutdown.clone(), self.shutdown.child_token());
+            let ended = end.clone();
             self.tasks.spawn(async move {
                 let config = watcher::Config::default().streaming_lists();
-                run.run(watcher(api, config), shutdown).await;
+                run.run(watcher(api, config), ended).await;
+                if !shutdown.is_cancelled() {
+                    run.clear();
+                }
             });
-            informer
+            (informer, end)
         });
         source.clone()
+    }
+
+    /// Ends the watch of a kind that is served no more; its objects are gone for those who followed them.
+    pub fn forget(&self, resource: &ApiResource) {
+        let key = (resource.group.clone(), resource.plural.clone());
+        if let Some((_, end)) = self.state.lock().metadata.remove(&key) {
+            end.cancel();
+        }
     }
 
     /// Starts the watches of all informers asked for so far; later ones start when they are asked for.

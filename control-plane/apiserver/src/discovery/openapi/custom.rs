@@ -237,7 +237,10 @@ mod tests {
         }}));
         assert_eq!(v3["required"], json!(["a", "b"]));
         assert_eq!(v3["properties"]["a"]["nullable"], json!(true));
-        assert_eq!(v3["properties"]["d"], json!({"not": {"required": ["x"]}, "minimum": 0, "type": "integer"}));
+        assert_eq!(
+            v3["properties"]["d"],
+            json!({"not": {"required": ["x"]}, "minimum": 0, "type": "integer"})
+        );
         assert_eq!(
             v2,
             json!({"type": "object", "required": ["b"], "properties": {
@@ -272,7 +275,8 @@ mod tests {
 
     #[test]
     fn values_are_kept_as_they_are() {
-        let (v3, _) = both(json!({"type": "object", "default": {}, "enum": [false, ""], "additionalProperties": false,
+        let (v3, _) =
+            both(json!({"type": "object", "default": {}, "enum": [false, ""], "additionalProperties": false,
             "title": "", "uniqueItems": false}));
         assert_eq!(
             v3,

@@ -202,7 +202,8 @@ pub(super) async fn run(context: &Context, options: &DeleteOptions) -> Result<Ou
         let why = "this namespace may not be deleted";
         return Err(ApiError::forbidden("", "namespaces", &context.info.name, why));
     }
-    let outcome = modify(context, options.dry_run, |stored| computed(context, options, &stored.object)).await?;
+    let outcome =
+        modify(context, options.dry_run, |stored| computed(context, options, &stored.object)).await?;
     if custom::is_definition(&context.resource) && !options.dry_run {
         // Who was told that a definition goes can create nothing of it.
         context.core.served().close(&outcome.object);

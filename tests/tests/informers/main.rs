@@ -1,5 +1,7 @@
-//! Caches of controllers through the death of the API server: kube's reflector, and an informer as client-go's is
-//! (protobuf, streamed lists, a new list after 410). Both hold in the end what the server holds.
+//! Caches of controllers through the death of the API server: kube's reflector and a controller of it, and an informer as
+//! client-go's is (protobuf, streamed lists, a new list after 410). All hold in the end what the server holds.
+
+mod controller;
 
 use anyhow::{Context, Result, ensure};
 use futures::{AsyncReadExt, StreamExt, TryStreamExt};
@@ -247,6 +249,7 @@ impl Caches {
             gone: gone.clone(),
         };
         runtime.spawn(informer.run());
+        runtime.spawn(controller::run(client.clone()));
         Caches { reflected, lists, informed, gone }
     }
 
@@ -297,6 +300,7 @@ fn caches_are_exact_through_the_death_of_the_server() -> Result<()> {
         runtime.block_on(writing)??;
     }
     runtime.block_on(caches.exact(&api))?;
+    runtime.block_on(controller::done(&client))?;
     runtime.shutdown_background();
     Ok(())
 }
@@ -331,6 +335,7 @@ fn caches_are_exact_when_their_version_is_gone() -> Result<()> {
             runtime.block_on(change(&api, n))?;
         }
         runtime.block_on(caches.exact(&api))?;
+        runtime.block_on(controller::done(&here))?;
     }
     runtime.shutdown_background();
     Ok(())
