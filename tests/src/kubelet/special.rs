@@ -51,8 +51,10 @@ impl Runner {
         if action["exit"].as_i64() != out.status.code().map(i64::from) {
             verdict.wrong.push(format!("exit {:?}, recorded {}", out.status.code(), action["exit"]));
         }
-        let recorded = action["output"].as_str().unwrap_or_default();
-        if !text_matches(recorded, &output) {
+        // script(1), whose own input is at its end, writes a zero byte at some time; the terminal echoes it.
+        let (recorded, output) =
+            (action["output"].as_str().unwrap_or_default().replace("^@", ""), output.replace("^@", ""));
+        if !text_matches(&recorded, &output) {
             verdict.wrong.push(format!("terminal:\n   recorded {recorded:?}\n   saw      {output:?}"));
         }
         Ok(())
@@ -132,7 +134,16 @@ impl Runner {
             ("lease", format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}")),
         ] {
             let (_, _, body) = self.get(&path).await?;
-            let seen: Value = serde_json::from_str(&body).context("parse the answer")?;
+            let mut seen: Value = serde_json::from_str(&body).context("parse the answer")?;
+            // This cluster has two families.
+            for list in ["/spec/podCIDRs", "/status/addresses"] {
+                if let Some(items) = seen.pointer_mut(list).and_then(Value::as_array_mut) {
+                    items.retain(|item| {
+                        let text = item["address"].as_str().or(item.as_str());
+                        !text.is_some_and(|text| text.contains(':'))
+                    });
+                }
+            }
             let mut wrong = Vec::new();
             value_differences("", &case.record[what], &seen, &mut wrong);
             wrong.retain(|w| !OF_THE_MACHINE.iter().any(|path| w.starts_with(path)));
