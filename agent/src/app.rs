@@ -42,7 +42,7 @@ use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
 use crate::pod::users::UserNamespaces;
 use crate::pod::volumes::{ImageVolumes, NodeVolumes};
-use crate::runtime::{Resources, Runtime, RuntimeError};
+use crate::runtime::{Measured, Resources, Runtime, RuntimeError};
 use crate::server::auth::Auth;
 use crate::server::{PodIndex, Server, TlsError, tls};
 use crate::shutdown::Shutdown;
@@ -133,6 +133,7 @@ where
     R: Runtime + Clone,
     D: PodDatapath,
 {
+    let runtime = Measured::new(parts.runtime);
     for path in [&config.data_dir.join("pods"), &config.run_dir, &config.pod_log_dir] {
         std::fs::create_dir_all(path)
             .map_err(|source| AgentError::Directory { path: path.clone(), source })?;
@@ -146,14 +147,14 @@ where
     let network = Network::new(parts.datapath, &config.data_dir, cidrs_receiver.clone(), mtu)?;
     // Devices of pods whose sandbox is gone are nobody's; pods with a sandbox keep theirs.
     // So do pods with a directory: a sandbox that does not answer just now may be missing from the list.
-    let mut present: Vec<String> = parts.runtime.list().await?.into_iter().map(|s| s.id).collect();
+    let mut present: Vec<String> = runtime.list().await?.into_iter().map(|s| s.id).collect();
     let directories = std::fs::read_dir(config.data_dir.join("pods")).into_iter().flatten().flatten();
     present.extend(directories.map(|d| d.file_name().to_string_lossy().into_owned()));
     network.retain(&present).await;
 
     let facts = facts::read_facts(&config.data_dir);
     let settings = &config.kubelet.settings;
-    if let Err(error) = parts.runtime.limit_pods(&pods_limits(settings, &facts)).await {
+    if let Err(error) = runtime.limit_pods(&pods_limits(settings, &facts)).await {
         let error = network::chain(&error);
         tracing::warn!(error, "pods are not held to what the node offers");
     }
@@ -188,7 +189,7 @@ where
         volumes,
         node: node_receiver,
         pods: pods.clone(),
-        runtime: parts.runtime.clone(),
+        runtime: runtime.clone(),
         network,
         images: Images::from(parts.images.clone()).pulling(Pulls::new(puller, pulls_at_once)),
         objects,
@@ -206,7 +207,12 @@ where
     let mut tasks = JoinSet::new();
     let api = match parts.client_ca.filter(|_| settings.enable_server) {
         Some(authority) => {
-            let serving = tls::serving(&config.node_name, &config.node_ips, settings)?;
+            let serving = tls::serving(
+                &config.node_name,
+                &config.node_ips,
+                settings,
+                &config.data_dir.join("kubelet-pki"),
+            )?;
             let tls = tls::config(&authority, serving.clone(), settings)?;
             if settings.server_tls_bootstrap {
                 let certificate = ServingCertificate {
@@ -222,9 +228,10 @@ where
             let server = Server {
                 pods: pods.clone(),
                 config: config.clone(),
-                runtime: parts.runtime.clone(),
+                runtime: runtime.clone(),
                 tls: Arc::new(tls),
                 auth: Auth::new(client.clone(), config.node_name.clone(), settings),
+                csi: Some(csi.clone()),
                 rates: Arc::default(),
             };
             Some(server.run(listener, shutdown.clone()))
@@ -250,7 +257,7 @@ where
     let manager = Manager::new(context, pods.clone(), shutdown.clone());
     let eviction = Eviction {
         config: config.clone(),
-        runtime: parts.runtime.clone(),
+        runtime: runtime.clone(),
         pods: pods.clone(),
         images: parts.images,
         events: events.clone(),
@@ -259,7 +266,7 @@ where
     };
     let graceful = Shutdown {
         config: config.clone(),
-        runtime: parts.runtime,
+        runtime,
         pods: pods.clone(),
         events,
         states,
@@ -314,6 +321,7 @@ fn check_host(settings: &Settings) -> Result<(), AgentError> {
         return Err(AgentError::Swap(used.join("\n")));
     }
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    crate::metrics::CGROUP_VERSION.set(&[], if unified { 2.0 } else { 1.0 });
     if settings.fail_cgroup_v1 && !unified { Err(AgentError::CgroupV1) } else { Ok(()) }
 }
 

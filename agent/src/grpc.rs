@@ -179,6 +179,31 @@ where
     }
 }
 
+/// A handler of one call as the service that tonic wants.
+fn once<Q, T, F, Fut>(
+    handler: F,
+) -> impl tower::Service<
+    tonic::Request<Q>,
+    Response = tonic::Response<T>,
+    Error = Status,
+    Future = impl Future<Output = Result<tonic::Response<T>, Status>> + Send,
+>
+where
+    F: FnOnce(Q) -> Fut + Send,
+    Fut: Future<Output = Result<T, Status>> + Send,
+{
+    let mut handler = Some(handler);
+    tower::service_fn(move |request: tonic::Request<Q>| {
+        let called = handler.take().map(|handler| handler(request.into_inner()));
+        async move {
+            match called {
+                Some(answer) => answer.await.map(tonic::Response::new),
+                None => Err(Status::internal("called twice")),
+            }
+        }
+    })
+}
+
 /// Answers a call that has one answer.
 pub async fn unary<Q, A, F, Fut>(request: http::Request<Incoming>, handler: F) -> Answer
 where
@@ -187,16 +212,7 @@ where
     F: FnOnce(Q) -> Fut + Send,
     Fut: Future<Output = Result<A, Status>> + Send,
 {
-    let mut handler = Some(handler);
-    let service = tower::service_fn(move |request: tonic::Request<Q>| {
-        let called = handler.take().map(|handler| handler(request.into_inner()));
-        async move {
-            match called {
-                Some(answer) => answer.await.map(tonic::Response::new),
-                None => Err(Status::internal("called twice")),
-            }
-        }
-    });
+    let service = once(handler);
     tonic::server::Grpc::new(ProstCodec::<A, Q>::default()).unary(service, request).await
 }
 
@@ -209,16 +225,7 @@ where
     Fut: Future<Output = Result<S, Status>> + Send,
     S: futures::Stream<Item = Result<A, Status>> + Send + 'static,
 {
-    let mut handler = Some(handler);
-    let service = tower::service_fn(move |request: tonic::Request<Q>| {
-        let called = handler.take().map(|handler| handler(request.into_inner()));
-        async move {
-            match called {
-                Some(answer) => answer.await.map(tonic::Response::new),
-                None => Err(Status::internal("called twice")),
-            }
-        }
-    });
+    let service = once(handler);
     tonic::server::Grpc::new(ProstCodec::<A, Q>::default()).server_streaming(service, request).await
 }
 

@@ -1,20 +1,40 @@
-//! Counters and histograms of what the agent does, by upstream's names (`kubelet_…`).
+//! Counters, gauges and histograms of what the agent does, by upstream's names ([`families`]).
 //!
-//! They are the process's own and change nothing but what `/metrics` shows.
+//! They are the process's own and change nothing but what `/metrics` shows. A family without labels is shown from the start;
+//! one with labels is named from the start and has values when there is something to show.
+
+mod families;
+
+pub use families::*;
 
 use crate::pod::reference::PodRef;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
-/// Bounds of upstream's start and work durations, seconds.
-const STARTS: &[f64] = &[
-    0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0,
-    480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
-];
-/// Prometheus' default bounds, seconds.
-const DEFAULT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It is what it is now.
+    Gauge,
+    /// Observations, by these bounds.
+    Histogram(&'static [f64]),
+}
 
-/// A counter or a histogram.
+impl Kind {
+    /// As the text format names it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+}
+
+/// A family of metrics.
 #[derive(Debug)]
 pub struct Metric {
     /// Its name.
@@ -23,121 +43,9 @@ pub struct Metric {
     pub help: &'static str,
     /// Names of its labels.
     labels: &'static [&'static str],
-    /// Bounds of the histogram; `None`: a counter.
-    bounds: Option<&'static [f64]>,
+    /// What it is.
+    pub kind: Kind,
 }
-
-const fn counter(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Metric {
-    Metric { name, help, labels, bounds: None }
-}
-
-const fn histogram(
-    name: &'static str,
-    help: &'static str,
-    labels: &'static [&'static str],
-    bounds: &'static [f64],
-) -> Metric {
-    Metric { name, help, labels, bounds: Some(bounds) }
-}
-
-/// Pods that the node ended to save itself.
-pub static EVICTIONS: Metric = counter(
-    "kubelet_evictions",
-    "[ALPHA] Cumulative number of pod evictions by eviction signal",
-    &["eviction_signal"],
-);
-/// Pods that were turned away.
-pub static REJECTIONS: Metric = counter(
-    "kubelet_admission_rejections_total",
-    "[ALPHA] Cumulative number pod admission rejections by the Kubelet.",
-    &["reason"],
-);
-/// Containers that were started.
-pub static STARTED_CONTAINERS: Metric = counter(
-    "kubelet_started_containers_total",
-    "[ALPHA] Cumulative number of containers started",
-    &["container_type"],
-);
-/// Containers that could not be started.
-pub static STARTED_CONTAINERS_ERRORS: Metric = counter(
-    "kubelet_started_containers_errors_total",
-    "[ALPHA] Cumulative number of errors when starting containers",
-    &["container_type", "code"],
-);
-/// Pods whose sandbox was made.
-pub static STARTED_PODS: Metric =
-    counter("kubelet_started_pods_total", "[ALPHA] Cumulative number of pods started", &[]);
-/// Pods whose sandbox could not be made.
-pub static STARTED_PODS_ERRORS: Metric = counter(
-    "kubelet_started_pods_errors_total",
-    "[ALPHA] Cumulative number of errors when starting pods",
-    &[],
-);
-/// From the first sight of a pod to its containers running.
-pub static POD_START: Metric = histogram(
-    "kubelet_pod_start_duration_seconds",
-    "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
-    &[],
-    STARTS,
-);
-/// How long a sandbox takes.
-pub static RUN_SANDBOX: Metric = histogram(
-    "kubelet_run_podsandbox_duration_seconds",
-    "[ALPHA] Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.",
-    &["runtime_handler"],
-    DEFAULT,
-);
-/// How long a look at a pod takes.
-pub static POD_WORKER: Metric = histogram(
-    "kubelet_pod_worker_duration_seconds",
-    "[ALPHA] Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
-    &["operation_type"],
-    DEFAULT,
-);
-/// Calls of the runtime.
-pub static RUNTIME_OPERATIONS: Metric = counter(
-    "kubelet_runtime_operations_total",
-    "[ALPHA] Cumulative number of runtime operations by operation type.",
-    &["operation_type"],
-);
-/// Those that failed.
-pub static RUNTIME_ERRORS: Metric = counter(
-    "kubelet_runtime_operations_errors_total",
-    "[ALPHA] Cumulative number of runtime operation errors by operation type.",
-    &["operation_type"],
-);
-/// How long they take.
-pub static RUNTIME_DURATION: Metric = histogram(
-    "kubelet_runtime_operations_duration_seconds",
-    "[ALPHA] Duration in seconds of runtime operations. Broken down by operation type.",
-    &["operation_type"],
-    DEFAULT,
-);
-/// Results of probes.
-pub static PROBES: Metric = counter(
-    "prober_probe_total",
-    "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.",
-    &["probe_type", "result", "container", "pod", "namespace", "pod_uid"],
-);
-/// How long probes take.
-pub static PROBE_DURATION: Metric = histogram(
-    "prober_probe_duration_seconds",
-    "[ALPHA] Duration in seconds for a probe response.",
-    &["probe_type", "container", "pod", "namespace"],
-    DEFAULT,
-);
-/// Registrations of device plugins.
-pub static DEVICE_REGISTRATIONS: Metric = counter(
-    "kubelet_device_plugin_registration_total",
-    "[ALPHA] Cumulative number of device plugin registrations. Broken down by resource name.",
-    &["resource_name"],
-);
-/// Questions about pods' resources.
-pub static POD_RESOURCES: Metric = counter(
-    "kubelet_pod_resources_endpoint_requests_total",
-    "[ALPHA] Cumulative number of requests to the PodResource endpoint. Broken down by server api version.",
-    &["server_api_version"],
-);
 
 /// A value.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -146,7 +54,7 @@ pub struct Sample {
     pub labels: Vec<(&'static str, String)>,
     /// How often it happened.
     pub count: u64,
-    /// Sum of what was observed.
+    /// Sum of what was observed; a gauge's value.
     pub sum: f64,
     /// Bounds, and how many observations are not above each.
     pub buckets: Vec<(f64, u64)>,
@@ -162,42 +70,74 @@ struct Value {
     buckets: Vec<u64>,
 }
 
-static VALUES: Mutex<BTreeMap<Key, Value>> = Mutex::new(BTreeMap::new());
-
-impl Metric {
-    /// It happened. `labels` are in the order of the metric's.
-    pub fn count(&'static self, labels: &[&str]) {
-        self.record(labels, None);
+impl Value {
+    fn new(metric: &'static Metric) -> Self {
+        Self { metric, count: 0, sum: 0.0, buckets: vec![0; metric.bounds().len()] }
     }
 
-    /// It was observed.
-    pub fn observe(&'static self, labels: &[&str], value: f64) {
-        self.record(labels, Some(value));
-    }
-
-    fn record(&'static self, labels: &[&str], observed: Option<f64>) {
-        let key = (self.name, labels.iter().map(|l| (*l).to_owned()).collect());
-        let bounds = self.bounds.unwrap_or_default();
-        let mut values = VALUES.lock();
-        let value = values.entry(key).or_insert_with(|| Value {
-            metric: self,
-            count: 0,
-            sum: 0.0,
-            buckets: vec![0; bounds.len()],
-        });
-        value.count += 1;
-        let Some(observed) = observed else { return };
-        value.sum += observed;
-        for (bound, bucket) in bounds.iter().zip(&mut value.buckets) {
+    fn observe(&mut self, observed: f64) {
+        self.count += 1;
+        self.sum += observed;
+        for (bound, bucket) in self.metric.bounds().iter().zip(&mut self.buckets) {
             if observed <= *bound {
                 *bucket += 1;
             }
         }
     }
 
-    /// Whether it is a histogram.
-    pub const fn is_histogram(&self) -> bool {
-        self.bounds.is_some()
+    fn sample(&self, labels: &[String]) -> (&'static Metric, Sample) {
+        let mut labels: Vec<(&'static str, String)> =
+            self.metric.labels.iter().copied().zip(labels.iter().cloned()).collect();
+        labels.sort();
+        let buckets = self.metric.bounds().iter().copied().zip(self.buckets.iter().copied()).collect();
+        (self.metric, Sample { labels, count: self.count, sum: self.sum, buckets })
+    }
+}
+
+static VALUES: Mutex<BTreeMap<Key, Value>> = Mutex::new(BTreeMap::new());
+
+impl Metric {
+    /// It happened. `labels` are in the order of the metric's.
+    pub fn count(&'static self, labels: &[&str]) {
+        self.with(labels, |value| value.count += 1);
+    }
+
+    /// It was observed.
+    pub fn observe(&'static self, labels: &[&str], observed: f64) {
+        self.with(labels, |value| value.observe(observed));
+    }
+
+    /// It took the time since `begin`, seconds.
+    pub fn took(&'static self, labels: &[&str], begin: std::time::Instant) {
+        self.observe(labels, begin.elapsed().as_secs_f64());
+    }
+
+    /// The gauge is this now.
+    pub fn set(&'static self, labels: &[&str], now: f64) {
+        self.with(labels, |value| value.sum = now);
+    }
+
+    /// The gauge is so much more (or less) now.
+    pub fn add(&'static self, labels: &[&str], more: f64) {
+        self.with(labels, |value| value.sum += more);
+    }
+
+    /// The gauge without labels is this from now on, unless it was set before.
+    pub fn set_once(&'static self, value: f64) {
+        let mut values = VALUES.lock();
+        values.entry((self.name, Vec::new())).or_insert_with(|| Value { sum: value, ..Value::new(self) });
+    }
+
+    fn with(&'static self, labels: &[&str], change: impl FnOnce(&mut Value)) {
+        let key = (self.name, labels.iter().map(|l| (*l).to_owned()).collect());
+        change(VALUES.lock().entry(key).or_insert_with(|| Value::new(self)));
+    }
+
+    const fn bounds(&self) -> &'static [f64] {
+        match self.kind {
+            Kind::Histogram(bounds) => bounds,
+            Kind::Counter | Kind::Gauge => &[],
+        }
     }
 }
 
@@ -218,26 +158,31 @@ pub fn forget_pod(pod: &PodRef) {
     VALUES.lock().retain(|(name, labels), _| !is_own(name, labels));
 }
 
-/// Everything that was counted, of metrics whose name fits.
+/// Every family, by name.
+pub fn families(fits: impl Fn(&str) -> bool) -> impl Iterator<Item = &'static Metric> {
+    families::ALL.iter().copied().filter(move |metric| fits(metric.name))
+}
+
+/// Every value of families that were asked for, by name.
 pub fn samples(fits: impl Fn(&str) -> bool) -> Vec<(&'static Metric, Sample)> {
     let values = VALUES.lock();
-    let of = values.iter().filter(|((name, _), _)| fits(name));
-    of.map(|((_, labels), value)| {
-        let mut labels: Vec<(&'static str, String)> =
-            value.metric.labels.iter().copied().zip(labels.iter().cloned()).collect();
-        labels.sort();
-        let bounds = value.metric.bounds.unwrap_or_default();
-        let buckets = bounds.iter().copied().zip(value.buckets.iter().copied()).collect();
-        (value.metric, Sample { labels, count: value.count, sum: value.sum, buckets })
-    })
-    .collect()
+    let mut found: Vec<_> = values
+        .iter()
+        .filter(|((name, _), _)| fits(name))
+        .map(|((_, labels), value)| value.sample(labels))
+        .collect();
+    let silent = families::ALL.iter().filter(|m| m.labels.is_empty() && fits(m.name));
+    let silent = silent.filter(|m| !values.contains_key(&(m.name, Vec::new())));
+    found.extend(silent.map(|metric| Value::new(metric).sample(&[])));
+    found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    static TIMES: Metric = histogram("test_times", "T.", &["b", "a"], &[1.0, 2.0]);
+    static TIMES: Metric =
+        Metric { name: "test_times", help: "T.", labels: &["b", "a"], kind: Kind::Histogram(&[1.0, 2.0]) };
 
     #[test]
     fn buckets_are_cumulative_and_labels_sorted() {
@@ -246,9 +191,27 @@ mod tests {
         }
         let found = samples(|name| name == "test_times");
         let [(metric, sample)] = found.as_slice() else { panic!("{found:?}") };
-        assert!(metric.is_histogram());
+        assert_eq!(metric.kind.name(), "histogram");
         assert_eq!(sample.labels, [("a", "y".to_owned()), ("b", "x".to_owned())]);
         assert_eq!((sample.count, sample.sum), (4, 12.0));
         assert_eq!(sample.buckets, [(1.0, 2), (2.0, 3)]);
+    }
+
+    #[test]
+    fn a_family_without_labels_is_there_before_anything_happens() {
+        let found = samples(|name| name == "kubelet_pod_watch_events_dropped_total");
+        let [(metric, sample)] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((metric.kind, sample), (Kind::Counter, &Sample::default()));
+        assert!(samples(|name| name == "kubelet_websocket_streaming_requests_total").is_empty());
+    }
+
+    #[test]
+    fn names_are_used_once_and_gauges_move() {
+        let names: std::collections::BTreeSet<_> = families::ALL.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), families::ALL.len());
+        static NOW: Metric = Metric { name: "test_now", help: "N.", labels: &[], kind: Kind::Gauge };
+        NOW.set(&[], 3.0);
+        NOW.add(&[], -1.0);
+        assert_eq!(samples(|name| name == "test_now")[0].1.sum, 2.0);
     }
 }

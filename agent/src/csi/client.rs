@@ -1,30 +1,40 @@
 //! The calls to a CSI driver on this node, and to a plugin that registers itself.
-//!
-//! Field numbers are those of `csi.proto` (CSI 1.x) and of the kubelet's plugin registration API.
 
-use super::grpc::{Failure, call};
-use super::wire::{Reader, Writer};
-use std::collections::BTreeMap;
+use super::proto::{self, Empty, Map, PluginInfo, Registered, rpc};
+use crate::grpc::{Client, Code, Status, text};
+use prost::Message;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Longest wait for a driver, upstream's.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A map of strings.
-pub type Map = BTreeMap<String, String>;
+/// A call that failed; shown as Go's clients print it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", text(.0))]
+pub struct Failure(Status);
 
-/// What a plugin says about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginInfo {
-    /// `CSIPlugin`, `DevicePlugin`, …
-    pub kind: String,
-    /// Name of the driver.
-    pub name: String,
-    /// Socket that the driver serves at; empty: the one that it registered by.
-    pub endpoint: String,
-    /// Versions of the protocol.
-    pub versions: Vec<String>,
+impl Failure {
+    /// The driver does not know the volume.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.0.code() == Code::NotFound
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self(status)
+    }
+}
+
+/// One call on a connection of its own: a driver that is replaced while nothing is asked of it is never missed.
+async fn call<Q, A>(socket: &Path, method: &'static str, message: Q) -> Result<A, Failure>
+where
+    Q: Message + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
+{
+    Ok(Client::connect(socket).await?.unary(method, message, TIMEOUT).await?)
 }
 
 /// Asks the plugin behind a registration socket who it is.
@@ -32,14 +42,7 @@ pub struct PluginInfo {
 /// # Errors
 /// It gives no answer.
 pub async fn plugin_info(socket: &Path) -> Result<PluginInfo, Failure> {
-    let answer = call(socket, "pluginregistration.Registration/GetInfo", b"", TIMEOUT).await?;
-    let answer = read(&answer)?;
-    Ok(PluginInfo {
-        kind: answer.string(1),
-        name: answer.string(2),
-        endpoint: answer.string(3),
-        versions: answer.strings(4).collect(),
-    })
+    call(socket, "/pluginregistration.Registration/GetInfo", Empty {}).await
 }
 
 /// Tells a plugin what came of its registration.
@@ -48,14 +51,9 @@ pub async fn plugin_info(socket: &Path) -> Result<PluginInfo, Failure> {
 /// It gives no answer.
 pub async fn tell_registered(socket: &Path, result: Result<(), &str>) -> Result<(), Failure> {
     let message =
-        Writer::default().number(1, u64::from(result.is_ok())).string(2, result.err().unwrap_or_default());
-    let method = "pluginregistration.Registration/NotifyRegistrationStatus";
-    call(socket, method, &message.finish(), TIMEOUT).await.map(drop)
-}
-
-fn read(bytes: &[u8]) -> Result<Reader<'_>, Failure> {
-    Reader::new(bytes)
-        .ok_or_else(|| Failure { code: 13, message: "the answer is no protobuf message".to_owned() })
+        Registered { registered: result.is_ok(), error: result.err().unwrap_or_default().to_owned() };
+    let method = "/pluginregistration.Registration/NotifyRegistrationStatus";
+    call::<_, Empty>(socket, method, message).await.map(drop)
 }
 
 /// How a volume may be used at once. Values are those of `VolumeCapability.AccessMode.Mode`.
@@ -93,6 +91,8 @@ impl AccessMode {
 pub struct Volume {
     /// The driver's name of it.
     pub handle: String,
+    /// It is a device.
+    pub block: bool,
     /// File system.
     pub fs_type: String,
     /// Mount options.
@@ -108,14 +108,18 @@ pub struct Volume {
 }
 
 impl Volume {
-    fn capability(&self) -> Writer {
-        let group = self.group.map(|g| g.to_string()).unwrap_or_default();
-        let mount = Writer::default()
-            .string(1, &self.fs_type)
-            .strings(2, self.options.iter().map(String::as_str))
-            .string(3, &group);
-        let mode = Writer::default().number(1, self.mode as u64);
-        Writer::default().message(2, mount).message(3, mode)
+    /// How it is used.
+    fn capability(&self) -> Option<proto::Capability> {
+        let mount = proto::MountVolume {
+            fs_type: self.fs_type.clone(),
+            flags: self.options.clone(),
+            group: self.group.map(|g| g.to_string()).unwrap_or_default(),
+        };
+        Some(proto::Capability {
+            block: self.block.then_some(Empty {}),
+            mount: (!self.block).then_some(mount),
+            access_mode: Some(proto::Mode { mode: self.mode as i32 }),
+        })
     }
 }
 
@@ -126,6 +130,8 @@ pub struct Capabilities {
     pub stages: bool,
     /// It tells how full volumes are.
     pub statistics: bool,
+    /// It makes volumes larger.
+    pub expands: bool,
     /// It tells uses by one pod and by one node apart.
     pub single_writers: bool,
     /// It mounts for a group.
@@ -138,7 +144,7 @@ pub struct NodeInfo {
     /// The driver's name of the node.
     pub id: String,
     /// Most volumes; 0: it does not say.
-    pub most: u64,
+    pub most: i64,
     /// Where the node is.
     pub topology: Map,
 }
@@ -147,9 +153,9 @@ pub struct NodeInfo {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Free, all and used bytes.
-    pub bytes: [u64; 3],
+    pub bytes: [i64; 3],
     /// Free, all and used inodes.
-    pub inodes: [u64; 3],
+    pub inodes: [i64; 3],
 }
 
 /// A driver.
@@ -161,9 +167,17 @@ pub struct Driver {
     pub socket: PathBuf,
 }
 
+fn utf8(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 impl Driver {
-    async fn node(&self, method: &str, message: Writer) -> Result<Vec<u8>, Failure> {
-        call(&self.socket, &format!("csi.v1.Node/{method}"), &message.finish(), TIMEOUT).await
+    async fn node<Q, A>(&self, method: &'static str, message: Q) -> Result<A, Failure>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        call(&self.socket, method, message).await
     }
 
     /// What the driver can do.
@@ -171,17 +185,13 @@ impl Driver {
     /// # Errors
     /// It gives no answer.
     pub async fn capabilities(&self) -> Result<Capabilities, Failure> {
-        let answer = self.node("NodeGetCapabilities", Writer::default()).await?;
-        let kinds: Vec<u64> = read(&answer)?
-            .messages(1)
-            .flat_map(|c| c.messages(1).collect::<Vec<_>>())
-            .map(|r| r.number(1))
-            .collect();
+        let all: proto::Capabilities = self.node("/csi.v1.Node/NodeGetCapabilities", Empty {}).await?;
         Ok(Capabilities {
-            stages: kinds.contains(&1),
-            statistics: kinds.contains(&2),
-            single_writers: kinds.contains(&5),
-            groups: kinds.contains(&6),
+            stages: all.has(rpc::STAGE),
+            statistics: all.has(rpc::STATISTICS),
+            expands: all.has(rpc::EXPAND),
+            single_writers: all.has(rpc::SINGLE_NODE_MULTI_WRITER),
+            groups: all.has(rpc::MOUNT_GROUP),
         })
     }
 
@@ -190,10 +200,9 @@ impl Driver {
     /// # Errors
     /// It gives no answer.
     pub async fn info(&self) -> Result<NodeInfo, Failure> {
-        let answer = self.node("NodeGetInfo", Writer::default()).await?;
-        let answer = read(&answer)?;
-        let topology = answer.messages(3).next().map(|t| t.map(1)).unwrap_or_default();
-        Ok(NodeInfo { id: answer.string(1), most: answer.number(2), topology })
+        let found: proto::NodeInfo = self.node("/csi.v1.Node/NodeGetInfo", Empty {}).await?;
+        let topology = found.topology.map(|t| t.segments).unwrap_or_default();
+        Ok(NodeInfo { id: found.id, most: found.most, topology })
     }
 
     /// Makes a volume ready on the node at `staging`.
@@ -201,14 +210,15 @@ impl Driver {
     /// # Errors
     /// The driver refused.
     pub async fn stage(&self, volume: &Volume, staging: &Path, secrets: &Map) -> Result<(), Failure> {
-        let message = Writer::default()
-            .string(1, &volume.handle)
-            .map(2, &volume.publish_context)
-            .string(3, &staging.to_string_lossy())
-            .message(4, volume.capability())
-            .map(5, secrets)
-            .map(6, &volume.context);
-        self.node("NodeStageVolume", message).await.map(drop)
+        let message = proto::Stage {
+            volume: volume.handle.clone(),
+            publish_context: volume.publish_context.clone(),
+            staging: utf8(staging),
+            capability: volume.capability(),
+            secrets: secrets.clone(),
+            context: volume.context.clone(),
+        };
+        self.node::<_, Empty>("/csi.v1.Node/NodeStageVolume", message).await.map(drop)
     }
 
     /// Undoes [`Driver::stage`].
@@ -216,8 +226,9 @@ impl Driver {
     /// # Errors
     /// The driver refused.
     pub async fn unstage(&self, handle: &str, staging: &Path) -> Result<(), Failure> {
-        let message = Writer::default().string(1, handle).string(2, &staging.to_string_lossy());
-        self.node("NodeUnstageVolume", message).await.map(drop)
+        let message =
+            proto::VolumeAt { volume: handle.to_owned(), path: utf8(staging), staging: String::new() };
+        self.node::<_, Empty>("/csi.v1.Node/NodeUnstageVolume", message).await.map(drop)
     }
 
     /// Makes a volume ready for a pod at `target`.
@@ -232,17 +243,17 @@ impl Driver {
         read_only: bool,
         secrets: &Map,
     ) -> Result<(), Failure> {
-        let staging = staging.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let message = Writer::default()
-            .string(1, &volume.handle)
-            .map(2, &volume.publish_context)
-            .string(3, &staging)
-            .string(4, &target.to_string_lossy())
-            .message(5, volume.capability())
-            .number(6, u64::from(read_only))
-            .map(7, secrets)
-            .map(8, &volume.context);
-        self.node("NodePublishVolume", message).await.map(drop)
+        let message = proto::Publish {
+            volume: volume.handle.clone(),
+            publish_context: volume.publish_context.clone(),
+            staging: staging.map(utf8).unwrap_or_default(),
+            target: utf8(target),
+            capability: volume.capability(),
+            read_only,
+            secrets: secrets.clone(),
+            context: volume.context.clone(),
+        };
+        self.node::<_, Empty>("/csi.v1.Node/NodePublishVolume", message).await.map(drop)
     }
 
     /// Undoes [`Driver::publish`].
@@ -250,26 +261,51 @@ impl Driver {
     /// # Errors
     /// The driver refused.
     pub async fn unpublish(&self, handle: &str, target: &Path) -> Result<(), Failure> {
-        let message = Writer::default().string(1, handle).string(2, &target.to_string_lossy());
-        self.node("NodeUnpublishVolume", message).await.map(drop)
+        let message =
+            proto::VolumeAt { volume: handle.to_owned(), path: utf8(target), staging: String::new() };
+        self.node::<_, Empty>("/csi.v1.Node/NodeUnpublishVolume", message).await.map(drop)
     }
 
     /// How full a volume at `path` is.
     ///
     /// # Errors
     /// The driver refused.
-    pub async fn usage(&self, handle: &str, path: &Path) -> Result<Usage, Failure> {
-        let message = Writer::default().string(1, handle).string(2, &path.to_string_lossy());
-        let answer = self.node("NodeGetVolumeStats", message).await?;
+    pub async fn usage(&self, handle: &str, path: &Path, staging: &Path) -> Result<Usage, Failure> {
+        let message = proto::VolumeAt { volume: handle.to_owned(), path: utf8(path), staging: utf8(staging) };
+        let answer: proto::Statistics = self.node("/csi.v1.Node/NodeGetVolumeStats", message).await?;
         let mut usage = Usage::default();
-        for entry in read(&answer)?.messages(1) {
-            let values = [entry.number(1), entry.number(2), entry.number(3)];
-            match entry.number(4) {
+        for entry in answer.usage {
+            let values = [entry.available, entry.total, entry.used];
+            match entry.unit {
                 2 => usage.inodes = values,
                 _ => usage.bytes = values,
             }
         }
         Ok(usage)
+    }
+
+    /// Makes what is on a volume at `path` as large as the volume is by now: `bytes`.
+    ///
+    /// # Errors
+    /// The driver refused.
+    pub async fn expand(
+        &self,
+        volume: &Volume,
+        path: &Path,
+        staging: &Path,
+        bytes: i64,
+        secrets: &Map,
+    ) -> Result<i64, Failure> {
+        let message = proto::Expand {
+            volume: volume.handle.clone(),
+            path: utf8(path),
+            range: Some(proto::Range { required: bytes, limit: 0 }),
+            staging: utf8(staging),
+            capability: volume.capability(),
+            secrets: secrets.clone(),
+        };
+        let answer: proto::Expanded = self.node("/csi.v1.Node/NodeExpandVolume", message).await?;
+        Ok(answer.capacity)
     }
 }
 

@@ -8,11 +8,13 @@
 //! goes on from there.
 
 mod client;
-pub mod grpc;
+mod expand;
 mod node;
+mod places;
+pub mod proto;
 pub mod registry;
+mod statistics;
 pub mod volumes;
-pub mod wire;
 
 pub use client::{AccessMode, Capabilities, Driver, NodeInfo, Usage, Volume};
 

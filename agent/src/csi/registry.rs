@@ -4,6 +4,7 @@
 //! Node that say what drivers call it.
 
 use super::client::{self, Driver};
+use super::proto::PluginInfo;
 use super::{Csi, node};
 use crate::dirwatch::DirWatch;
 use std::collections::BTreeMap;
@@ -110,13 +111,21 @@ async fn look(csi: &Csi, dir: &Path, known: &mut BTreeMap<PathBuf, Known>) -> bo
     failed
 }
 
-/// Registers the plugin behind a socket; `None`: it is no CSI driver, and not asked again.
+/// Registers the plugin behind a socket and tells it what came of that, in upstream's words.
 async fn register(csi: &Csi, socket: &Path) -> Result<Option<String>, String> {
     let info = client::plugin_info(socket).await.map_err(|e| e.to_string())?;
-    if info.kind != "CSIPlugin" {
-        return Ok(Some(format!("{}:{}", info.kind, info.name)));
-    }
-    let result = register_driver(csi, socket, &info).await;
+    let result = match info.kind.as_str() {
+        "CSIPlugin" => {
+            let registered = register_driver(csi, socket, &info).await;
+            registered
+                .map_err(|why| format!("RegisterPlugin error -- plugin registration failed with err: {why}"))
+        }
+        // Device plugins have a socket of their own to register at.
+        kind => Err(format!(
+            "RegisterPlugin error -- no handler registered for plugin type: {kind} at socket {}",
+            socket.display()
+        )),
+    };
     let told = client::tell_registered(socket, result.as_ref().map(|_| ()).map_err(String::as_str)).await;
     if let Err(error) = told {
         tracing::debug!(driver = info.name, %error, "plugin not told of its registration");
@@ -124,7 +133,7 @@ async fn register(csi: &Csi, socket: &Path) -> Result<Option<String>, String> {
     result.map(Some)
 }
 
-async fn register_driver(csi: &Csi, socket: &Path, info: &client::PluginInfo) -> Result<String, String> {
+async fn register_driver(csi: &Csi, socket: &Path, info: &PluginInfo) -> Result<String, String> {
     let speaks = |v: &String| v.trim_start_matches('v').split('.').next() == Some("1");
     if info.name.is_empty() || !info.versions.iter().any(speaks) {
         let (name, versions) = (&info.name, &info.versions);

@@ -1,31 +1,29 @@
 //! A CSI driver for tests: volumes are directories of the host, bind-mounted. It can be told to stop answering.
 
-use super::grpc::{framed, unframed};
-use super::wire::{Reader, Writer};
-use bytes::Bytes;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use super::proto::{self, Empty, Map, rpc};
+use crate::grpc::{self, Answer, Status};
+use hyper::body::Incoming;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
 
 /// What the driver remembers.
-#[derive(Default)]
 pub struct State {
     /// Names of the calls, in order.
     pub calls: Vec<String>,
     /// The last publication: its context and its secrets.
-    pub published: (BTreeMap<String, String>, BTreeMap<String, String>),
+    pub published: (Map, Map),
     /// The driver answers so many calls more, does the next one without an answer, and then nothing.
     pub left: Option<usize>,
     /// What became of its registration.
-    pub registered: Option<bool>,
+    pub registered: Option<Result<(), String>>,
+    /// What it says it is.
+    pub kind: &'static str,
+    /// Bytes that it was last asked to expand to.
+    pub expanded: Option<i64>,
 }
 
 /// The driver; it serves until it is dropped.
@@ -44,51 +42,24 @@ impl Drop for FakeDriver {
 impl FakeDriver {
     /// Serves at `socket`; `data` holds the volumes.
     pub fn serve(socket: &Path, data: &Path) -> Self {
-        let _ = fs::remove_file(socket);
-        fs::create_dir_all(socket.parent().unwrap()).unwrap();
-        let listener = UnixListener::bind(socket).unwrap();
-        let state: Arc<Mutex<State>> = Arc::default();
+        Self::serve_as("CSIPlugin", socket, data)
+    }
+
+    /// Serves as another kind of plugin.
+    pub fn serve_as(kind: &'static str, socket: &Path, data: &Path) -> Self {
+        let state = State {
+            calls: Vec::new(),
+            published: Default::default(),
+            left: None,
+            registered: None,
+            kind,
+            expanded: None,
+        };
+        let state = Arc::new(Mutex::new(state));
         let (own, data) = (state.clone(), data.to_owned());
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (state, data) = (own.clone(), data.clone());
-                let service =
-                    hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                        let (state, data) = (state.clone(), data.clone());
-                        async move {
-                            let method =
-                                request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-                            let body = request.into_body().collect().await.unwrap().to_bytes();
-                            let (answers, does) = {
-                                let mut state = state.lock();
-                                state.calls.push(method.clone());
-                                match &mut state.left {
-                                    None => (true, true),
-                                    Some(usize::MAX) => (false, false),
-                                    Some(0) => {
-                                        state.left = Some(usize::MAX);
-                                        (false, true)
-                                    }
-                                    Some(left) => {
-                                        *left -= 1;
-                                        (true, true)
-                                    }
-                                }
-                            };
-                            let answer = match does {
-                                true => carry_out(&method, unframed(&body).unwrap(), &data, &state),
-                                false => Ok(Vec::new()),
-                            };
-                            if !answers {
-                                std::future::pending::<()>().await;
-                            }
-                            Ok::<_, Infallible>(respond(answer))
-                        }
-                    });
-                let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
-            }
-        });
+        let listener = grpc::listen(socket).unwrap();
+        let answer = move |request| serve_one(request, own.clone(), data.clone());
+        let task = tokio::spawn(grpc::serve(listener, answer, CancellationToken::new()));
         Self { state, task }
     }
 
@@ -98,92 +69,139 @@ impl FakeDriver {
     }
 }
 
-type Body = StreamBody<futures::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
-
-fn respond(answer: Result<Vec<u8>, (u32, String)>) -> http::Response<Body> {
-    let mut trailers = http::HeaderMap::new();
-    let mut frames = Vec::new();
-    match answer {
-        Ok(message) => {
-            frames.push(Ok(Frame::data(framed(&message))));
-            trailers.insert("grpc-status", "0".parse().unwrap());
+async fn serve_one(request: http::Request<Incoming>, state: Arc<Mutex<State>>, data: PathBuf) -> Answer {
+    let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+    let (answers, does) = {
+        let mut state = state.lock();
+        state.calls.push(method.clone());
+        match &mut state.left {
+            None => (true, true),
+            Some(usize::MAX) => (false, false),
+            Some(0) => {
+                state.left = Some(usize::MAX);
+                (false, true)
+            }
+            Some(left) => {
+                *left -= 1;
+                (true, true)
+            }
         }
-        Err((code, message)) => {
-            trailers.insert("grpc-status", code.to_string().parse().unwrap());
-            trailers.insert("grpc-message", message.parse().unwrap());
-        }
+    };
+    let answer = match does {
+        true => carry_out(&method, request, &data, &state).await,
+        false => grpc::unknown(&request),
+    };
+    if !answers {
+        std::future::pending::<()>().await;
     }
-    frames.push(Ok(Frame::trailers(trailers)));
-    http::Response::builder()
-        .header("content-type", "application/grpc")
-        .body(StreamBody::new(futures::stream::iter(frames)))
-        .unwrap()
+    answer
 }
 
 fn mounted(path: &Path) -> bool {
     crate::pod::volumes::mountinfo::is_mounted(path)
 }
 
-fn bind(from: &Path, to: &Path) -> Result<(), (u32, String)> {
-    fs::create_dir_all(to).unwrap();
+fn failed(error: impl ToString) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn bind(from: &Path, to: &Path) -> Result<Empty, Status> {
     if mounted(to) {
-        return Ok(());
+        return Ok(Empty {});
     }
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|e| (13, e.to_string()))
+    if from.is_dir() {
+        fs::create_dir_all(to).map_err(failed)?;
+    } else {
+        fs::File::create(to).map_err(failed)?;
+    }
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(failed)?;
+    Ok(Empty {})
 }
 
-fn unbind(at: &Path) -> Result<Vec<u8>, (u32, String)> {
+fn unbind(at: &Path) -> Result<Empty, Status> {
     if mounted(at) {
-        umount2(at, MntFlags::empty()).map_err(|e| (13, e.to_string()))?;
+        umount2(at, MntFlags::empty()).map_err(failed)?;
     }
-    let _ = fs::remove_dir(at);
-    Ok(Vec::new())
+    let _ = fs::remove_dir(at).or_else(|_| fs::remove_file(at));
+    Ok(Empty {})
 }
 
-fn carry_out(
+async fn carry_out(
     method: &str,
-    message: &[u8],
+    request: http::Request<Incoming>,
     data: &Path,
     state: &Mutex<State>,
-) -> Result<Vec<u8>, (u32, String)> {
-    let asked = Reader::new(message).ok_or((3, "no message".to_owned()))?;
-    let capability = |kind: u64| Writer::default().message(1, Writer::default().number(1, kind));
+) -> Answer {
     match method {
         "GetInfo" => {
-            Ok(Writer::default().string(1, "CSIPlugin").string(2, "test.csi").strings(4, ["1.0.0"]).finish())
+            let info = proto::PluginInfo {
+                kind: state.lock().kind.into(),
+                name: "test.csi".into(),
+                endpoint: String::new(),
+                versions: vec!["1.0.0".into()],
+            };
+            grpc::unary(request, async |_: Empty| Ok(info)).await
         }
         "NotifyRegistrationStatus" => {
-            state.lock().registered = Some(asked.number(1) == 1);
-            Ok(Vec::new())
+            let noted = async |told: proto::Registered| {
+                let result = if told.registered { Ok(()) } else { Err(told.error) };
+                state.lock().registered = Some(result);
+                Ok(Empty {})
+            };
+            grpc::unary(request, noted).await
         }
         "NodeGetInfo" => {
-            let zone = BTreeMap::from([("topology.test.csi/zone".to_owned(), "z".to_owned())]);
-            let topology = Writer::default().map(1, &zone);
-            Ok(Writer::default().string(1, "id-of-node").number(2, 7).message(3, topology).finish())
+            let segments = Map::from([("topology.test.csi/zone".to_owned(), "z".to_owned())]);
+            let topology = Some(proto::Topology { segments });
+            let info = proto::NodeInfo { id: "id-of-node".into(), most: 7, topology };
+            grpc::unary(request, async |_: Empty| Ok(info)).await
         }
         "NodeGetCapabilities" => {
-            Ok(Writer::default().message(1, capability(1)).message(1, capability(2)).finish())
+            let all = proto::Capabilities::of(&[rpc::STAGE, rpc::STATISTICS, rpc::EXPAND]);
+            grpc::unary(request, async |_: Empty| Ok(all)).await
         }
         "NodeStageVolume" => {
-            let volume = data.join(asked.string(1));
-            if !volume.is_dir() {
-                return Err((5, format!("no volume {}", asked.string(1))));
-            }
-            bind(&volume, &PathBuf::from(asked.string(3))).map(|()| Vec::new())
+            let stage = async |asked: proto::Stage| {
+                let volume = data.join(&asked.volume);
+                if !volume.exists() {
+                    return Err(Status::not_found(format!("no volume {}", asked.volume)));
+                }
+                // A device is had where it is.
+                if asked.capability.is_some_and(|c| c.block.is_some()) {
+                    return Ok(Empty {});
+                }
+                bind(&volume, Path::new(&asked.staging))
+            };
+            grpc::unary(request, stage).await
         }
         "NodePublishVolume" => {
-            state.lock().published = (asked.map(8), asked.map(7));
-            let own = data.join(asked.string(1));
-            let staged = asked.string(3);
-            let from = if staged.is_empty() { own } else { staged.into() };
-            fs::create_dir_all(&from).unwrap();
-            bind(&from, &PathBuf::from(asked.string(4))).map(|()| Vec::new())
+            let publish = async |asked: proto::Publish| {
+                state.lock().published = (asked.context, asked.secrets);
+                let own = data.join(&asked.volume);
+                let is_block = asked.capability.is_some_and(|c| c.block.is_some());
+                let from = if asked.staging.is_empty() || is_block { own } else { asked.staging.into() };
+                if !is_block {
+                    fs::create_dir_all(&from).map_err(failed)?;
+                }
+                bind(&from, Path::new(&asked.target))
+            };
+            grpc::unary(request, publish).await
         }
-        "NodeUnpublishVolume" | "NodeUnstageVolume" => unbind(&PathBuf::from(asked.string(2))),
+        "NodeUnpublishVolume" | "NodeUnstageVolume" => {
+            grpc::unary(request, async |asked: proto::VolumeAt| unbind(Path::new(&asked.path))).await
+        }
         "NodeGetVolumeStats" => {
-            let entry = |unit: u64| Writer::default().number(1, 6).number(2, 10).number(3, 4).number(4, unit);
-            Ok(Writer::default().message(1, entry(1)).message(1, entry(2)).finish())
+            let usage = [1, 2].map(|unit| proto::Usage { available: 6, total: 10, used: 4, unit }).to_vec();
+            grpc::unary(request, async |_: proto::VolumeAt| Ok(proto::Statistics { usage })).await
         }
-        _ => Err((12, format!("unknown method {method}"))),
+        "NodeExpandVolume" => {
+            let expand = async |asked: proto::Expand| {
+                let capacity = asked.range.map_or(0, |r| r.required);
+                state.lock().expanded = Some(capacity);
+                Ok(proto::Expanded { capacity })
+            };
+            grpc::unary(request, expand).await
+        }
+        _ => grpc::unknown(&request),
     }
 }

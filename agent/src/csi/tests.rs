@@ -189,6 +189,57 @@ async fn inline_volumes_get_tokens_and_are_the_pods_alone() {
 }
 
 #[tokio::test]
+async fn a_device_is_published_outside_the_pods_directory() {
+    let world = World::new(vec![(DRIVER, driver_object(json!({})))]);
+    fs::write(world.dir.path().join("data/disk"), "bytes").unwrap();
+    let volume: PersistentVolume = serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "volumeMode": "Block",
+        "csi": {"driver": "test.csi", "volumeHandle": "disk"}}}))
+    .unwrap();
+    let wanted = Wanted::persistent(&volume, false).unwrap();
+    let devices = world.dir.path().join("plugins/kubernetes.io/csi/volumeDevices");
+    for pod in ["p", "q"] {
+        let path = world.set_up(pod, &wanted).await.unwrap();
+        assert_eq!(path, devices.join("publish/pv").join(pod));
+        assert_eq!(fs::read_to_string(path).unwrap(), "bytes");
+    }
+    assert_eq!(world.csi.usage(&world.pod_dir("p")).await["pv"].bytes, [6, 10, 4]);
+    world.fake.calls();
+    world.tear_down("p").await.unwrap();
+    assert_eq!(world.fake.calls(), ["NodeUnpublishVolume"], "another pod still has it");
+    world.tear_down("q").await.unwrap();
+    assert_eq!(world.fake.calls(), ["NodeUnpublishVolume", "NodeUnstageVolume"]);
+    world.assert_clean("both pods gone");
+    let left: Vec<_> =
+        fs::read_dir(devices).unwrap().flatten().flat_map(|e| fs::read_dir(e.path()).unwrap()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_volume_that_has_grown_is_expanded_once_its_claim_says_less() {
+    let volume = json!({"metadata": {"name": "pv"}, "spec": {"capacity": {"storage": "3Gi"},
+        "claimRef": {"namespace": "ns", "name": "c"}, "accessModes": ["ReadWriteOnce"],
+        "csi": {"driver": "test.csi", "volumeHandle": "vol"}}});
+    let wanted = Wanted::persistent(&serde_json::from_value(volume).unwrap(), false).unwrap();
+    for (size, expanded) in [("1Gi", true), ("3Gi", false)] {
+        let claim =
+            json!({"metadata": {"name": "c", "namespace": "ns"}, "status": {"capacity": {"storage": size}}});
+        let world = World::new(vec![
+            (DRIVER, driver_object(json!({}))),
+            ("/api/v1/namespaces/ns/persistentvolumeclaims/c", claim),
+        ]);
+        world.set_up("p", &wanted).await.unwrap();
+        assert_eq!(world.csi.expand(&world.pod_dir("p"), &wanted).await.unwrap(), expanded);
+        assert_eq!(world.fake.state.lock().expanded, expanded.then_some(3 << 30));
+        let writes = std::mem::take(&mut *world.writes.lock());
+        let path = "PATCH /api/v1/namespaces/ns/persistentvolumeclaims/c/status";
+        let sent =
+            writes.iter().find(|(at, _)| at == path).map(|(_, sent)| &sent["status"]["capacity"]["storage"]);
+        assert_eq!(sent, expanded.then_some(&json!("3Gi")));
+    }
+}
+
+#[tokio::test]
 async fn errors_name_the_step() {
     let world = World::new(Vec::new());
     let mut wanted = persistent();
@@ -281,7 +332,7 @@ async fn a_driver_registers_and_goes() {
         }
         panic!("{what}");
     };
-    until("it is told", &|| driver.state.lock().registered == Some(true)).await;
+    until("it is told", &|| driver.state.lock().registered == Some(Ok(()))).await;
     assert_eq!(world.csi.driver("test.csi").unwrap().socket, socket);
     let writes = std::mem::take(&mut *world.writes.lock());
     let sent =
@@ -297,8 +348,17 @@ async fn a_driver_registers_and_goes() {
     let entry = json!({"name": "test.csi", "nodeID": "id-of-node", "topologyKeys": ["topology.test.csi/zone"],
         "allocatable": {"count": 7}});
     assert_eq!(csi_node["spec"]["drivers"], json!([entry]));
-    let usage = world.csi.driver("test.csi").unwrap().usage("vol", Path::new("/x")).await.unwrap();
+    let usage =
+        world.csi.driver("test.csi").unwrap().usage("vol", Path::new("/x"), Path::new("/s")).await.unwrap();
     assert_eq!((usage.bytes, usage.inodes), ([6, 10, 4], [6, 10, 4]));
+    // Another kind of plugin is told that nobody here wants it.
+    let other = world.csi.registry_dir().join("other.sock");
+    let stranger = FakeDriver::serve_as("DRAPlugin", &other, world.dir.path());
+    let why = format!("no handler registered for plugin type: DRAPlugin at socket {}", other.display());
+    let told = || stranger.state.lock().registered.clone();
+    until("it is told why", &|| told().is_some_and(|t| t.is_err_and(|text| text.contains(&why)))).await;
+    drop(stranger);
+    fs::remove_file(&other).unwrap();
     fs::remove_file(&socket).unwrap();
     until("it is gone", &|| world.csi.driver("test.csi").is_err()).await;
     shutdown.cancel();

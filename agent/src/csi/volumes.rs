@@ -5,17 +5,23 @@
 //!                                            /mount           where the driver mounts it
 //! plugins/kubernetes.io/csi/<driver>/<hash>/vol_data.json     what was staged
 //!                                          /globalmount       where
+//!
+//! pods/<uid>/volumeDevices/kubernetes.io~csi/<name>/vol_data.json   the same of a device
+//! plugins/kubernetes.io/csi/volumeDevices/publish/<name>/<uid>      where the driver puts it
+//!                                        /<name>/data/vol_data.json
+//!                                        /staging/<name>
 //! ```
 
-use super::Csi;
-use super::client::{AccessMode, Capabilities, Driver, Map, Volume};
-use super::grpc::Failure;
-use crate::pod::volumes::mountinfo;
+use super::client::{AccessMode, Capabilities, Driver, Failure, Volume};
+use super::places::{Data, Place};
+use super::proto::Map;
+use super::{Csi, places};
 use k8s_openapi::api::core::v1::{CSIVolumeSource, PersistentVolume, Pod, Secret, SecretReference};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kelp_model::pod::quantity;
 use kelp_model::volume::attachment;
 use kube::Api;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,47 +31,32 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Directory of published volumes below a pod's volumes, upstream's.
-const PLUGIN: &str = "kubernetes.io~csi";
-const DATA: &str = "vol_data.json";
 /// How often a driver that wants it is asked to publish again.
 const REPUBLISH: Duration = Duration::from_secs(60);
-
-/// What is on the disk about a volume, in upstream's form.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Data {
-    driver_name: String,
-    volume_handle: String,
-    #[serde(default, rename = "specVolID", skip_serializing_if = "String::is_empty")]
-    spec_vol_id: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    volume_lifecycle_mode: String,
-    /// The volume had to be attached.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    attached: bool,
-}
 
 /// A volume of a pod that a driver serves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     /// Name of the PersistentVolume, or of the pod's volume.
-    name: String,
-    driver: String,
-    handle: String,
+    pub(super) name: String,
+    pub(super) driver: String,
+    pub(super) handle: String,
     fs_type: String,
     options: Vec<String>,
     modes: Vec<String>,
     attributes: Map,
-    read_only: bool,
+    pub(super) read_only: bool,
     stage_secret: Option<SecretReference>,
     publish_secret: Option<SecretReference>,
     /// It is the pod's alone and is made by publishing it.
     inline: bool,
-}
-
-fn hash(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    /// It is a device.
+    pub(super) block: bool,
+    /// The claim that it is bound to: namespace and name.
+    pub(super) claim: Option<(String, String)>,
+    /// Space that the volume has.
+    pub(super) size: Option<Quantity>,
+    pub(super) expand_secret: Option<SecretReference>,
 }
 
 impl Wanted {
@@ -86,7 +77,22 @@ impl Wanted {
             stage_secret: csi.node_stage_secret_ref.clone(),
             publish_secret: csi.node_publish_secret_ref.clone(),
             inline: false,
+            block: spec.volume_mode.as_deref() == Some("Block"),
+            claim: spec.claim_ref.as_ref().and_then(|r| Some((r.namespace.clone()?, r.name.clone()?))),
+            size: spec.capacity.as_ref().and_then(|c| c.get("storage").cloned()),
+            expand_secret: csi.node_expand_secret_ref.clone(),
         })
+    }
+
+    /// Bytes that the volume has.
+    pub(super) fn capacity(&self) -> Option<i64> {
+        i64::try_from(quantity::value(self.size.as_ref()?)?).ok()
+    }
+
+    /// Name of the PersistentVolume, or of the pod's volume.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// A volume in the Pod itself.
@@ -100,7 +106,7 @@ impl Wanted {
         Self {
             name: volume.to_owned(),
             driver: source.driver.clone(),
-            handle: format!("csi-{}", hash(&format!("{uid}{volume}"))),
+            handle: format!("csi-{}", places::hash(&format!("{uid}{volume}"))),
             fs_type: source.fs_type.clone().unwrap_or_default(),
             options: Vec::new(),
             modes: vec!["ReadWriteOnce".to_owned()],
@@ -109,6 +115,24 @@ impl Wanted {
             stage_secret: None,
             publish_secret: secret,
             inline: true,
+            block: false,
+            claim: None,
+            size: None,
+            expand_secret: None,
+        }
+    }
+
+    /// As the driver is told of it.
+    pub(super) fn volume(&self, abilities: Capabilities, group: Option<u32>, publish_context: Map) -> Volume {
+        Volume {
+            handle: self.handle.clone(),
+            block: self.block,
+            fs_type: self.fs_type.clone(),
+            options: self.options.clone(),
+            group: group.filter(|_| abilities.groups && !self.block),
+            mode: AccessMode::of(&self.modes, abilities.single_writers),
+            publish_context,
+            context: self.attributes.clone(),
         }
     }
 
@@ -117,10 +141,17 @@ impl Wanted {
     }
 }
 
+/// The bytes of a list of resources.
+pub(super) fn capacity(list: Option<&BTreeMap<String, Quantity>>) -> Option<i64> {
+    let bytes = quantity::value(list?.get("storage")?)?;
+    i64::try_from(bytes).ok()
+}
+
 /// A step that failed: upstream's name of it, and why.
 pub type StepError = (&'static str, String);
 
 const SET_UP: &str = "MountVolume.SetUp failed";
+const MAP: &str = "MapVolume.SetUpDevice failed";
 const STAGE: &str = "MountVolume.MountDevice failed";
 const ATTACH: &str = "MountVolume.WaitForAttach failed";
 
@@ -128,52 +159,13 @@ fn set_up_error(why: impl std::fmt::Display) -> StepError {
     (SET_UP, why.to_string())
 }
 
-fn write(path: &Path, data: &Data) -> io::Result<()> {
-    use std::io::Write;
-    let temporary = path.with_extension("tmp");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(data)?)?;
-    file.sync_data()?;
-    fs::rename(temporary, path)
-}
-
-fn read(path: &Path) -> Option<Data> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
-}
-
-/// Removes a volume's directory with its record last; what is mounted there is not touched.
-fn remove(dir: &Path, mount: &str) -> io::Result<()> {
-    let absent = |result: io::Result<()>| match result {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    };
-    let at = dir.join(mount);
-    if !mountinfo::below(&at)?.is_empty() {
-        let text = format!("{} is still mounted", at.display());
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
-    }
-    // Never recursively: what the driver left there is not ours.
-    match fs::symlink_metadata(&at) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir(&at)?,
-        Ok(_) => fs::remove_file(&at)?,
-        Err(_) => {}
-    }
-    absent(fs::remove_file(dir.join(DATA)))?;
-    absent(fs::remove_file(dir.join(DATA).with_extension("tmp")))?;
-    absent(fs::remove_dir(dir))
-}
-
 impl Csi {
-    fn staging(&self, driver: &str, handle: &str) -> PathBuf {
-        self.inner.data_dir.join("plugins/kubernetes.io/csi").join(driver).join(hash(handle))
-    }
-
-    async fn object(&self, driver: &str) -> Result<Option<CSIDriver>, String> {
+    pub(super) async fn object(&self, driver: &str) -> Result<Option<CSIDriver>, String> {
         let api: Api<CSIDriver> = Api::all(self.inner.client.clone());
         api.get_opt(driver).await.map_err(|e| e.to_string())
     }
 
-    async fn secrets(&self, reference: Option<&SecretReference>) -> Result<Map, String> {
+    pub(super) async fn secrets(&self, reference: Option<&SecretReference>) -> Result<Map, String> {
         let Some(reference) = reference else { return Ok(Map::new()) };
         let text = |s: &Option<String>| s.clone().unwrap_or_default();
         let (namespace, name) = (text(&reference.namespace), text(&reference.name));
@@ -204,17 +196,25 @@ impl Csi {
         })?;
         let object = self.object(&wanted.driver).await.map_err(set_up_error)?;
         self.check_lifecycle(wanted, object.as_ref())?;
+        let place = Place::new(
+            &self.inner.data_dir,
+            pod_dir,
+            wanted.block,
+            &wanted.driver,
+            &wanted.handle,
+            &wanted.name,
+        );
         let mut data = Data {
+            block: wanted.block,
             driver_name: wanted.driver.clone(),
             volume_handle: wanted.handle.clone(),
             spec_vol_id: wanted.name.clone(),
             volume_lifecycle_mode: wanted.lifecycle().to_owned(),
             attached: false,
         };
-        let dir = pod_dir.join("volumes").join(PLUGIN).join(&wanted.name);
-        let target = dir.join("mount");
+        let target = place.target.clone();
         let again = object.as_ref().is_some_and(|o| o.spec.requires_republish == Some(true));
-        if !again && dir.join(DATA).exists() && mountinfo::is_mounted(&target) {
+        if !again && place.is_published() {
             return Ok((target, false));
         }
         let mut publish_context = Map::new();
@@ -225,16 +225,8 @@ impl Csi {
         }
         let abilities = driver.capabilities().await.map_err(set_up_error)?;
         let spec = object.as_ref().map(|o| &o.spec);
-        let mut volume = Volume {
-            handle: wanted.handle.clone(),
-            fs_type: wanted.fs_type.clone(),
-            options: wanted.options.clone(),
-            group: group.filter(|_| abilities.groups),
-            mode: AccessMode::of(&wanted.modes, abilities.single_writers),
-            publish_context,
-            context: wanted.attributes.clone(),
-        };
-        let staging = self.stage(&driver, wanted, &volume, abilities, &data).await?;
+        let mut volume = wanted.volume(abilities, group, publish_context);
+        let staging = self.stage(&driver, wanted, &volume, abilities, (&place, &data)).await?;
         if spec.is_some_and(|s| s.pod_info_on_mount == Some(true)) {
             volume.context.extend(pod_info(pod, wanted.inline));
         }
@@ -248,11 +240,12 @@ impl Csi {
                 _ => volume.context.insert(key, tokens),
             };
         }
-        fs::create_dir_all(&dir)
-            .and_then(|()| write(&dir.join(DATA), &data))
-            .map_err(|e| set_up_error(format!("cannot write below {}: {e}", dir.display())))?;
+        place
+            .note(&data)
+            .map_err(|e| set_up_error(format!("cannot write below {}: {e}", place.dir.display())))?;
         let staged = staging.as_deref();
-        driver.publish(&volume, staged, &target, wanted.read_only, &secrets).await.map_err(set_up_error)?;
+        let published = driver.publish(&volume, staged, &target, wanted.read_only, &secrets).await;
+        published.map_err(|e| (if wanted.block { MAP } else { SET_UP }, e.to_string()))?;
         if again {
             let changed = Arc::downgrade(changed);
             tokio::spawn(async move {
@@ -264,7 +257,7 @@ impl Csi {
         }
         let policy = spec.and_then(|s| s.fs_group_policy.as_deref()).unwrap_or("ReadWriteOnceWithFSType");
         let give = match policy {
-            _ if abilities.groups || wanted.read_only => false,
+            _ if abilities.groups || wanted.read_only || wanted.block => false,
             "File" => true,
             "None" => false,
             _ => !wanted.fs_type.is_empty() && wanted.modes == ["ReadWriteOnce"],
@@ -312,16 +305,13 @@ impl Csi {
         wanted: &Wanted,
         volume: &Volume,
         abilities: Capabilities,
-        data: &Data,
+        (place, data): (&Place, &Data),
     ) -> Result<Option<PathBuf>, StepError> {
         if wanted.inline || !abilities.stages {
             return Ok(None);
         }
-        let dir = self.staging(&wanted.driver, &wanted.handle);
-        let at = dir.join("globalmount");
-        fs::create_dir_all(&at)
-            .and_then(|()| write(&dir.join(DATA), data))
-            .map_err(|e| (STAGE, format!("cannot write below {}: {e}", dir.display())))?;
+        let at = place.staging.clone();
+        place.note_staged(data).map_err(|e| (STAGE, format!("cannot write below {}: {e}", at.display())))?;
         let secrets = self.secrets(wanted.stage_secret.as_ref()).await.map_err(|why| (STAGE, why))?;
         driver.stage(volume, &at, &secrets).await.map_err(|e| (STAGE, e.to_string()))?;
         Ok(Some(at))
@@ -362,43 +352,36 @@ impl Csi {
     /// # Errors
     /// A driver refused, or is not there.
     pub async fn tear_down(&self, pod_dir: &Path) -> Result<(), String> {
-        let all = pod_dir.join("volumes").join(PLUGIN);
-        for entry in fs::read_dir(&all).into_iter().flatten().flatten() {
-            let dir = entry.path();
-            let Some(data) = read(&dir.join(DATA)) else {
+        for (dir, block) in places::of_pod(pod_dir) {
+            let failed = |e: io::Error| format!("cannot remove {}: {e}", dir.display());
+            let Some(data) = places::read(&dir) else {
                 // Nothing was published without a record.
-                remove(&dir, "mount").map_err(|e| format!("cannot remove {}: {e}", dir.display()))?;
+                places::remove(&dir, &dir.join("mount")).map_err(failed)?;
                 continue;
             };
+            let place = Place::of(&self.inner.data_dir, pod_dir, block, &data);
             let _turn = self.turn(&data.volume_handle).await;
-            let driver = self.driver(&data.driver_name).map_err(|why| {
-                format!("UnmountVolume.TearDown failed for volume {:?} : {why}", data.spec_vol_id)
-            })?;
-            let target = dir.join("mount");
-            gone(driver.unpublish(&data.volume_handle, &target).await).map_err(|e| {
-                format!("UnmountVolume.TearDown failed for volume {:?} : {e}", data.spec_vol_id)
-            })?;
-            remove(&dir, "mount").map_err(|e| format!("cannot remove {}: {e}", dir.display()))?;
+            let step = if block { "UnmapVolume.UnmapPodDevice" } else { "UnmountVolume.TearDown" };
+            let refused = |why: String| format!("{step} failed for volume {:?} : {why}", data.spec_vol_id);
+            let driver = self.driver(&data.driver_name).map_err(refused)?;
+            let unpublished = gone(driver.unpublish(&data.volume_handle, &place.target).await);
+            unpublished.map_err(|e| refused(e.to_string()))?;
+            places::remove(&dir, &place.target).map_err(failed)?;
             if data.volume_lifecycle_mode != "Ephemeral" && !self.is_published(&data.volume_handle) {
                 self.unstage(&driver, &data).await?;
             }
         }
-        match fs::remove_dir(&all) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(format!("cannot remove {}: {e}", all.display()))
-            }
-            _ => Ok(()),
-        }
+        places::remove_empty(pod_dir).map_err(|e| format!("cannot remove below {}: {e}", pod_dir.display()))
     }
 
     async fn unstage(&self, driver: &Driver, data: &Data) -> Result<(), String> {
-        let dir = self.staging(&data.driver_name, &data.volume_handle);
-        if dir.join(DATA).exists() {
-            let at = dir.join("globalmount");
-            let failed =
-                |why: String| format!("UnmountDevice failed for volume {:?} : {why}", data.spec_vol_id);
-            gone(driver.unstage(&data.volume_handle, &at).await).map_err(|e| failed(e.to_string()))?;
-            remove(&dir, "globalmount").map_err(|e| failed(e.to_string()))?;
+        let place = Place::of(&self.inner.data_dir, Path::new(""), data.block, data);
+        if place.is_staged() {
+            let step = if data.block { "UnmapDevice" } else { "UnmountDevice" };
+            let failed = |why: String| format!("{step} failed for volume {:?} : {why}", data.spec_vol_id);
+            let unstaged = gone(driver.unstage(&data.volume_handle, &place.staging).await);
+            unstaged.map_err(|e| failed(e.to_string()))?;
+            place.forget_staged().map_err(|e| failed(e.to_string()))?;
         }
         let name = attachment::unique_name(&data.driver_name, &data.volume_handle);
         self.inner.in_use.send_if_modified(|names| names.remove(&name));
@@ -408,11 +391,7 @@ impl Csi {
     /// Volumes that are published for pods of this node.
     fn published(&self) -> Vec<Data> {
         let pods = fs::read_dir(self.inner.data_dir.join("pods")).into_iter().flatten().flatten();
-        let volumes = pods.flat_map(|pod| {
-            let dir = pod.path().join("volumes").join(PLUGIN);
-            fs::read_dir(dir).into_iter().flatten().flatten().map(|v| v.path().join(DATA)).collect::<Vec<_>>()
-        });
-        volumes.filter_map(|path| read(&path)).collect()
+        pods.flat_map(|pod| places::of_pod(&pod.path())).filter_map(|(dir, _)| places::read(&dir)).collect()
     }
 
     fn is_published(&self, handle: &str) -> bool {
@@ -428,9 +407,7 @@ impl Csi {
 
     /// Unstages what an agent that was killed left staged for nobody.
     pub(super) async fn sweep_staged(&self, driver: &Driver) {
-        let all = self.inner.data_dir.join("plugins/kubernetes.io/csi").join(&driver.name);
-        for entry in fs::read_dir(all).into_iter().flatten().flatten() {
-            let Some(data) = read(&entry.path().join(DATA)) else { continue };
+        for data in places::staged(&self.inner.data_dir, &driver.name) {
             let _turn = self.turn(&data.volume_handle).await;
             if self.is_published(&data.volume_handle) {
                 continue;
@@ -445,7 +422,7 @@ impl Csi {
 /// A driver that does not know the volume (any more) has done what is asked.
 fn gone(result: Result<(), Failure>) -> Result<(), Failure> {
     match result {
-        Err(failure) if failure.code == Failure::NOT_FOUND => Ok(()),
+        Err(failure) if failure.is_not_found() => Ok(()),
         other => other,
     }
 }

@@ -49,11 +49,14 @@ async fn renew(client: &kube::Client, node_name: &str, seconds: i32) -> Result<(
         ..LeaseSpec::default()
     };
     let patch = json!({"spec": spec});
-    match api.patch(node_name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-        Err(kube::Error::Api(error)) if error.code == 404 => {}
-        other => return other.map(|_| ()),
+    let renewed = match api.patch(node_name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Err(kube::Error::Api(error)) if error.code == 404 => None,
+        other => Some(other?),
+    };
+    if renewed.as_ref().is_some_and(|lease| lease.metadata.owner_references.is_some()) {
+        return Ok(());
     }
-    // The Lease goes with its Node.
+    // The Lease goes with its Node; it may be older than that.
     let node = Api::<Node>::all(client.clone()).get_opt(node_name).await?;
     let owner = node.and_then(|n| n.metadata.uid).map(|uid| OwnerReference {
         api_version: "v1".into(),
@@ -62,6 +65,11 @@ async fn renew(client: &kube::Client, node_name: &str, seconds: i32) -> Result<(
         uid,
         ..OwnerReference::default()
     });
+    if renewed.is_some() {
+        let Some(owner) = owner else { return Ok(()) };
+        let patch = json!({"metadata": {"ownerReferences": [owner]}});
+        return api.patch(node_name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| ());
+    }
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(node_name.to_owned()),

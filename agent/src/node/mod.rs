@@ -14,8 +14,10 @@ pub use lease::keep_lease;
 
 use crate::config::AgentConfig;
 use crate::image::ImageStore;
+use crate::metrics;
 use crate::network::ipam::Prefix;
 use crate::pod::events::{Kind, Recorder};
+use crate::server::host;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
@@ -157,6 +159,21 @@ pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
 
 impl NodeTask {
     async fn register(&self) -> Result<Node, kube::Error> {
+        let begin = std::time::Instant::now();
+        let registered = self.create().await;
+        if registered.is_ok() {
+            let since = host::process_started();
+            let unregistered =
+                Timestamp::now().duration_since(since).as_secs_f64() - begin.elapsed().as_secs_f64();
+            metrics::STARTUP_UNREGISTERED.set_once(unregistered.max(0.0));
+            metrics::STARTUP_REGISTRATION.set_once(begin.elapsed().as_secs_f64());
+            let before = since.duration_since(host::usage().started).as_secs_f64();
+            metrics::STARTUP_BEFORE.set_once(before.max(0.0));
+        }
+        registered
+    }
+
+    async fn create(&self) -> Result<Node, kube::Error> {
         let api: Api<Node> = Api::all(self.client.clone());
         let node = Node {
             metadata: ObjectMeta {
@@ -280,6 +297,12 @@ impl NodeTask {
             Ok(answer) => {
                 *written = Some(Instant::now());
                 self.tell_pressure(&old, &new);
+                if ready {
+                    let now = Timestamp::now();
+                    metrics::STARTUP_REGISTERED.set_once(started.elapsed().as_secs_f64());
+                    let total = now.duration_since(host::usage().started).as_secs_f64();
+                    metrics::STARTUP.set_once(total);
+                }
                 if *was_ready != Some(ready) {
                     let reason = if ready { "NodeReady" } else { "NodeNotReady" };
                     if was_ready.is_some() || is_ready(&old) != ready {

@@ -63,8 +63,9 @@ fn allocatable(facts: &Facts, config: &AgentConfig) -> BTreeMap<String, Quantity
 }
 
 /// What of the features that a scheduler asks for this node has, by name.
-const DECLARED_FEATURES: [&str; 3] = [
+const DECLARED_FEATURES: [&str; 4] = [
     "ExtendWebSocketsToKubelet",
+    "InPlacePodLevelResourcesVerticalScaling",
     "InPlacePodVerticalScalingInitContainers",
     "RestartAllContainersOnContainerExits",
 ];

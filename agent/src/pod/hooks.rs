@@ -88,7 +88,28 @@ pub async fn run<R: Runtime>(
         };
     }
     if let Some(sleep) = &hook.sleep {
+        let slept = Slept { whole: false };
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+        slept.through();
     }
     Ok(())
+}
+
+/// Counts a sleep that is cut short.
+struct Slept {
+    whole: bool,
+}
+
+impl Slept {
+    fn through(mut self) {
+        self.whole = true;
+    }
+}
+
+impl Drop for Slept {
+    fn drop(&mut self) {
+        if !self.whole {
+            crate::metrics::SLEEPS_CUT.count(&[]);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! Reads: Pods with `spec.nodeName` of this node, the runtime's list and events. Writes: the workers' slots and
 //! inboxes. Pods that the API server does not have are ended only after its first complete list.
 
+use crate::metrics;
 use crate::network::PodNetwork;
 use crate::pod::context::Context;
 use crate::pod::events::Kind;
@@ -14,7 +15,7 @@ use crate::runtime::{Runtime, RuntimeEvent};
 use crate::server::PodIndex;
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kelp_model::eviction;
 use kelp_model::pod::admission::{self, Rejection};
@@ -27,6 +28,7 @@ use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -176,6 +178,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
             return;
         }
         let Some(uid) = pod.metadata.uid.clone() else { return };
+        let seen = Instant::now();
         let slot = Slot { pod: Arc::new(pod), gone: false, mirror: None };
         self.pods.write().insert(name_of(&slot.pod), slot.pod.clone());
         match self.workers.get(&uid) {
@@ -188,7 +191,10 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
                     return;
                 }
                 self.rejected.remove(&uid);
+                let containers = slot.pod.spec.as_ref().map_or(0, |s| s.containers.len());
+                metrics::CONTAINERS_PER_POD.observe(&[], containers as f64);
                 self.start(uid, slot);
+                metrics::POD_WORKER_START.took(&[], seen);
             }
         }
     }
@@ -201,7 +207,16 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
         if over || config.pod_dir(uid).exists() {
             return Ok(());
         }
-        let mut node = NodeInfo::from_api(&node);
+        let begin = Instant::now();
+        let judged = self.judge(pod, &node);
+        metrics::TOPOLOGY.count(&[]);
+        metrics::TOPOLOGY_DURATION.observe(&[], begin.elapsed().as_secs_f64() * 1e3);
+        judged
+    }
+
+    fn judge(&self, pod: &Pod, node: &Node) -> Result<(), Rejection> {
+        let config = &self.context.config;
+        let mut node = NodeInfo::from_api(node);
         for other in self.pods.read().values() {
             let known = other.metadata.uid.as_ref().is_some_and(|u| self.workers.contains_key(u));
             if known && !spec::is_terminal(other) {
@@ -232,7 +247,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
         }
         let reference = PodRef::from(pod);
         let Rejection { reason, message } = rejection;
-        crate::metrics::REJECTIONS.count(&[reason]);
+        metrics::REJECTIONS.count(&[reason]);
         tracing::info!(pod = %reference, reason, message, "pod rejected");
         self.context.events.pod(&reference, Kind::Warning, reason, message.clone());
         let old = pod.status.clone().unwrap_or_default();
@@ -287,7 +302,10 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
                 worker.slot.send_modify(|slot| slot.gone = true);
             }
         }
-        for pod in self.orphans(listed).await {
+        let orphans = self.orphans(listed).await;
+        metrics::ORPHAN_VOLUMES.set(&[], orphans.len() as f64);
+        for pod in orphans {
+            metrics::ORPHANED_PODS.count(&[]);
             if let Some(uid) = pod.metadata.uid.clone() {
                 tracing::info!(uid, name = pod.metadata.name, "ending a pod that was deleted meanwhile");
                 self.start(uid, Slot { pod: Arc::new(pod), gone: true, mirror: None });

@@ -36,6 +36,8 @@ struct Entry {
     /// What the API server has, as far as known.
     known: PodStatus,
     dirty: bool,
+    /// Since when the API server has an older status.
+    changed: Option<Instant>,
     delete: bool,
     in_flight: bool,
     failures: u32,
@@ -63,6 +65,7 @@ impl StatusManager {
             if entry.desired.as_ref() != Some(&status) {
                 entry.desired = Some(status);
                 entry.dirty = true;
+                entry.changed.get_or_insert_with(Instant::now);
             }
         });
     }
@@ -101,6 +104,7 @@ impl StatusManager {
             desired: None,
             known: pod.status.clone().unwrap_or_default(),
             dirty: false,
+            changed: None,
             delete: false,
             in_flight: false,
             failures: 0,
@@ -183,6 +187,12 @@ impl Shared {
         match outcome {
             Outcome::Patched(status) => {
                 entry.known = *status;
+                if let Some(changed) = entry.changed.take() {
+                    crate::metrics::STATUS_SYNC.observe(&[], changed.elapsed().as_secs_f64());
+                }
+                if entry.dirty {
+                    entry.changed = Some(Instant::now());
+                }
                 entry.failures = 0;
                 entry.not_before = None;
             }

@@ -4,6 +4,7 @@
 //! Writes: the runtime, the pod's files, its network, the status manager. Nobody else touches the pod.
 
 mod end;
+mod expand;
 mod pull;
 mod resize;
 mod run;
@@ -11,6 +12,7 @@ mod start;
 mod usage;
 mod watchers;
 
+use crate::metrics;
 use crate::network::PodNetwork;
 use crate::pod::context::Context;
 use crate::pod::reference::PodRef;
@@ -101,6 +103,10 @@ pub struct Worker<R, N> {
     resize: resize::Resize,
     /// When this worker began.
     born: std::time::Instant,
+    /// How long its images took to be pulled.
+    pulling: Duration,
+    /// Exits that were counted: container and attempt.
+    counted: HashSet<(String, u32)>,
     /// The node ends the pod: reason and message.
     evicted: Option<(String, String)>,
     /// It does so for its own sake: message of the condition.
@@ -109,6 +115,8 @@ pub struct Worker<R, N> {
     grace: Option<i64>,
     /// When its use of the disk is looked at next.
     measure_at: Wake,
+    /// When its volumes are looked at next, whether they have grown.
+    expand_at: Wake,
     reference: PodRef,
     gone: bool,
     phase: Phase,
@@ -202,10 +210,13 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             wanted: slot.pod,
             resize,
             born: std::time::Instant::now(),
+            pulling: Duration::ZERO,
+            counted: HashSet::new(),
             evicted: None,
             disruption: None,
             grace: None,
             measure_at: None,
+            expand_at: None,
         };
         (worker, Handle { slot: slot_sender, inbox: sender })
     }
@@ -234,6 +245,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.context.objects.tokens.forget(&self.reference.uid);
                 self.context.devices.release(&self.reference.uid);
                 crate::metrics::forget_pod(&self.reference);
+                self.resize.end();
                 self.context.status.forget(&self.reference.uid);
                 if let Some(pulls) = self.context.images.pulls() {
                     pulls.forget(&self.reference.uid);
@@ -280,6 +292,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
 
     fn adopt(&mut self) {
         let slot = self.slot.borrow_and_update().clone();
+        resize::count_requested(&self.wanted, &slot.pod);
         let meta = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
         if meta(&self.wanted) != meta(&slot.pod) {
             self.volumes = None; // downwardAPI files show them
@@ -446,6 +459,13 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let names: HashSet<String> = observed.containers.iter().map(|c| c.name.clone()).collect();
         for name in names {
             let Some(record) = observed.latest(&name) else { continue };
+            if let State::Exited(exit) = &record.state
+                && self.counted.insert((name.clone(), record.attempt))
+                && !self.first
+            {
+                let code = exit.exit_code.to_string();
+                metrics::TERMINATED_CONTAINERS.count(&[self.container_type(&name), &code, &exit.reason]);
+            }
             if let (State::Exited(_), Some(memory)) = (&record.state, self.memories.get_mut(&name)) {
                 let hook_failed = memory.unhealthy.as_deref() == Some("FailedPostStartHook");
                 if memory.killing && !hook_failed {
@@ -509,9 +529,40 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let new = pod_status(&self.pod, &self.last, observed, &self.memories, &context, Timestamp::now());
         let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
         if runs(&new) && !runs(&self.last) {
-            crate::metrics::POD_START.observe(&[], self.born.elapsed().as_secs_f64());
+            self.count_start(observed);
         }
         self.last = new;
+    }
+
+    /// The pod runs: how long that took.
+    fn count_start(&self, observed: &Observed) {
+        metrics::POD_START.took(&[], self.born);
+        let Some(created) = &self.pod.metadata.creation_timestamp else { return };
+        let total = Timestamp::now().duration_since(created.0).as_secs_f64().max(0.0);
+        metrics::POD_START_TOTAL.observe(&[], total);
+        let prepared =
+            observed.containers.iter().filter(|c| self.container_type(&c.name) == "init_container");
+        let prepared: f64 = prepared
+            .filter_map(|c| match &c.state {
+                State::Exited(exit) => Some(exit.finished_at.duration_since(exit.started_at).as_secs_f64()),
+                _ => None,
+            })
+            .sum();
+        let own = (total - prepared - self.pulling.as_secs_f64()).max(0.0);
+        metrics::POD_START_SLI.observe(&[], own);
+        if !spec::host_network(&self.pod) {
+            metrics::FIRST_NETWORK_POD.set_once(own);
+        }
+    }
+
+    /// As metrics name it.
+    fn container_type(&self, name: &str) -> &'static str {
+        let kind = self.pod.spec.as_ref().and_then(|s| spec::find_any(s, name)).map(|(kind, _)| kind);
+        match kind {
+            Some(spec::Kind::Init | spec::Kind::Sidecar) => "init_container",
+            Some(spec::Kind::Ephemeral) => "ephemeral_container",
+            Some(spec::Kind::Main) | None => "container",
+        }
     }
 
     fn report(&self, status: PodStatus) {

@@ -116,6 +116,10 @@ impl Cgroups {
 
     /// Makes a pod's cgroup and sets its limits; repeats are fine.
     pub(super) fn create_pod(&self, pod: &Path, resources: &Resources) -> io::Result<()> {
+        timed("create", || self.make_pod(pod, resources))
+    }
+
+    fn make_pod(&self, pod: &Path, resources: &Resources) -> io::Result<()> {
         if let (true, Some(mount)) = (self.is_unified(), &self.v2) {
             let dir = make_unified(mount, pod)?;
             return set_all(&dir, unified_values(resources));
@@ -153,6 +157,10 @@ impl Cgroups {
 
     /// Sets the limits of a cgroup that exists; a limit that is not given is lifted.
     pub(super) fn update(&self, path: &Path, resources: &Resources) -> io::Result<()> {
+        timed("update", || self.set(path, resources))
+    }
+
+    fn set(&self, path: &Path, resources: &Resources) -> io::Result<()> {
         let resources = Resources {
             cpu_quota_us: resources.cpu_quota_us.or(Some(-1)),
             memory_limit: resources.memory_limit.or(Some(-1)),
@@ -212,7 +220,7 @@ impl Cgroups {
     /// Kills every process in the cgroup `path` of each hierarchy and in `further` directories, and removes them all
     /// with what is below. Fine when there is nothing.
     pub(super) fn destroy(&self, path: &Path, further: Option<PathBuf>) -> io::Result<()> {
-        destroy(&self.directories(path, further), true)
+        timed("destroy", || destroy(&self.directories(path, further), true))
     }
 
     /// Kills like [`Cgroups::destroy`] but leaves the cgroups.
@@ -224,6 +232,14 @@ impl Cgroups {
         let mounts = self.v1.iter().map(|(_, mount)| mount).chain(&self.named).chain(&self.v2);
         mounts.map(|mount| mount.join(path)).chain(further).collect()
     }
+}
+
+/// Does it, and notes how long it took.
+fn timed<T>(operation: &str, work: impl FnOnce() -> T) -> T {
+    let begin = std::time::Instant::now();
+    let result = work();
+    crate::metrics::CGROUPS.took(&[operation], begin);
+    result
 }
 
 fn is_plain(path: &Path) -> bool {

@@ -9,6 +9,7 @@ pub mod fake;
 mod host;
 mod launch;
 mod layout;
+mod measured;
 pub mod seccomp;
 pub mod session;
 mod shim;
@@ -16,6 +17,7 @@ mod spec;
 mod types;
 pub mod usage;
 
+pub use measured::Measured;
 pub use session::{Session, Streams};
 pub use shim::{LOG_MAX_FILES, LOG_MAX_SIZE, RuntimeConfig, ShimRuntime};
 pub(crate) use spec::granted;
@@ -128,6 +130,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// What all pods together use; `None` when that cannot be told.
     fn pods_usage(&self) -> impl Future<Output = Option<usage::Usage>> + Send {
+        async { None }
+    }
+
+    /// What the agent's own cgroup uses; `None` when it has none to itself.
+    fn own_usage(&self) -> impl Future<Output = Option<usage::Usage>> + Send {
         async { None }
     }
 

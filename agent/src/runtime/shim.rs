@@ -491,6 +491,16 @@ impl Runtime for ShimRuntime {
         read.await.ok().flatten()
     }
 
+    async fn own_usage(&self) -> Option<usage::Usage> {
+        let this = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+            let path = usage::own_cgroup(&text)?;
+            usage::read(&this.inner.cgroups, &path)
+        });
+        read.await.ok().flatten()
+    }
+
     async fn limit_pods(&self, resources: &Resources) -> Result<(), RuntimeError> {
         let (this, resources) = (self.clone(), resources.clone());
         let set = tokio::task::spawn_blocking(move || {

@@ -47,6 +47,32 @@ pub struct Usage {
     pub io: (u64, u64),
     /// Weight, quota and period of the CPU, in v1's units.
     pub cpu_limits: (u64, Option<u64>, u64),
+    /// Memory that the kernel holds for it, bytes.
+    pub kernel: u64,
+    /// Memory that is left to it as long as there is some, bytes.
+    pub memory_reserved: u64,
+    /// Limit of memory and swap together (v1) or of swap (v2), bytes.
+    pub swap_limit: Option<u64>,
+    /// Processes and threads, and how many there may be.
+    pub threads: (u64, Option<u64>),
+    /// Use of each disk.
+    pub disks: Vec<Disk>,
+    /// Its processes themselves, without those of cgroups below.
+    pub pids: Vec<i32>,
+    /// Time that was lost by waiting for a resource, by its name (`cpu`, `memory`, `io`): the text of the kernel's pressure
+    /// files. Only v2 tells.
+    pub pressure: [String; 3],
+}
+
+/// Use of a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// Major and minor number, `8:0`.
+    pub device: String,
+    /// Bytes read and written.
+    pub bytes: (u64, u64),
+    /// Requests to read and to write.
+    pub requests: (u64, u64),
 }
 
 /// Traffic of a network device.
@@ -103,8 +129,8 @@ impl Keyed {
         self.0.trim().parse().ok()
     }
 
-    fn lines(&self) -> u64 {
-        self.0.lines().count() as u64
+    fn numbers(&self) -> Vec<i32> {
+        self.0.lines().filter_map(|l| l.trim().parse().ok()).collect()
     }
 }
 
@@ -139,10 +165,9 @@ fn unified(dir: &Path, time: jiff::Timestamp) -> Option<Usage> {
     let weight = number(&dir.join("cpu.weight"));
     let microseconds = |key| cpu.get(key).saturating_mul(1000);
     let io = fs::read_to_string(dir.join("io.stat")).unwrap_or_default();
-    let sum = |key: &str| -> u64 {
-        let values = io.split_whitespace().filter_map(|f| f.strip_prefix(key)?.parse::<u64>().ok());
-        values.sum()
-    };
+    let disks: Vec<Disk> = io.lines().filter_map(unified_disk).collect();
+    let pids = Keyed::of(&dir.join("cgroup.procs")).numbers();
+    let pressure = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
     Some(Usage {
         time,
         cpu_ns: microseconds("usage_usec"),
@@ -161,8 +186,15 @@ fn unified(dir: &Path, time: jiff::Timestamp) -> Option<Usage> {
         faults: (memory.get("pgfault"), memory.get("pgmajfault")),
         swap: number(&dir.join("memory.swap.current")),
         oom_kills: events.get("oom_kill"),
-        processes: Keyed::of(&dir.join("cgroup.procs")).lines(),
-        io: (sum("rbytes="), sum("wbytes=")),
+        processes: pids.len() as u64,
+        io: total(&disks),
+        kernel: memory.get("kernel"),
+        memory_reserved: number(&dir.join("memory.low")),
+        swap_limit: Keyed::of(&dir.join("memory.swap.max")).value(),
+        threads: (number(&dir.join("pids.current")), Keyed::of(&dir.join("pids.max")).value()),
+        disks,
+        pids,
+        pressure: [pressure("cpu.pressure"), pressure("memory.pressure"), pressure("io.pressure")],
         // The inverse of the kubelet's conversion to weights (KEP-2254).
         cpu_limits: (
             2 + weight.saturating_sub(1).saturating_mul(262_142) / 9_999,
@@ -186,12 +218,16 @@ fn version1(dir_of: impl Fn(&str) -> Option<PathBuf>, time: jiff::Timestamp) -> 
     let charged = number(&file(&memory, "memory.usage_in_bytes"));
     let inactive = stat.get("total_inactive_file");
     let both = number(&file(&memory, "memory.memsw.usage_in_bytes"));
-    let io = fs::read_to_string(file(&dir_of("blkio"), "blkio.throttle.io_service_bytes_recursive"));
-    let io = io.unwrap_or_default();
-    let sum = |kind: &str| -> u64 {
-        let lines = io.lines().map(|l| l.split(' ').collect::<Vec<_>>());
-        lines.filter(|f| f.get(1) == Some(&kind)).filter_map(|f| f.get(2)?.parse::<u64>().ok()).sum()
-    };
+    let blkio = dir_of("blkio");
+    let read = |name| fs::read_to_string(file(&blkio, name)).unwrap_or_default();
+    let disks = version1_disks(
+        &read("blkio.throttle.io_service_bytes_recursive"),
+        &read("blkio.throttle.io_serviced_recursive"),
+    );
+    let number_or_none = |path: PathBuf| Some(number(&path)).filter(|n| *n > 0 && *n < UNLIMITED);
+    let pids = dir_of("pids");
+    let threads = (number(&file(&pids, "pids.current")), Keyed::of(&file(&pids, "pids.max")).value());
+    let pids = Keyed::of(&file(&pids.or(cpu.clone()), "cgroup.procs")).numbers();
     Some(Usage {
         time,
         cpu_ns: number(&file(&cpu, "cpuacct.usage")),
@@ -210,19 +246,86 @@ fn version1(dir_of: impl Fn(&str) -> Option<PathBuf>, time: jiff::Timestamp) -> 
         file: (stat.get("total_active_file"), inactive),
         memory_max: number(&file(&memory, "memory.max_usage_in_bytes")),
         memory_failures: number(&file(&memory, "memory.failcnt")),
-        memory_limit: Some(number(&file(&memory, "memory.limit_in_bytes")))
-            .filter(|limit| *limit > 0 && *limit < UNLIMITED),
+        memory_limit: number_or_none(file(&memory, "memory.limit_in_bytes")),
         faults: (stat.get("total_pgfault"), stat.get("total_pgmajfault")),
         swap: both.saturating_sub(charged),
         oom_kills: oom.get("oom_kill"),
-        processes: Keyed::of(&file(&dir_of("pids").or(cpu.clone()), "cgroup.procs")).lines(),
-        io: (sum("Read"), sum("Write")),
+        processes: pids.len() as u64,
+        io: total(&disks),
+        kernel: number(&file(&memory, "memory.kmem.usage_in_bytes")),
+        memory_reserved: number_or_none(file(&memory, "memory.soft_limit_in_bytes")).unwrap_or(0),
+        swap_limit: number_or_none(file(&memory, "memory.memsw.limit_in_bytes")),
+        threads,
+        disks,
+        pids,
+        pressure: Default::default(),
         cpu_limits: (
             number(&file(&limits, "cpu.shares")),
             Keyed::of(&file(&limits, "cpu.cfs_quota_us")).value(),
             number(&file(&limits, "cpu.cfs_period_us")),
         ),
     })
+}
+
+fn total(disks: &[Disk]) -> (u64, u64) {
+    let add = |(a, b): (u64, u64), disk: &Disk| (a + disk.bytes.0, b + disk.bytes.1);
+    disks.iter().fold((0, 0), add)
+}
+
+/// `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`
+fn unified_disk(line: &str) -> Option<Disk> {
+    let mut words = line.split_whitespace();
+    let device = words.next()?.to_owned();
+    let values: Vec<(&str, u64)> =
+        words.filter_map(|w| w.split_once('=')).filter_map(|(k, v)| Some((k, v.parse().ok()?))).collect();
+    let get = |key: &str| values.iter().find(|(k, _)| *k == key).map_or(0, |(_, v)| *v);
+    Some(Disk { device, bytes: (get("rbytes"), get("wbytes")), requests: (get("rios"), get("wios")) })
+}
+
+/// Lines `8:0 Read 10` of bytes and of requests.
+fn version1_disks(bytes: &str, requests: &str) -> Vec<Disk> {
+    let mut disks: Vec<Disk> = Vec::new();
+    for (index, text) in [bytes, requests].into_iter().enumerate() {
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [device, kind, value] = words.as_slice() else { continue };
+            let Ok(value) = value.parse::<u64>() else { continue };
+            let disk = match disks.iter_mut().position(|d| d.device == *device) {
+                Some(at) => disks.get_mut(at),
+                None => {
+                    disks.push(Disk { device: (*device).to_owned(), ..Disk::default() });
+                    disks.last_mut()
+                }
+            };
+            let Some(disk) = disk else { continue };
+            let pair = if index == 0 { &mut disk.bytes } else { &mut disk.requests };
+            match *kind {
+                "Read" => pair.0 = value,
+                "Write" => pair.1 = value,
+                _ => {}
+            }
+        }
+    }
+    disks
+}
+
+/// The cgroup that /proc/self/cgroup names, when it is the same in every hierarchy that measures, and not the root.
+pub(super) fn own_cgroup(text: &str) -> Option<PathBuf> {
+    let lines = text.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        Some((controllers, path.trim_start_matches('/')))
+    });
+    let (unified, version1): (Vec<_>, Vec<_>) = lines.partition(|(controllers, _)| controllers.is_empty());
+    let measures = |c: &str| c.split(',').any(|c| matches!(c, "memory" | "cpuacct"));
+    let mut paths: Vec<&str> = version1.into_iter().filter(|(c, _)| measures(c)).map(|(_, p)| p).collect();
+    if paths.is_empty() {
+        paths = unified.into_iter().map(|(_, path)| path).collect();
+    }
+    paths.dedup();
+    match paths.as_slice() {
+        [path] if !path.is_empty() => Some(PathBuf::from(path)),
+        _ => None,
+    }
 }
 
 /// Devices of a `/proc/<pid>/net/dev` file without the loopback.
@@ -280,6 +383,8 @@ mod tests {
         assert_eq!((usage.memory, usage.working_set, usage.rss), (1000, 600, 300));
         assert_eq!((usage.memory_limit, usage.oom_kills, usage.processes), (None, 1, 2));
         assert_eq!((usage.io, usage.throttled), ((11, 22), (3, 1, 7000)));
+        let first = Disk { device: "8:0".into(), bytes: (10, 20), requests: (1, 0) };
+        assert_eq!((usage.disks.len(), &usage.disks[0], usage.pids), (2, &first, vec![1, 2]));
         assert_eq!(usage.cpu_limits, (998, Some(50_000), 100_000));
         assert!(unified(&dir.path().join("none"), jiff::Timestamp::UNIX_EPOCH).is_none());
     }
@@ -306,6 +411,15 @@ mod tests {
         assert_eq!((usage.cpu_ns, usage.working_set, usage.swap), (1500, 600, 100));
         assert_eq!((usage.memory_limit, usage.oom_kills, usage.io), (None, 2, (11, 20)));
         assert!(version1(|_| None, jiff::Timestamp::UNIX_EPOCH).is_none());
+    }
+
+    #[test]
+    fn an_agent_with_a_cgroup_of_its_own_finds_it() {
+        let own = |text: &str| own_cgroup(text).map(|p| p.display().to_string());
+        assert_eq!(own("0::/system.slice/kelp.service\n").as_deref(), Some("system.slice/kelp.service"));
+        assert_eq!(own("4:memory:/k\n3:cpu,cpuacct:/k\n2:devices:/x\n0::/\n").as_deref(), Some("k"));
+        assert_eq!(own("4:memory:/k\n3:cpu,cpuacct:/j\n"), None);
+        assert_eq!(own("0::/\n"), None);
     }
 
     #[test]

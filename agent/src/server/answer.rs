@@ -43,6 +43,19 @@ pub fn json<T: Serialize>(value: &T) -> Answer {
     }
 }
 
+/// Plain text that comes bit by bit; nothing at all has no type, as with servers that look at what they send.
+pub async fn stream_of(chunks: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Answer {
+    use futures::{StreamExt, future};
+    let chunks = chunks.filter(|chunk| future::ready(!matches!(chunk, Ok(bytes) if bytes.is_empty())));
+    let mut chunks = Box::pin(chunks.peekable());
+    let is_empty = chunks.as_mut().peek().await.is_none();
+    let mut answer = stream(chunks);
+    if is_empty {
+        answer.headers_mut().remove(header::CONTENT_TYPE);
+    }
+    answer
+}
+
 /// Plain text that comes bit by bit.
 pub fn stream(chunks: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Answer {
     use futures::StreamExt;

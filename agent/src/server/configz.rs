@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::answer::{Answer, json as answer};
+use super::tls::OWN;
 use crate::config::AgentConfig;
 use crate::runtime::Runtime;
 use serde_json::{Map, Value, json};
@@ -28,6 +29,14 @@ fn in_force(config: &AgentConfig) -> Value {
     });
     let own = own.as_object().cloned().unwrap_or_default();
     all.extend(own);
+    // Where the node's own certificate is, when the configuration names none.
+    let made = config.data_dir.join("kubelet-pki");
+    let named = |key| all.get(key).and_then(Value::as_str).is_some_and(|path: &str| !path.is_empty());
+    if !(named("tlsCertFile") && named("tlsPrivateKeyFile")) {
+        for (key, file) in ["tlsCertFile", "tlsPrivateKeyFile"].into_iter().zip(OWN) {
+            all.insert(key.into(), json!(made.join(file).display().to_string()));
+        }
+    }
     if let Some(dir) = &config.static_pods {
         all.insert("staticPodPath".into(), json!(dir.display().to_string()));
     }

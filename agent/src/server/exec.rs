@@ -68,7 +68,9 @@ impl<R: Runtime + Clone> Server<R> {
         };
         let argv: Vec<String> = query.all("command").map(str::to_owned).collect();
         let runtime = self.runtime.clone();
-        accept(request, streams, move |remote| Box::pin(execute(runtime, uid, id, argv, streams, remote)))
+        accept("exec", request, streams, move |remote| {
+            Box::pin(execute(runtime, uid, id, argv, streams, remote))
+        })
     }
 
     /// `/attach/<namespace>/<pod>[/<uid>]/<container>`.
@@ -93,7 +95,7 @@ impl<R: Runtime + Clone> Server<R> {
         streams.tty = on_terminal;
         streams.stderr &= !on_terminal;
         let runtime = self.runtime.clone();
-        accept(request, asked, move |remote| Box::pin(attach(runtime, uid, id, streams, remote)))
+        accept("attach", request, asked, move |remote| Box::pin(attach(runtime, uid, id, streams, remote)))
     }
 
     /// `/run/<namespace>/<pod>[/<uid>]/<container>?cmd=…`: a command to its end, its output as the answer.
@@ -124,6 +126,7 @@ impl<R: Runtime + Clone> Server<R> {
 
 /// Answers with an upgrade and serves the client's streams once it has taken place.
 fn accept(
+    subresource: &str,
     mut request: http::Request<Incoming>,
     streams: Streams,
     serve: impl FnOnce(Remote) -> BoxFuture<'static, ()> + Send + 'static,
@@ -134,6 +137,9 @@ fn accept(
         Err(Refused(answer)) => return *answer,
     };
     let (answer, protocol) = agreed;
+    if protocol.is_websocket() {
+        crate::metrics::WEBSOCKETS.count(&[subresource]);
+    }
     tokio::spawn(async move {
         let io = match upgrade.await {
             Ok(upgraded) => hyper_util::rt::TokioIo::new(upgraded),

@@ -1,6 +1,6 @@
 //! The text format of Prometheus, version 0.0.4, with Go's way of writing numbers.
 
-use crate::metrics::{Metric, Sample};
+use crate::metrics::{Kind, Metric, Sample};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -46,11 +46,22 @@ impl Exposition {
         self.add(name, "gauge", help, labels, value, at);
     }
 
-    /// Adds what was counted: a counter or a histogram.
+    /// Names a family that may have no values yet.
+    pub fn declare(&mut self, metric: &Metric) {
+        let family = self.0.entry(metric.name).or_default();
+        (family.kind, family.help) = (metric.kind.name(), metric.help);
+    }
+
+    /// Adds what was counted, set or observed.
     pub fn sample(&mut self, metric: &Metric, sample: &Sample) {
         let labels: Vec<(&str, &str)> = sample.labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        if !metric.is_histogram() {
-            self.add(metric.name, "counter", metric.help, &labels, sample.count as f64, None);
+        let value = match metric.kind {
+            Kind::Counter => Some(sample.count as f64),
+            Kind::Gauge => Some(sample.sum),
+            Kind::Histogram(_) => None,
+        };
+        if let Some(value) = value {
+            self.add(metric.name, metric.kind.name(), metric.help, &labels, value, None);
             return;
         }
         let mut lines = Vec::new();

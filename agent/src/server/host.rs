@@ -91,6 +91,12 @@ pub fn usage() -> NodeUsage {
     }
 }
 
+/// When this process was started.
+pub fn process_started() -> jiff::Timestamp {
+    let modified = fs::metadata("/proc/self").and_then(|m| m.modified()).ok();
+    modified.and_then(|time| jiff::Timestamp::try_from(time).ok()).unwrap_or_default()
+}
+
 /// Space and inodes of a file system as the summary tells them; `used` overrides what of it is in use.
 pub fn file_system(path: &Path, time: jiff::Timestamp, used: Option<(u64, u64)>) -> Value {
     let Ok(stat) = statvfs(path) else { return json!({"time": at(time)}) };
@@ -138,7 +144,11 @@ pub fn disk_use(path: &Path) -> (u64, u64) {
 
 /// Pressure stall information of a file in its format (psi.rst of the kernel); zero when there is none.
 pub fn pressure(path: &Path) -> Value {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    pressure_of(&fs::read_to_string(path).unwrap_or_default())
+}
+
+/// The same of a file's text.
+pub fn pressure_of(text: &str) -> Value {
     let line = |kind: &str| {
         let fields = text.lines().find_map(|l| l.strip_prefix(kind)).unwrap_or_default();
         let number = |key: &str| -> f64 {

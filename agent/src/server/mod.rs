@@ -7,6 +7,7 @@
 //! | `/metrics`, `/metrics/resource`, `/metrics/cadvisor`, `/metrics/probes` | the same and the agent's own numbers for Prometheus |
 //! | `/configz` | settings in force |
 //! | `/logs/` | files below /var/log |
+//! | `/flagz`, `/statusz`, `/debug/pprof/cmdline` | the command line, and what this process is |
 //! | `/checkpoint/…` | an error: not supported |
 //! | `/pods`, `/runningpods/` | the pods of this node, and those that run |
 //! | `/containerLogs/<namespace>/<pod>/<container>` | the log; query as of the `pods/log` subresource |
@@ -18,30 +19,36 @@
 
 mod answer;
 pub mod auth;
+mod cadvisor;
 mod configz;
+mod debug;
 mod exec;
 pub(crate) mod exposition;
 pub(crate) mod host;
 mod logs;
 mod metrics;
 mod options;
+mod pod_counts;
 mod pods;
 mod portforward;
 mod query;
 mod remote;
 mod remote_streams;
+mod requests;
 mod stats;
 mod system_logs;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 mod upgrade;
+mod volumes;
 
 pub use options::LogOptions;
 pub use stats::Rates;
 pub use tls::TlsError;
 
 use crate::config::AgentConfig;
+use crate::csi::Csi;
 use crate::runtime::{ContainerState, Runtime};
 use answer::{Answer, text};
 use auth::{Auth, Refusal, User};
@@ -84,6 +91,8 @@ pub struct Server<R> {
     pub tls: Arc<rustls::ServerConfig>,
     /// Who may call.
     pub auth: Auth,
+    /// Drivers of volumes, which tell how full these are.
+    pub csi: Option<Csi>,
     /// CPU rates, from one look to the next.
     pub rates: Arc<Rates>,
 }
@@ -160,6 +169,7 @@ impl<R: Runtime + Clone> Server<R> {
         let service = service_fn(move |request: http::Request<Incoming>| {
             let (server, user) = (self.clone(), user.clone());
             async move {
+                let _counted = requests::Counted::begin(request.method(), request.uri().path());
                 let path = request.uri().path();
                 let check = server.auth.check(user.as_ref(), request.method(), path, request.headers());
                 let answer = match check.await {
@@ -209,12 +219,15 @@ impl<R: Runtime + Clone> Server<R> {
             ("metrics", ["probes"], _) if get => self.probe_metrics(),
             ("metrics", ["cadvisor"], _) if get => self.cadvisor_metrics().await,
             ("configz", [], _) if get => self.configz(),
+            ("debug", ["pprof", "cmdline"], _) if get => debug::command_line(),
+            ("flagz", [], _) if get => self.flags(),
+            ("statusz", [], _) if get => self.status_page(),
             ("logs", _, _) if get => {
                 let rest = uri.path().strip_prefix("/logs").unwrap_or_default().to_owned();
                 system_logs::serve("/var/log".into(), rest).await
             }
             ("containerLogs", [namespace, pod, container], _) if get => match LogOptions::parse(&query) {
-                Ok(options) => self.logs(namespace, pod, container, options),
+                Ok(options) => self.logs(namespace, pod, container, options).await,
                 Err(message) => text(StatusCode::BAD_REQUEST, message),
             },
             ("exec", _, Some(target)) if get || post => self.exec(request, &target).await,
@@ -255,7 +268,7 @@ impl<R: Runtime + Clone> Server<R> {
         text(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    fn logs(&self, namespace: &str, name: &str, container: &str, options: LogOptions) -> Answer {
+    async fn logs(&self, namespace: &str, name: &str, container: &str, options: LogOptions) -> Answer {
         let Some(pod) = self.pod(namespace, name) else {
             return text(StatusCode::NOT_FOUND, format!("pod {name:?} does not exist"));
         };
@@ -269,6 +282,7 @@ impl<R: Runtime + Clone> Server<R> {
             return text(StatusCode::BAD_REQUEST, why_no_log(&pod, name, container, options.previous));
         };
         let id = format!("{container}.{attempt}");
+        let follow = options.follow;
         let ended = ended(self.runtime.clone(), uid, id);
         let lines = match logs::stream(&file, options, Box::pin(ended)) {
             Ok(lines) => lines,
@@ -277,7 +291,7 @@ impl<R: Runtime + Clone> Server<R> {
                 return text(StatusCode::INTERNAL_SERVER_ERROR, message);
             }
         };
-        answer::stream(lines)
+        if follow { answer::stream(lines) } else { answer::stream_of(lines).await }
     }
 }
 

@@ -75,6 +75,9 @@ impl<R: Runtime + Clone> Server<R> {
             Ok(agreed) => agreed,
             Err(Refused(answer)) => return *answer,
         };
+        if tunnelled {
+            crate::metrics::WEBSOCKETS.count(&["portforward"]);
+        }
         tokio::spawn(async move {
             let io = match upgrade.await {
                 Ok(upgraded) => TokioIo::new(upgraded),

@@ -69,6 +69,11 @@ pub enum OpenError {
 }
 
 impl Protocol {
+    /// Whether the client speaks WebSocket.
+    pub fn is_websocket(self) -> bool {
+        self.kind == Kind::WebSocket
+    }
+
     /// Opens the streams on an upgraded connection.
     ///
     /// # Errors

@@ -2,15 +2,18 @@
 
 use super::Server;
 use super::answer::{Answer, json as answer};
-use super::host::{self, NodeUsage, at, disk_use, file_system, pressure};
+use super::host::{self, NodeUsage, at, disk_use, file_system, pressure, pressure_of};
 use super::query::Query;
+use super::volumes;
 use crate::config::AgentConfig;
 use crate::runtime::usage::{Device, Usage};
 use crate::runtime::{ContainerState, PodUsage, Runtime, SandboxStatus};
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Samples of CPU time that are nearer to each other say little about a rate.
@@ -102,27 +105,51 @@ impl<R: Runtime + Clone> Server<R> {
     /// `/stats/summary`.
     pub(super) async fn summary(&self, query: &Query) -> Answer {
         let brief = matches!(query.first("only_cpu_and_memory"), Some("true" | "1"));
-        let mut pods = self.measure().await;
+        let (mut pods, mut system) = (self.measure().await, self.system().await);
         let node = host::usage();
         self.rates.sweep(node.time);
-        let mut rates = self.collect_rates(&node, &pods);
+        let rates = self.collect_rates(&node, &system, &pods);
         if rates.contains(&None) {
             // A rate takes two looks.
             tokio::time::sleep(Duration::from_millis(250)).await;
-            pods = self.measure().await;
-            rates = self.collect_rates(&host::usage(), &pods);
+            (pods, system) = (self.measure().await, self.system().await);
+            self.collect_rates(&host::usage(), &system, &pods);
         }
-        drop(rates);
-        let config = self.config.clone();
-        let rates = self.rates.clone();
-        let built =
-            tokio::task::spawn_blocking(move || summary(&config, &rates, &host::usage(), &pods, brief));
+        let uids = pods.iter().map(|p| p.sandbox.id.clone());
+        let told = match brief {
+            true => volumes::Told::new(),
+            false => volumes::ask(self.csi.as_ref(), &self.config, uids).await,
+        };
+        let objects: Vec<Arc<Pod>> = self.pods.read().values().cloned().collect();
+        let (config, rates) = (self.config.clone(), self.rates.clone());
+        let built = tokio::task::spawn_blocking(move || {
+            let mut all = summary(&config, &rates, &host::usage(), (&system, &pods), brief);
+            if !brief {
+                add_volumes(&config, &mut all, &objects, &told);
+            }
+            all
+        });
         answer(&built.await.unwrap_or_default())
     }
 
-    fn collect_rates(&self, node: &NodeUsage, pods: &[Measured]) -> Vec<Option<u64>> {
+    /// What all pods together use, and the agent itself.
+    async fn system(&self) -> Vec<(&'static str, Usage)> {
+        let (pods, own) = (self.runtime.pods_usage().await, self.runtime.own_usage().await);
+        let all = [("pods", pods), ("kubelet", own)];
+        all.into_iter().filter_map(|(name, usage)| Some((name, usage?))).collect()
+    }
+
+    fn collect_rates(
+        &self,
+        node: &NodeUsage,
+        system: &SystemContainers,
+        pods: &[Measured],
+    ) -> Vec<Option<u64>> {
         let rate = |cgroup: &Path, usage: &Usage| self.rates.of(cgroup, usage.time, usage.cpu_ns);
         let mut all = vec![self.rates.of(Path::new("/"), node.time, node.cpu_ns)];
+        for (name, usage) in system {
+            all.push(rate(&Path::new("system").join(name), usage));
+        }
         for pod in pods {
             all.push(rate(&pod.usage.cgroup, &pod.usage.usage));
             all.extend(pod.usage.containers.iter().map(|c| rate(&c.cgroup, &c.usage)));
@@ -183,9 +210,54 @@ fn network(time: jiff::Timestamp, devices: &[Device], main: &str) -> Value {
     whole
 }
 
-fn summary(config: &AgentConfig, rates: &Rates, node: &NodeUsage, pods: &[Measured], brief: bool) -> Value {
+/// What the node uses for itself and for all pods together.
+type SystemContainers = [(&'static str, Usage)];
+
+fn summary(
+    config: &AgentConfig,
+    rates: &Rates,
+    node: &NodeUsage,
+    (system, pods): (&SystemContainers, &[Measured]),
+    brief: bool,
+) -> Value {
     let pods: Vec<Value> = pods.iter().map(|p| pod(config, rates, p, brief)).collect();
-    json!({"node": node_stats(config, rates, node, brief), "pods": pods})
+    let mut of_node = node_stats(config, rates, node, brief);
+    let system = system.iter().map(|(name, usage)| system_container(rates, node, name, usage, brief));
+    if let Some(fields) = of_node.as_object_mut() {
+        fields.insert("systemContainers".into(), system.collect());
+    }
+    json!({"node": of_node, "pods": pods})
+}
+
+/// The volumes of each pod of a summary.
+fn add_volumes(config: &AgentConfig, all: &mut Value, pods: &[Arc<Pod>], told: &volumes::Told) {
+    let now = jiff::Timestamp::now();
+    for shown in all.get_mut("pods").and_then(Value::as_array_mut).into_iter().flatten() {
+        let uid = shown["podRef"]["uid"].as_str().unwrap_or_default();
+        let Some(pod) = pods.iter().find(|p| p.metadata.uid.as_deref() == Some(uid)) else { continue };
+        let found = volumes::volumes(config, pod, told, now);
+        if let (false, Some(fields)) = (found.is_empty(), shown.as_object_mut()) {
+            fields.insert("volume".into(), Value::Array(found));
+        }
+    }
+}
+
+fn system_container(rates: &Rates, node: &NodeUsage, name: &str, usage: &Usage, brief: bool) -> Value {
+    let rate = rates.of(&Path::new("system").join(name), usage.time, usage.cpu_ns);
+    let most = usage.memory_limit.unwrap_or(node.memory_total).min(node.memory_total);
+    let available = most.saturating_sub(usage.working_set);
+    let [of_cpu, of_memory, of_io] = usage.pressure.each_ref().map(|text| pressure_of(text));
+    let mut stats = json!({
+        "name": name,
+        "startTime": at(node.started),
+        "cpu": with(cpu(usage.time, rate, usage.cpu_ns), "psi", of_cpu),
+        "memory": with(memory(usage, Some(available)), "psi", of_memory),
+    });
+    if let (false, Some(fields)) = (brief, stats.as_object_mut()) {
+        fields.insert("io".into(), json!({"time": at(usage.time), "psi": of_io}));
+        fields.insert("swap".into(), json!({"time": at(usage.time), "swapUsageBytes": usage.swap}));
+    }
+    stats
 }
 
 fn node_stats(config: &AgentConfig, rates: &Rates, node: &NodeUsage, brief: bool) -> Value {
@@ -237,8 +309,9 @@ fn pod(config: &AgentConfig, rates: &Rates, pod: &Measured, brief: bool) -> Valu
     let mut containers = Vec::new();
     let mut ephemeral = (0, 0);
     for (status, started, used) in pod.containers() {
-        let limit = used.usage.memory_limit;
-        let available = limit.map(|l| l.saturating_sub(used.usage.working_set));
+        // Without a limit it is zero, as with containerd.
+        let limit = used.usage.memory_limit.unwrap_or(0);
+        let available = Some(limit.saturating_sub(used.usage.working_set));
         let mut stats = json!({
             "name": status.name,
             "startTime": at(started),
@@ -262,20 +335,20 @@ fn pod(config: &AgentConfig, rates: &Rates, pod: &Measured, brief: bool) -> Valu
         }
         containers.push(stats);
     }
-    let none = pressure(Path::new(""));
+    let [of_cpu, of_memory, of_io] = usage.usage.pressure.each_ref().map(|text| pressure_of(text));
     let mut stats = json!({
         "podRef": {"name": sandbox.name, "namespace": sandbox.namespace, "uid": sandbox.id},
         "startTime": at(sandbox.created_at),
         "containers": containers,
-        "cpu": with(cpu(time, rate(&usage.cgroup, &usage.usage), usage.usage.cpu_ns), "psi", none.clone()),
-        "memory": with(memory(&usage.usage, None), "psi", none.clone()),
+        "cpu": with(cpu(time, rate(&usage.cgroup, &usage.usage), usage.usage.cpu_ns), "psi", of_cpu),
+        "memory": with(memory(&usage.usage, None), "psi", of_memory),
     });
     if let (false, Some(fields)) = (brief, stats.as_object_mut()) {
         ephemeral = add(ephemeral, disk_use(&config.pod_dir(&sandbox.id)));
         if !usage.devices.is_empty() {
             fields.insert("network".into(), network(time, &usage.devices, "eth0"));
         }
-        fields.insert("io".into(), json!({"time": at(time), "psi": none}));
+        fields.insert("io".into(), json!({"time": at(time), "psi": of_io}));
         fields.insert("ephemeral-storage".into(), file_system(&config.data_dir, time, Some(ephemeral)));
         let swap = json!({"time": at(time), "swapAvailableBytes": 0, "swapUsageBytes": usage.usage.swap});
         fields.insert("swap".into(), swap);

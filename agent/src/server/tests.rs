@@ -59,6 +59,7 @@ pub(super) async fn node() -> (Arc<Server<FakeRuntime>>, FakeRuntime) {
             "node1".into(),
             &crate::kubelet_config::KubeletConfig::default().settings,
         ),
+        csi: None,
         rates: Arc::default(),
     };
     (Arc::new(server), runtime)

@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What keeps the kubelet API from being served.
@@ -74,11 +75,19 @@ fn certified(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
     Ok(certified)
 }
 
-/// The certificate that the API is served with at first: of the configuration, or the node's own.
+/// Names of the files of a certificate that the node made for itself.
+pub const OWN: [&str; 2] = ["kubelet.crt", "kubelet.key"];
+
+/// The certificate that the API is served with at first: of the configuration, or the node's own, which is then in `dir`.
 ///
 /// # Errors
 /// The files cannot be read, or none can be made.
-pub fn serving(node_name: &str, addresses: &[IpAddr], settings: &Settings) -> Result<Serving, TlsError> {
+pub fn serving(
+    node_name: &str,
+    addresses: &[IpAddr],
+    settings: &Settings,
+    dir: &Path,
+) -> Result<Serving, TlsError> {
     let (file, key) = (&settings.tls_cert_file, &settings.tls_private_key_file);
     if !file.as_os_str().is_empty() && !key.as_os_str().is_empty() {
         let read = |path: &std::path::Path| {
@@ -89,7 +98,27 @@ pub fn serving(node_name: &str, addresses: &[IpAddr], settings: &Settings) -> Re
     let mut names = vec![node_name.to_owned()];
     names.extend(addresses.iter().map(ToString::to_string));
     let made = rcgen::generate_simple_self_signed(names).map_err(|e| TlsError::Certificate(e.to_string()))?;
-    Serving::new(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes())
+    let pems = [made.cert.pem(), made.signing_key.serialize_pem()];
+    for ((name, pem), mode) in OWN.iter().zip(&pems).zip([0o644, 0o600]) {
+        write(&dir.join(name), pem, mode)
+            .map_err(|e| TlsError::Certificate(format!("{}: {e}", dir.join(name).display())))?;
+    }
+    let [certificate, key] = pems;
+    Serving::new(certificate.as_bytes(), key.as_bytes())
+}
+
+/// Writes a file that is readable for `mode` from its first byte on.
+fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let temporary = path.with_extension("tmp");
+    let _ = std::fs::remove_file(&temporary);
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(temporary, path)
 }
 
 /// Cipher suites by their names in Go. Those without a value are Go's, but not spoken here.
@@ -187,7 +216,8 @@ pub(super) mod tests {
     use crate::kubelet_config::KubeletConfig;
 
     fn with(client_ca: &[u8], settings: &Settings) -> Result<rustls::ServerConfig, TlsError> {
-        config(client_ca, serving("node1", &[], settings)?, settings)
+        let dir = tempfile::tempdir().unwrap();
+        config(client_ca, serving("node1", &[], settings, dir.path())?, settings)
     }
 
     fn authority() -> String {
@@ -213,10 +243,11 @@ pub(super) mod tests {
         let mut settings = KubeletConfig::default().settings;
         settings.tls_cert_file = dir.path().join("crt");
         settings.tls_private_key_file = dir.path().join("key");
-        assert!(serving("n", &[], &settings).unwrap_err().to_string().contains("crt"));
+        assert!(serving("n", &[], &settings, dir.path()).unwrap_err().to_string().contains("crt"));
         std::fs::write(&settings.tls_cert_file, made.cert.pem()).unwrap();
         std::fs::write(&settings.tls_private_key_file, made.signing_key.serialize_pem()).unwrap();
-        let used = serving("n", &[], &settings).unwrap();
+        assert!(!dir.path().join(OWN[1]).exists());
+        let used = serving("n", &[], &settings, dir.path()).unwrap();
         assert_eq!(used.0.read().cert[0], *made.cert.der());
         let other = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap();
         let key = other.signing_key.serialize_pem();

@@ -96,8 +96,12 @@ impl<R: Runtime + Clone> Shutdown<R> {
             self.events.node(&self.config.node_name, Kind::Normal, "NodeShutdown", text);
             self.states.change(|s| s.shutting_down = begins);
             if begins {
+                let now = || jiff::Timestamp::now().as_millisecond() as f64 / 1e3;
+                crate::metrics::SHUTDOWN_START.set(&[], now());
+                crate::metrics::SHUTDOWN_END.set(&[], 0.0);
                 // A shutdown that is cancelled meanwhile is noticed afterwards: pods that end do not come back.
                 self.end_pods(periods).await;
+                crate::metrics::SHUTDOWN_END.set(&[], now());
                 lock = None;
             } else if lock.is_none() {
                 lock = Some(logind.delay().await?);

@@ -1,6 +1,7 @@
 //! Static pods in the manager: workers from manifests, mirrors at the API server.
 
 use super::{Manager, name_of};
+use crate::metrics;
 use crate::network::PodNetwork;
 use crate::pod::mirror;
 use crate::pod::static_pods::StaticPods;
@@ -60,6 +61,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
         self.pods.write().insert(name_of(&pod), Arc::new(mirror::as_static(&pod)));
         let pod = Arc::new(pod);
         self.mirrors.insert(uid.clone(), pod.clone());
+        metrics::MIRROR_PODS.set(&[], self.mirrors.len() as f64);
         if let Some(worker) = self.workers.get(&uid) {
             worker.slot.send_modify(|slot| slot.mirror = Some(pod));
         }
@@ -70,6 +72,7 @@ impl<R: Runtime, N: PodNetwork> Manager<R, N> {
         let Some(uid) = mirror::original(pod) else { return };
         if self.mirrors.get(uid).is_some_and(|known| known.metadata.uid == pod.metadata.uid) {
             self.mirrors.remove(uid);
+            metrics::MIRROR_PODS.set(&[], self.mirrors.len() as f64);
             if let Some(worker) = self.workers.get(uid) {
                 worker.slot.send_modify(|slot| slot.mirror = None);
             }

@@ -8,9 +8,11 @@
 pub mod atomic;
 pub mod claims;
 pub mod image;
+pub mod local;
 pub mod mountinfo;
 mod node;
 mod owner;
+mod plugin;
 mod project;
 
 use crate::csi::volumes::Wanted;
@@ -27,10 +29,12 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Notify;
 
 pub use image::ImageVolumes;
 pub use node::NodeVolumes;
+pub use plugin::{operated, plugin};
 pub use project::Downward;
 
 /// Where each volume of a pod is on the host.
@@ -133,6 +137,11 @@ enum Source {
         path: PathBuf,
         kind: String,
     },
+    /// A device with a file system, and whether the pod's group gets what is on it.
+    Device {
+        device: local::Device,
+        give: bool,
+    },
     /// A directory that holds a volume, and whether the pod's group gets it.
     Local {
         path: PathBuf,
@@ -165,37 +174,53 @@ pub async fn set_up(
         root_decides: security.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch"),
     };
     let known = find_claims(pod, dir, node).await?;
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     for volume in spec.volumes.iter().flatten().filter(|v| v.image.is_none()) {
-        // A volume behind a claim goes by its own name.
-        let name = known.get(&volume.name).map_or(volume.name.as_str(), Claimed::name);
-        if let Some(claimed) = known.get(&volume.name) {
-            node.take(claimed, uid).map_err(|why| VolumeError::set_up(name, &why))?;
-            check_reachable(claimed, node)?;
-        }
-        let served = match (known.get(&volume.name), &volume.csi) {
-            (Some(claimed), _) => Wanted::persistent(&claimed.volume, claimed.read_only),
-            (None, Some(source)) => Some(Wanted::inline(pod, &volume.name, source)),
-            (None, None) => None,
-        };
-        if let Some(wanted) = served {
-            let path = by_driver(pod, dir, node, &wanted, name, group, changed).await?;
-            paths.insert(volume.name.clone(), path);
-            continue;
-        }
-        let source = match known.get(&volume.name) {
-            Some(claimed) => persistent(claimed)?,
-            None => gather(pod, volume, objects, downward, changed)
-                .await
-                .map_err(|why| VolumeError::set_up(name, &why))?,
-        };
-        let (own, dir) = (volume.name.clone(), dir.to_owned());
-        let made = tokio::task::spawn_blocking(move || make(&dir, &own, source, group)).await;
-        let made = made.map_err(|e| e.to_string()).and_then(|made| made);
-        let path = made.map_err(|why| VolumeError::set_up(name, &why))?;
-        paths.insert(volume.name.clone(), path);
+        let begin = Instant::now();
+        let claimed = known.get(&volume.name);
+        let made = set_up_one(pod, dir, objects, node, downward, changed, group, (volume, claimed)).await;
+        operated(plugin(volume, claimed), "volume_mount", begin, made.is_ok());
+        paths.insert(volume.name.clone(), made?);
     }
     Ok(paths)
+}
+
+/// Sets up one volume, with what its claim is bound to.
+#[expect(clippy::too_many_arguments, reason = "it is the body of a loop over them")]
+async fn set_up_one(
+    pod: &Pod,
+    dir: &Path,
+    objects: &Objects,
+    node: &NodeVolumes,
+    downward: &Downward<'_>,
+    changed: &Arc<Notify>,
+    group: Group,
+    (volume, claimed): (&Volume, Option<&Claimed>),
+) -> Result<PathBuf, VolumeError> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    // A volume behind a claim goes by its own name.
+    let name = claimed.map_or(volume.name.as_str(), Claimed::name);
+    if let Some(claimed) = claimed {
+        node.take(claimed, uid).map_err(|why| VolumeError::set_up(name, &why))?;
+        check_reachable(claimed, node)?;
+    }
+    let served = match (claimed, &volume.csi) {
+        (Some(claimed), _) => Wanted::persistent(&claimed.volume, claimed.read_only),
+        (None, Some(source)) => Some(Wanted::inline(pod, &volume.name, source)),
+        (None, None) => None,
+    };
+    if let Some(wanted) = served {
+        return by_driver(pod, dir, node, &wanted, name, group, changed).await;
+    }
+    let source = match claimed {
+        Some(claimed) => persistent(claimed, dir)?,
+        None => gather(pod, volume, objects, downward, changed)
+            .await
+            .map_err(|why| VolumeError::set_up(name, &why))?,
+    };
+    let (own, dir) = (volume.name.clone(), dir.to_owned());
+    let made = tokio::task::spawn_blocking(move || make(&dir, &own, source, group)).await;
+    let made = made.map_err(|e| e.to_string()).and_then(|made| made);
+    made.map_err(|why| VolumeError::set_up(name, &why))
 }
 
 /// Which group a pod's volumes belong to, and how much memory they may take.
@@ -267,7 +292,7 @@ fn check_reachable(claimed: &Claimed, node: &NodeVolumes) -> Result<(), VolumeEr
 }
 
 /// How a volume behind a claim is had that no driver serves.
-fn persistent(claimed: &Claimed) -> Result<Source, VolumeError> {
+fn persistent(claimed: &Claimed, dir: &Path) -> Result<Source, VolumeError> {
     let name = claimed.name();
     let Some(spec) = &claimed.volume.spec else {
         return Err(VolumeError::set_up(name, "the volume has no spec"));
@@ -295,9 +320,12 @@ fn persistent(claimed: &Claimed) -> Result<Source, VolumeError> {
             Err(VolumeError::of("MapVolume.MapPodDevice failed", name, &why))
         }
         (false, _, true) => Ok(Source::Local { path, give: !claimed.read_only }),
+        (false, true, _) => match local::Device::of(dir, name, spec) {
+            Some(device) => Ok(Source::Device { device, give: !claimed.read_only }),
+            None => Err(VolumeError::of("MountVolume.MountDevice failed", name, "the device is gone")),
+        },
         (false, ..) => {
-            let why =
-                format!("{} is not a directory; mount the device and name the directory", path.display());
+            let why = format!("{} is neither a directory nor a block device", path.display());
             Err(VolumeError::set_up(name, &why))
         }
     }
@@ -416,6 +444,10 @@ fn make(dir: &Path, name: &str, source: Source, of: Group) -> Result<PathBuf, St
         Source::Host { path, kind } => {
             host_path(&path, &kind)?;
             Ok(path)
+        }
+        Source::Device { device, give } => {
+            device.mount()?;
+            make(dir, name, Source::Local { path: device.at, give }, of)
         }
         Source::Local { path, give } => {
             if let Some(group) = group.filter(|_| give) {
@@ -539,6 +571,7 @@ pub fn sub_path(volume: &Path, sub: &str, container: &str, mount: &VolumeMount) 
 /// # Errors
 /// Something is still in use; try again.
 pub fn tear_down_volumes(dir: &Path) -> io::Result<()> {
+    local::release(dir)?;
     mountinfo::remove_unmounted(&dir.join("volumes"))?;
     match fs::remove_file(dir.join("claims.json")) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

@@ -3,7 +3,8 @@
 use super::claims::Claimed;
 use super::image::ImageVolumes;
 use crate::csi::Csi;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use kube::Api;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -36,6 +37,16 @@ impl NodeVolumes {
     #[must_use]
     pub fn with_csi(self, csi: Csi) -> Self {
         Self { csi: Some(csi), ..self }
+    }
+
+    /// A volume as it is now.
+    ///
+    /// # Errors
+    /// The API server does not tell.
+    pub async fn newest(&self, claimed: &Claimed) -> Result<PersistentVolume, String> {
+        let client = self.client.clone().ok_or("there is no API server to ask")?;
+        let found = Api::<PersistentVolume>::all(client).get(claimed.name()).await;
+        found.map_err(|e| super::claims::said(&e))
     }
 
     /// The drivers.

@@ -370,7 +370,15 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let dir = self.context.config.pod_dir(&self.reference.uid);
         let deleted = self.gone || self.pod.metadata.deletion_timestamp.is_some();
         self.context.devices.release(&self.reference.uid);
-        self.tear_down_volumes().await?;
+        let begin = std::time::Instant::now();
+        let had = dir.join("volumes").exists();
+        let removed = self.tear_down_volumes().await;
+        if had {
+            for volume in self.pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+                volumes::operated(volumes::plugin(volume, None), "volume_unmount", begin, removed.is_ok());
+            }
+        }
+        removed?;
         if !deleted {
             return Ok(None);
         }

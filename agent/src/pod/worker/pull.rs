@@ -4,6 +4,7 @@ use super::start::{ImageBackoff, Waiting};
 use super::{Message, RETRY, Worker, after};
 use crate::image::ImageError;
 use crate::image::registry::Keyring;
+use crate::metrics;
 use crate::network::{PodNetwork, chain};
 use crate::pod::context::ResolvedImage;
 use crate::pod::events::Kind;
@@ -78,6 +79,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             else {
                 continue;
             };
+            metrics::IMAGE_VOLUMES.count(&[]);
             let ask = Ask {
                 who: format!("volume {}", volume.name),
                 reference: source.reference.clone().unwrap_or_default(),
@@ -95,12 +97,14 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             });
             match made.await.map_err(|e| e.to_string()).and_then(|made| made) {
                 Ok(path) => {
+                    metrics::IMAGE_VOLUMES_MOUNTED.count(&[]);
                     if let Some(paths) = &mut self.volumes {
                         paths.insert(volume.name.clone(), path.clone());
                     }
                     self.image_volumes.insert(volume.name.clone(), path);
                 }
                 Err(why) => {
+                    metrics::IMAGE_VOLUMES_FAILED.count(&[]);
                     let text = format!("failed to mount image volume {:?}: {why}", volume.name);
                     return Err(NoImage::Waiting(("CreateContainerError".into(), text), after(RETRY)));
                 }
@@ -137,14 +141,19 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 return Err(NoImage::Waiting(("ImageInspectError".into(), text), after(RETRY)));
             }
         };
+        let is_present = present.is_some();
         if let Some(image) = present.filter(|_| policy != "Always") {
             self.image_backoff.remove(who);
+            // Whoever may run here may use what is here: no credentials are asked for again.
+            metrics::MUST_PULL.count(&["credentialPolicyAllowed"]);
+            metrics::ENSURE_IMAGE.count(&["true", &policy.to_lowercase(), "false"]);
             let text = format!(
                 "Container image {reference:?} already present on machine and can be accessed by the pod"
             );
             return Ok((image, text));
         }
         if policy == "Never" {
+            metrics::ENSURE_IMAGE.count(&["false", "never", "false"]);
             let text = format!("Container image {reference:?} is not present with pull policy of Never");
             event(Kind::Warning, "ErrImageNeverPull", text.clone());
             event(Kind::Warning, "Failed", "Error: ErrImageNeverPull".into());
@@ -156,6 +165,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let cause = match pulls.as_ref().map_or(Standing::None, |pulls| pulls.standing(&key)) {
             Standing::Running => return Err(NoImage::Pulling),
             Standing::Ended(Ended::Pulled { image, took, size }) => {
+                self.pulling += took;
                 self.image_backoff.remove(who);
                 let took = go_duration(took);
                 let text = format!(
@@ -176,6 +186,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                     let retry = after(RETRY).map(|at| at.min(known.until)).filter(|at| *at > now);
                     return Err(NoImage::Waiting(waiting, retry));
                 }
+                let here = if is_present { "true" } else { "false" };
+                metrics::ENSURE_IMAGE.count(&[here, &policy.to_lowercase(), "true"]);
                 event(Kind::Normal, "Pulling", format!("Pulling image {reference:?}"));
                 if let Some(pulls) = pulls {
                     let sender = self.sender.clone();

@@ -4,12 +4,14 @@
 //! agent started anew. Everything else of the worker sees the pod with the resources that it is allowed.
 
 use super::Worker;
+use crate::metrics;
 use crate::network::{PodNetwork, chain};
 use crate::pod::container::resources;
 use crate::pod::events::Kind as EventKind;
 use crate::runtime::{Resources, Runtime};
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequirements};
 use kelp_model::pod::admission::lacks;
+use kelp_model::pod::quantity;
 use kelp_model::pod::resources::{container_limits, pod_limits};
 use kelp_model::pod::spec::{self, Kind, containers};
 use kelp_model::pod::view::{Observed, State};
@@ -18,8 +20,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
-/// Resources by container name.
+/// Resources by container name; those of the pod as a whole have no name.
 type Allocation = BTreeMap<String, ResourceRequirements>;
 
 /// Where a change stands.
@@ -34,12 +37,18 @@ pub(super) struct Resize {
     restarting: Vec<(String, u32)>,
     /// The refusal that was told.
     told: Option<String>,
+    /// The change waited for the node to have room.
+    deferred: bool,
+    /// When the change that is carried out was granted.
+    begun: Option<Instant>,
 }
 
 /// A change as events show it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<ResourceRequirements>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     init_containers: Vec<One<'a>>,
     containers: Vec<One<'a>>,
@@ -65,9 +74,9 @@ struct Refusal {
 
 fn of(pod: &Pod) -> Allocation {
     let spec = pod.spec.iter();
-    spec.flat_map(containers)
-        .map(|(_, c)| (c.name.clone(), c.resources.clone().unwrap_or_default()))
-        .collect()
+    let own = spec.clone().map(|s| (String::new(), s.resources.clone().unwrap_or_default()));
+    let of_containers = spec.flat_map(containers);
+    own.chain(of_containers.map(|(_, c)| (c.name.clone(), c.resources.clone().unwrap_or_default()))).collect()
 }
 
 fn summary(pod: &Pod, error: Option<&str>) -> String {
@@ -78,6 +87,7 @@ fn summary(pod: &Pod, error: Option<&str>) -> String {
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let sidecars = containers(spec).filter(|(kind, _)| *kind == Kind::Sidecar).map(|(_, c)| one(c));
     let summary = Summary {
+        resources: spec.resources.clone(),
         init_containers: sidecars.collect(),
         containers: spec.containers.iter().map(one).collect(),
         generation: pod.metadata.generation.unwrap_or_default(),
@@ -113,7 +123,45 @@ fn needs_restart(container: &Container, old: &ResourceRequirements, new: &Resour
     )
 }
 
+/// Counts what a change of a pod asks for, a resource of a container at a time.
+pub(super) fn count_requested(old: &Pod, new: &Pod) {
+    let before = of(old);
+    for (name, now) in of(new) {
+        let Some(then) = before.get(&name).filter(|then| **then != now) else { continue };
+        for (requirement, then, now) in
+            [("requests", &then.requests, &now.requests), ("limits", &then.limits, &now.limits)]
+        {
+            for resource in ["cpu", "memory"] {
+                let amount = |list: &Option<BTreeMap<String, _>>| {
+                    list.as_ref().and_then(|l| l.get(resource)).and_then(quantity::milli)
+                };
+                let operation = match (amount(then), amount(now)) {
+                    (None, Some(_)) => "add",
+                    (Some(_), None) => "remove",
+                    (Some(a), Some(b)) if b > a => "increase",
+                    (Some(a), Some(b)) if b < a => "decrease",
+                    _ => continue,
+                };
+                metrics::REQUESTED_RESIZES.count(&[resource, requirement, operation]);
+            }
+        }
+    }
+}
+
 impl Resize {
+    /// The change is done, or its pod is.
+    pub(super) fn end(&mut self) {
+        if std::mem::take(&mut self.in_progress) {
+            metrics::RESIZES_IN_PROGRESS.add(&[], -1.0);
+        }
+    }
+
+    fn count_end(&mut self, success: &str) {
+        if let Some(begun) = self.begun.take() {
+            metrics::RESIZE_DURATION.observe(&[success], begun.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+
     /// What a pod is allowed: as noted in `file`, else what it asks for.
     pub(super) fn load(file: &Path, pod: &Pod) -> Self {
         let noted = std::fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -130,6 +178,9 @@ impl Resize {
         }
         let mut pod = wanted.as_ref().clone();
         let spec = pod.spec.get_or_insert_default();
+        if let Some(allowed) = self.allocation.get("") {
+            spec.resources = Some(allowed.clone()).filter(|r| *r != ResourceRequirements::default());
+        }
         for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
             if let Some(allowed) = self.allocation.get(&container.name) {
                 container.resources = Some(allowed.clone());
@@ -193,7 +244,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             ..PodCondition::default()
         }];
         let text = format!("Pod resize {}: {}", refusal.word, summary(&self.wanted, Some(&refusal.message)));
+        self.resize.deferred = refusal.reason == "Deferred";
         if self.resize.told.as_ref() != Some(&text) {
+            if refusal.reason == "Infeasible" {
+                metrics::INFEASIBLE_RESIZES.count(&["insufficient_node_allocatable"]);
+            }
             let reason = format!("Resize{}", refusal.reason);
             self.context.events.pod(&self.reference, EventKind::Warning, &reason, text.clone());
             self.resize.told = Some(text);
@@ -210,7 +265,14 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let before = std::mem::replace(&mut self.resize.allocation, asked);
         self.pod = self.view();
         self.volumes = None; // downwardAPI files may show them
-        self.resize.in_progress = true;
+        if std::mem::take(&mut self.resize.deferred) {
+            // Nothing but room that another pod left makes the node change its mind.
+            metrics::DEFERRED_RESIZES.count(&["pods_removed"]);
+        }
+        if !std::mem::replace(&mut self.resize.in_progress, true) {
+            metrics::RESIZES_IN_PROGRESS.add(&[], 1.0);
+        }
+        self.resize.begun = Some(Instant::now());
         self.resize.told = None;
         self.resize.conditions = vec![PodCondition {
             type_: "PodResizeInProgress".into(),
@@ -220,9 +282,17 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let text = format!("Pod resize started: {}", summary(&self.pod, None));
         self.context.events.pod(&self.reference, EventKind::Normal, "ResizeStarted", text);
         self.publish(observed, false, false);
+        let done = self.carry_out(&old, &before, observed).await;
+        if done.is_err() {
+            self.resize.count_end("false");
+        }
+        done
+    }
 
+    /// Sets the limits anew, and has containers end that start anew with theirs.
+    async fn carry_out(&mut self, old: &Pod, before: &Allocation, observed: &Observed) -> Result<(), String> {
         let uid = self.reference.uid.clone();
-        let (was, is) = (resources(&pod_limits(&old)), resources(&pod_limits(&self.pod)));
+        let (was, is) = (resources(&pod_limits(old)), resources(&pod_limits(&self.pod)));
         let runtime = &self.context.runtime;
         runtime.update_resources(&uid, None, &loosest(&was, &is)).await.map_err(|e| chain(&e))?;
         let pod = self.pod.clone();
@@ -230,7 +300,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             let Some(record) = observed.latest(&container.name) else { continue };
             let now = container.resources.clone().unwrap_or_default();
             let then = before.get(&container.name).cloned().unwrap_or_default();
-            if !matches!(record.state, State::Running(_)) || now == then {
+            // One without limits of its own has those of the pod.
+            let limits = container_limits(&pod, container, self.context.node_memory);
+            let were = old.spec.as_ref().and_then(|s| spec::find(s, &container.name));
+            let were = were.map(|(_, c)| container_limits(old, c, self.context.node_memory));
+            if !matches!(record.state, State::Running(_)) || now == then && were.as_ref() == Some(&limits) {
                 continue;
             }
             if needs_restart(container, &then, &now) {
@@ -239,8 +313,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.resize.restarting.push((container.name.clone(), record.attempt));
             } else {
                 let id = format!("{}.{}", container.name, record.attempt);
-                let limits = resources(&container_limits(&pod, container, self.context.node_memory));
-                runtime.update_resources(&uid, Some(&id), &limits).await.map_err(|e| chain(&e))?;
+                runtime
+                    .update_resources(&uid, Some(&id), &resources(&limits))
+                    .await
+                    .map_err(|e| chain(&e))?;
             }
         }
         runtime.update_resources(&uid, None, &is).await.map_err(|e| chain(&e))
@@ -257,7 +333,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             !newer
         });
         if self.resize.restarting.is_empty() {
-            self.resize.in_progress = false;
+            self.resize.count_end("true");
+            self.resize.end();
             self.resize.conditions.clear();
             let text = format!("Pod resize completed: {}", summary(&self.pod, None));
             self.context.events.pod(&self.reference, EventKind::Normal, "ResizeCompleted", text);

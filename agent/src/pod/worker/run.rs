@@ -1,6 +1,7 @@
 //! A pod that shall run.
 
 use super::{Phase, RETRY, Wake, Worker, after, earlier};
+use crate::metrics;
 use crate::network::{PodNetwork, chain};
 use crate::pod::container::resources;
 use crate::pod::events::Kind;
@@ -57,6 +58,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
             self.watch_containers(&observed);
             self.refresh_volumes(&observed).await;
+            let measure = earlier(measure, self.expand_volumes().await);
             wake = earlier(measure, earlier(plan.wake_at, self.deadline()));
             let changed = self.execute(&plan, &observed, &mut wake).await?;
             if !changed {
@@ -269,16 +271,23 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             log_dir: self.context.config.pod_logs(&self.reference.namespace, &self.reference.name, &uid),
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         };
+        let has_users = sandbox.users.is_some();
         let begin = std::time::Instant::now();
         let created = self.context.runtime.create_sandbox(&sandbox).await;
-        crate::metrics::RUN_SANDBOX.observe(&[""], begin.elapsed().as_secs_f64());
+        metrics::RUN_SANDBOX.took(&[""], begin);
         let status = match created {
             Ok(status) => {
-                crate::metrics::STARTED_PODS.count(&[]);
+                metrics::STARTED_PODS.count(&[]);
+                if has_users {
+                    metrics::STARTED_USER_PODS.count(&[]);
+                }
                 status
             }
             Err(error) => {
-                crate::metrics::STARTED_PODS_ERRORS.count(&[]);
+                metrics::STARTED_PODS_ERRORS.count(&[]);
+                if has_users {
+                    metrics::STARTED_USER_PODS_ERRORS.count(&[]);
+                }
                 failed(self, chain(&error));
                 return Err(());
             }
@@ -291,6 +300,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                     return Err(());
                 }
             }
+            // Before anything of the pod runs: some file systems grow offline only.
+            self.expand_volumes().await;
             // downwardAPI volumes may show the address.
             self.volumes = None;
             self.set_up_volumes().await?;

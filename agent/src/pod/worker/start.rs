@@ -82,11 +82,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             memory.backoff = Some(raised);
         }
         let started = self.context.runtime.start_container(&self.reference.uid, &spec).await;
-        let container_type = match kind {
-            spec::Kind::Init | spec::Kind::Sidecar => "init_container",
-            spec::Kind::Main => "container",
-            spec::Kind::Ephemeral => "ephemeral_container",
-        };
+        let container_type = self.container_type(name);
         crate::metrics::STARTED_CONTAINERS.count(&[container_type]);
         if started.is_err() {
             crate::metrics::STARTED_CONTAINERS_ERRORS.count(&[container_type, "RunContainerError"]);
