@@ -13,7 +13,7 @@ use crate::pod::events::{Kind, Recorder};
 use crate::pod::manager::Order;
 use crate::pod::reference::PodRef;
 use crate::pod::worker::Termination;
-use crate::runtime::{ContainerState, Runtime};
+use crate::runtime::{ContainerState, ContainerStatus, Runtime};
 use crate::server::PodIndex;
 use jiff::Timestamp;
 use kelp_model::eviction::{
@@ -89,6 +89,12 @@ impl<R: Runtime> Eviction<R> {
         tracing::warn!(signal = first.signal.name(), "the node runs short of {resource}");
         let text = format!("Attempting to reclaim {resource}");
         self.events.node(&self.config.node_name, Kind::Warning, "EvictionThresholdMet", text);
+        if reclaims_containers(first.signal, layout) {
+            self.remove_dead_containers().await;
+            if State::is_over(thresholds, &self.measure().observe().await) {
+                return None;
+            }
+        }
         if reclaims_images(first.signal, layout) && self.reclaim(thresholds).await {
             return None;
         }
@@ -100,6 +106,24 @@ impl<R: Runtime> Eviction<R> {
             tracing::warn!("no pod can be ended to help the node");
         }
         self.evict(victim?, first, &driving, &observed).await
+    }
+
+    /// Removes what containers have left that ran before the ones that are there now. Their logs stay.
+    async fn remove_dead_containers(&self) {
+        for sandbox in self.runtime.list().await.unwrap_or_default() {
+            for id in dead(&sandbox.containers) {
+                match self.runtime.remove_container(&sandbox.id, &id).await {
+                    Ok(()) => tracing::info!(
+                        pod = sandbox.name,
+                        container = id,
+                        "dead container removed: the disk is full"
+                    ),
+                    Err(error) => {
+                        tracing::warn!(pod = sandbox.name, container = id, %error, "dead container not removed")
+                    }
+                }
+            }
+        }
     }
 
     /// Removes images that nobody uses. `true`: that was enough.
@@ -166,6 +190,25 @@ impl<R: Runtime> Eviction<R> {
         if tokio::time::timeout(CLEANUP, end).await.is_err() {
             tracing::warn!(pod = uid, "an evicted pod has not ended yet");
         }
+    }
+}
+
+/// Attempts that have ended and were followed by another.
+fn dead(containers: &[ContainerStatus]) -> Vec<String> {
+    let newer = |c: &ContainerStatus| containers.iter().any(|o| o.name == c.name && o.attempt > c.attempt);
+    let ended = containers.iter().filter(|c| matches!(c.state, ContainerState::Exited(_)) && newer(c));
+    ended.map(|c| c.id.clone()).collect()
+}
+
+/// Whether what containers have written takes what the signal is about.
+fn reclaims_containers(signal: Signal, layout: Layout) -> bool {
+    let of_images = matches!(signal, Signal::ImageFsAvailable | Signal::ImageFsInodesFree);
+    let of_containers = matches!(signal, Signal::ContainerFsAvailable | Signal::ContainerFsInodesFree);
+    let of_node = matches!(signal, Signal::NodeFsAvailable | Signal::NodeFsInodesFree);
+    match layout {
+        Layout::Single => of_images || of_containers || of_node,
+        Layout::ImageFs => of_images || of_containers,
+        Layout::SplitImageFs => of_containers || of_node,
     }
 }
 

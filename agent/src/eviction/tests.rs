@@ -12,6 +12,39 @@ fn images_are_given_back_where_they_help() {
     assert!(!reclaims_images(Signal::MemoryAvailable, Layout::Single));
 }
 
+#[test]
+fn dead_containers_are_those_that_another_followed() {
+    let container = |name: &str, attempt: u32, runs: bool| ContainerStatus {
+        id: format!("{name}.{attempt}"),
+        name: name.into(),
+        attempt,
+        image_id: String::new(),
+        image_ref: String::new(),
+        state: match runs {
+            true => ContainerState::Created,
+            false => ContainerState::Exited(crate::runtime::ExitRecord {
+                exit_code: 0,
+                signal: None,
+                reason: "Completed".into(),
+                message: String::new(),
+                started_at: Timestamp::UNIX_EPOCH,
+                finished_at: Timestamp::UNIX_EPOCH,
+            }),
+        },
+        user: None,
+    };
+    let all = [
+        container("a", 0, false),
+        container("a", 1, false),
+        container("b", 0, false),
+        container("b", 1, true),
+    ];
+    assert_eq!(dead(&all), ["a.0", "b.0"]);
+    assert_eq!(dead(&all[1..2]), Vec::<String>::new(), "the last one is looked at by its pod");
+    assert!(reclaims_containers(Signal::NodeFsAvailable, Layout::Single));
+    assert!(!reclaims_containers(Signal::MemoryAvailable, Layout::Single));
+}
+
 /// A node whose hard threshold no host can keep is under pressure at the first look, and ends the pod that goes first.
 #[tokio::test]
 async fn a_node_under_pressure_says_so_and_ends_a_pod() {

@@ -8,7 +8,7 @@ mod observe;
 mod run;
 mod special;
 
-pub use images::import as import_images;
+pub use images::{BUSYBOX, import as import_images};
 pub use run::{Runner, run_all};
 
 use anyhow::{Context, Result};

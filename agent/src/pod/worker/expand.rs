@@ -20,7 +20,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         if self.expand_at.is_some_and(|at| at > Timestamp::now()) || self.volumes.is_none() {
             return self.expand_at;
         }
-        let Some(csi) = self.context.volumes.csi().cloned() else { return None };
+        let csi = self.context.volumes.csi().cloned()?;
         let dir = self.context.config.pod_dir(&self.reference.uid);
         let mut any = false;
         for claimed in claims::load(&dir).into_values() {

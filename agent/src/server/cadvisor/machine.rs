@@ -11,7 +11,7 @@ fn topology(cpus: &Path, logical: u64) -> (u64, u64) {
     let (mut cores, mut sockets) = (BTreeSet::new(), BTreeSet::new());
     for entry in fs::read_dir(cpus).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.strip_prefix("cpu").is_some_and(|n| n.parse::<u32>().is_ok()) {
+        if name.strip_prefix("cpu").is_none_or(|n| n.parse::<u32>().is_err()) {
             continue;
         }
         let id = |file: &str| -> Option<u64> {

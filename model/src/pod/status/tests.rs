@@ -352,3 +352,20 @@ fn addresses_are_told_with_the_first_container() {
     let shared = pod(json!({"hostNetwork": true, "containers": [{"name": "c"}]}));
     assert!(of(&shared, &PodStatus::default(), vec![], &Memories::new(), &context()).pod_ip.is_some());
 }
+
+#[test]
+fn a_pod_that_its_node_ends_has_failed_however_its_containers_end() {
+    let p = pod(json!({"restartPolicy": "Always", "containers": [{"name": "a"}]}));
+    let why =
+        ("Terminated".to_owned(), "Pod was terminated in response to imminent node shutdown.".to_owned());
+    let context = Context { evicted: Some(why.clone()), ending: true, stopped: true, ..context() };
+    let seen = Observed { sandbox: Sandbox::Lost, containers: vec![record("a", 0, exited(0))] };
+    let before = PodStatus { phase: Some("Running".into()), ..PodStatus::default() };
+    let status = pod_status(&p, &before, &seen, &healthy(&["a"]), &context, at(3));
+    assert_eq!((status.phase.as_deref(), status.reason), (Some("Failed"), Some(why.0)));
+    assert_eq!(status.message, Some(why.1));
+    // One that was over before stays what it was.
+    let before = PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() };
+    let status = pod_status(&p, &before, &seen, &healthy(&["a"]), &context, at(3));
+    assert_eq!(status.phase.as_deref(), Some("Succeeded"));
+}
