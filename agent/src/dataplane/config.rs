@@ -42,6 +42,8 @@ pub struct Config {
     /// How many entries maps hold, by their names in `kelp_common::maps`, where it is not the default. A map that is
     /// pinned with another size is replaced, and keeps its entries.
     pub map_sizes: BTreeMap<&'static str, u32>,
+    /// Whether programs are attached to devices by filters of `clsact` qdiscs also where the kernel has tcx (6.6).
+    pub clsact: bool,
 }
 
 impl Default for Config {
@@ -62,6 +64,7 @@ impl Default for Config {
             healthz_address: None,
             metrics_address: None,
             map_sizes: BTreeMap::new(),
+            clsact: false,
         }
     }
 }

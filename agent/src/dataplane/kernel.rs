@@ -1,14 +1,12 @@
 //! The kernel side: loads the programs, keeps maps and links pinned, replaces programs in place after a restart.
 //!
 //! Layout of the pin directory: `maps/<name>` (`old-maps/<name>` while a map is replaced by one of another size) and
-//! `links/<cgroup hook>`, `links/uplink-{in,out}`, `links/pod-<ifindex>-{in,out}`. Links hold their programs, so nothing is detached when the agent dies; the next
-//! one finds the links and swaps the programs.
+//! `links/<cgroup hook>`, `links/uplink-{in,out}`, `links/pod-<ifindex>-{in,out}`; see [`attach`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
@@ -17,7 +15,10 @@ use kelp_common::maps;
 
 use super::DatapathError;
 use super::sys::{self, AttachType};
+use attach::Devices;
 
+mod attach;
+pub(super) mod filter;
 pub(super) mod resize;
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
@@ -42,6 +43,7 @@ const CLASSIFIERS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 pub struct Kernel {
     programs: Ebpf,
     directory: PathBuf,
+    devices: Devices,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -66,15 +68,19 @@ impl Kernel {
     /// # Errors
     /// When `directory` is not on a bpffs, or the kernel refuses a map or a program.
     pub fn load(directory: &Path) -> Result<Self, DatapathError> {
-        Self::load_with(directory, &BTreeMap::new())
+        Self::load_with(directory, &BTreeMap::new(), false)
     }
 
     /// [`Self::load`] with maps of other sizes than the usual, by name. A map that is pinned with another size is
-    /// replaced; see `resize`.
+    /// replaced; see `resize`. With `filters` classifiers are attached as before tcx, also where the kernel has it.
     ///
     /// # Errors
     /// As of [`Self::load`].
-    pub fn load_with(directory: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Self, DatapathError> {
+    pub fn load_with(
+        directory: &Path,
+        sizes: &BTreeMap<&'static str, u32>,
+        filters: bool,
+    ) -> Result<Self, DatapathError> {
         let map_directory = directory.join("maps");
         fs::create_dir_all(&map_directory)
             .map_err(failed(format!("create {} (is a bpffs mounted there?)", map_directory.display())))?;
@@ -104,7 +110,8 @@ impl Kernel {
             let program: &mut SchedClassifier = program_mut(&mut programs, name)?;
             retried(|| program.load()).map_err(failed(format!("load the kernel program {name}")))?;
         }
-        let kernel = Self { programs, directory: directory.to_owned() };
+        let devices = Devices::new(filters)?;
+        let kernel = Self { programs, directory: directory.to_owned(), devices };
         // Before a program that reads the new maps is attached.
         resize::copy(&kernel)?;
         Ok(kernel)
@@ -163,129 +170,6 @@ impl Kernel {
             .ok_or_else(|| failed("find a program in the object")(io::Error::other(name.to_owned())))?;
         Ok(program.fd().map_err(failed(format!("use the kernel program {name}")))?.as_fd())
     }
-
-    /// Attaches the socket hooks to a cgroup2 directory, or swaps their programs when they are attached. Links of
-    /// another cgroup than this, or of one that was removed, are replaced.
-    ///
-    /// # Errors
-    /// When the directory is not on a cgroup2 or the kernel refuses a link.
-    pub fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
-        let directory =
-            fs::File::open(cgroup).map_err(failed(format!("open the cgroup {}", cgroup.display())))?;
-        let id = directory.metadata().map_err(failed("look at the cgroup"))?.ino();
-        let target = directory.as_raw_fd().cast_unsigned();
-        let action = |name: &str| format!("attach {name} to the cgroup {}", cgroup.display());
-        for (name, attach_type) in SOCKET_HOOKS {
-            let path = self.directory.join("links").join(name);
-            if let Ok(link) = sys::open_pin(&path)
-                && sys::cgroup_link_id(link.as_fd()).ok() != Some(id)
-            {
-                remove(&path)?;
-            }
-            self.attach(name, name, target, attach_type).map_err(failed(action(name)))?;
-        }
-        Ok(())
-    }
-
-    /// Attaches the programs of the uplink; links of another device than `ifindex` are replaced.
-    ///
-    /// # Errors
-    /// When the device is gone or the kernel refuses a link.
-    pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
-        let action = || format!("attach to the uplink with index {ifindex}");
-        self.attach_device("from_net", "uplink-in", ifindex, AttachType::TcxIngress)
-            .map_err(failed(action()))?;
-        self.attach_device("to_net", "uplink-out", ifindex, AttachType::TcxEgress).map_err(failed(action()))
-    }
-
-    /// Attaches the programs of a pod's host-side device.
-    ///
-    /// # Errors
-    /// When the device is gone or the kernel refuses a link.
-    pub fn attach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
-        let action = || format!("attach to the pod device with index {ifindex}");
-        self.attach_device("from_pod", &format!("pod-{ifindex}-in"), ifindex, AttachType::TcxIngress)
-            .map_err(failed(action()))?;
-        self.attach_device("to_pod", &format!("pod-{ifindex}-out"), ifindex, AttachType::TcxEgress)
-            .map_err(failed(action()))
-    }
-
-    /// Removes the links of a pod's device; they may be gone.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn detach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
-        for side in ["in", "out"] {
-            remove(&self.directory.join(format!("links/pod-{ifindex}-{side}")))?;
-        }
-        Ok(())
-    }
-
-    /// Takes over the links of pods that a former agent left: swaps the programs of those that live, removes those
-    /// whose device is gone. Returns the devices' indexes.
-    ///
-    /// # Errors
-    /// When the directory cannot be read or a link cannot be updated.
-    pub fn adopt_links(&self) -> Result<BTreeSet<u32>, DatapathError> {
-        let mut pods = BTreeSet::new();
-        let directory = self.directory.join("links");
-        for entry in fs::read_dir(&directory).map_err(failed("read the directory of links"))? {
-            let path = entry.map_err(failed("read the directory of links"))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let Some((ifindex, side)) = name.strip_prefix("pod-").and_then(|rest| rest.split_once('-'))
-            else {
-                continue;
-            };
-            let Ok(ifindex) = ifindex.parse::<u32>() else { continue };
-            let program = if side == "in" { "from_pod" } else { "to_pod" };
-            let link = sys::open_pin(&path).map_err(failed(format!("open the link {}", path.display())))?;
-            if sys::tcx_link_ifindex(link.as_fd()).unwrap_or(0) != ifindex {
-                remove(&path)?;
-                continue;
-            }
-            sys::link_update(link.as_fd(), self.program(program)?)
-                .map_err(failed(format!("replace the program of {name}")))?;
-            pods.insert(ifindex);
-        }
-        Ok(pods)
-    }
-
-    /// Attaches to a device, starting over when the pinned link belongs to another device.
-    fn attach_device(
-        &self,
-        program: &'static str,
-        pin: &str,
-        ifindex: u32,
-        attach_type: AttachType,
-    ) -> io::Result<()> {
-        let path = self.directory.join("links").join(pin);
-        if let Ok(link) = sys::open_pin(&path)
-            && sys::tcx_link_ifindex(link.as_fd()).unwrap_or(0) != ifindex
-        {
-            fs::remove_file(&path)?;
-        }
-        self.attach(program, pin, ifindex, attach_type)
-    }
-
-    /// Attaches a program, or swaps it in when its link is pinned already.
-    fn attach(
-        &self,
-        program: &'static str,
-        pin: &str,
-        target: u32,
-        attach_type: AttachType,
-    ) -> io::Result<()> {
-        let program = self.program(program).map_err(io::Error::other)?;
-        let path = self.directory.join("links").join(pin);
-        match sys::open_pin(&path) {
-            Ok(link) => sys::link_update(link.as_fd(), program),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let link = sys::link_create(program, target, attach_type)?;
-                sys::pin(link.as_fd(), &path)
-            }
-            Err(error) => Err(error),
-        }
-    }
 }
 
 /// Whether the running kernel is of this version or a newer one.
@@ -330,11 +214,12 @@ fn remove(path: &Path) -> Result<(), DatapathError> {
 }
 
 /// Detaches everything and removes all pins under `directory`. Traffic to services stops. Succeeds when nothing is
-/// there.
+/// there. Devices are those of the calling thread's network namespace.
 ///
 /// # Errors
 /// When a pin cannot be removed.
 pub fn cleanup(directory: &Path) -> Result<(), DatapathError> {
+    attach::detach_all(directory)?;
     for part in ["links", "maps", resize::OLD_MAPS] {
         let directory = directory.join(part);
         let entries = match fs::read_dir(&directory) {

@@ -167,7 +167,7 @@ pub async fn start_with(
     shutdown: CancellationToken,
 ) -> Result<Arc<Dataplane>, DatapathError> {
     kernel::ensure_bpffs(&config.bpf_directory)?;
-    let kernel = Kernel::load_with(&config.bpf_directory, &config.map_sizes)?;
+    let kernel = Kernel::load_with(&config.bpf_directory, &config.map_sizes, config.clsact)?;
     let uplink = uplink(&config)?;
     let netns_cookie = sys::netns_cookie().unwrap_or_else(|error| {
         tracing::warn!(%error, "node ports do not work on loopback addresses: the kernel has no namespace cookies");

@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+pub mod query;
+
 const MAP_LOOKUP_ELEM: i32 = 1;
 const MAP_UPDATE_ELEM: i32 = 2;
 const MAP_DELETE_ELEM: i32 = 3;
@@ -387,26 +389,6 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdateAttr { link_fd: raw(link), prog_fd: raw(program), ..LinkUpdateAttr::default() };
     bpf(LINK_UPDATE, &mut attr).map(drop)
-}
-
-/// The device index of a tcx link, 0 after the device is gone.
-pub fn tcx_link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
-    // `struct bpf_link_info`: type, id, program id, padding, then for tcx the index and the attach type.
-    let mut info = [0_u32; 32];
-    let mut attr =
-        InfoAttr { fd: raw(link), length: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
-    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info[4])
-}
-
-/// The id of a cgroup link's cgroup: the inode number of its directory.
-pub fn cgroup_link_id(link: BorrowedFd<'_>) -> io::Result<u64> {
-    // As above, for cgroups the id and the attach type.
-    let mut info = [0_u64; 16];
-    let mut attr =
-        InfoAttr { fd: raw(link), length: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
-    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info[2])
 }
 
 /// Sizes of a map's keys and values, and how many entries it can hold.

@@ -1,5 +1,6 @@
 //! End-to-end: real programs, real sockets, a node in network namespaces.
 
+mod attached;
 mod services;
 pub(super) mod world;
 
@@ -20,7 +21,13 @@ const FAR4: &str = "10.96.0.10";
 /// A world with servers everywhere, and services: `web` (both pods), `solo` (the first pod), `empty`, `hosted` (a
 /// server of the host), `far` (a pod of another node).
 fn world() -> World {
-    let world = World::new();
+    world_with(false)
+}
+
+/// [`world`] whose devices have filters, if `clsact`.
+fn world_with(clsact: bool) -> World {
+    let mut world = World::new();
+    world.config.clsact = clsact;
     for pod in &world.pods {
         for v4 in [true, false] {
             serve_tcp(&pod.net, SocketAddr::new(pod.address(v4), 8080), pod.name);
@@ -247,7 +254,15 @@ fn echo(stream: &mut TcpStream, rounds: u32) {
 
 #[test]
 fn connections_survive_the_agent() {
-    let world = world();
+    connections_survive(&world());
+}
+
+#[test]
+fn connections_survive_the_agent_where_there_is_no_tcx() {
+    connections_survive(&world_with(true));
+}
+
+fn connections_survive(world: &World) {
     let net = &world.pods[0].net;
     let connect = || {
         let mut stream = TcpStream::connect_timeout(&at(WEB4, 80), TIMEOUT).unwrap();
@@ -274,39 +289,12 @@ fn connections_survive_the_agent() {
             if sockets { world.with_sockets(net, body) } else { net.run(body) }
         }
         world.outside.run(|| assert_both(&spread(|| ask_tcp(at(NODE4, 30080)), 30).0, "no agent"));
-        start(&world);
+        start(world);
         let _ = agents;
     }
     for stream in &mut streams {
         echo(stream, 3);
     }
-}
-
-#[test]
-fn a_removed_pod_leaves_nothing() {
-    use crate::dataplane::PodDatapath;
-    let world = world();
-    let links = world.config.bpf_directory.join("links");
-    let count = || std::fs::read_dir(&links).unwrap().count();
-    assert_eq!(count(), 8 + 2 + 4, "socket hooks, uplink, pods");
-    let pod = &world.pods[1];
-    let dataplane = world.dataplane();
-    world.block_on(async {
-        for _ in 0..2 {
-            dataplane.detach_endpoint(&pod.endpoint.addresses).await.unwrap();
-        }
-    });
-    assert_eq!(count(), 8 + 2 + 2);
-    let error = world.pods[0].net.run(|| ask_tcp(SocketAddr::new(pod.v4, 8080)).unwrap_err());
-    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-    // A device that vanished while no agent ran: the next one forgets the pod.
-    world.kill();
-    drop(dataplane);
-    world.host.ip("link del pod1");
-    world.start_without_pods();
-    assert_eq!(count(), 8 + 2);
-    let left = world.dataplane().endpoint_count().unwrap();
-    assert_eq!(left, 0);
 }
 
 #[test]
@@ -326,8 +314,7 @@ fn links_of_another_cgroup_are_replaced() {
         let stream = TcpStream::connect_timeout(&at(WEB4, 80), TIMEOUT).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), at(WEB4, 80));
     });
-    let links = std::fs::read_dir(world.config.bpf_directory.join("links")).unwrap().count();
-    assert_eq!(links, 8 + 2 + 4);
+    assert_eq!(attached::count(&world), attached::ALL);
     // A cgroup that was removed with its links.
     world.kill();
     std::fs::remove_dir(&old).unwrap();

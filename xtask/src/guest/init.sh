@@ -41,5 +41,6 @@ busybox ln -sf /proc/self/fd/1 /new/dev/stdout
 busybox ln -sf /proc/self/fd/2 /new/dev/stderr
 busybox cp /plan /new/run/plan
 busybox stty -F /new/dev/ttyS1 raw
-HOME=/root LANG=C.UTF-8 busybox chroot /new /bin/sh /run/plan </new/dev/null >/new/dev/ttyS1 2>&1
-busybox poweroff -f
+# Not chroot: what the kernel itself starts (modprobe) would be looked for in this first root.
+export HOME=/root LANG=C.UTF-8
+exec busybox switch_root /new /bin/sh /run/plan </new/dev/null >/new/dev/ttyS1 2>&1

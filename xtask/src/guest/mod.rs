@@ -56,6 +56,7 @@ pub fn test(kernels: &str, filters: &[String], seconds: u64) -> Result<bool> {
     }
     let dir = target_dir().join("guest");
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let program = keep(&program, &dir.join("tests"))?;
     let kernels: Vec<&str> = match kernels {
         "all" => version::ALL.to_vec(),
         list => list.split(',').map(str::trim).filter(|version| !version.is_empty()).collect(),
@@ -94,6 +95,18 @@ fn build_tests() -> Result<PathBuf> {
         is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
     });
     program.context("cargo did not say where the tests are")
+}
+
+/// Gives the program another name, under which it stays as it is when it is built again meanwhile.
+fn keep(program: &Path, name: &Path) -> Result<PathBuf> {
+    match std::fs::remove_file(name) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", name.display()));
+        }
+        _ => {}
+    }
+    std::fs::hard_link(program, name).with_context(|| format!("link {}", name.display()))?;
+    Ok(name.to_owned())
 }
 
 /// Runs suites in one guest.

@@ -318,7 +318,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.kill();
-        cleanup(&self.config.bpf_directory).unwrap();
+        self.host.run(|| cleanup(&self.config.bpf_directory)).unwrap();
         assert!(!self.config.bpf_directory.exists());
         // Threads that have just ended may still be counted: their exit is not an event one can wait for here.
         for _ in 0..200 {
