@@ -13,11 +13,13 @@ pub mod flow;
 pub mod limits;
 pub mod maps;
 pub mod node;
+pub mod policy;
 pub mod service;
 
 pub use address::{Address, Cidr};
 pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentValue, SocketKey, SocketValue};
 pub use node::{EndpointValue, NamespaceValue, NodeConfig};
+pub use policy::{ConnectionValue, IdentityKey, PortKey, PortNumber, PrefixKey, RuleKey};
 pub use service::{
     AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, SlotKey, SourceRange, SourceRangeKey,
 };

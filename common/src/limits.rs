@@ -22,3 +22,13 @@ pub const SOURCE_RANGES: u32 = 65_536;
 pub const NAMESPACES: u32 = 8_192;
 /// Datagrams in pieces at a time; the least recently used is forgotten.
 pub const FRAGMENTS: u32 = 8_192;
+/// Addresses of pods that policies of a node name.
+pub const IDENTITIES: u32 = 131_072;
+/// Address ranges that policies of a node name.
+pub const PREFIXES: u32 = 65_536;
+/// Pairs of a policy and an identity that it allows something.
+pub const RULES: u32 = 262_144;
+/// Ports and prefixes of port ranges of all sets.
+pub const PORTS: u32 = 65_536;
+/// Flows of pods that policies apply to; the least recently used is forgotten.
+pub const CONNECTIONS: u32 = 131_072;

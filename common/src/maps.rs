@@ -13,22 +13,37 @@ pub const FLOWS: &str = "FLOWS_V1";
 /// [`crate::SocketKey`] → [`crate::SocketValue`].
 pub const SOCKETS: &str = "SOCKETS_V2";
 /// [`crate::Address`] → [`crate::EndpointValue`].
-pub const ENDPOINTS: &str = "ENDPOINTS_V1";
+pub const ENDPOINTS: &str = "ENDPOINTS_V2";
 /// [`crate::Address`] → 1.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRS_V1";
 /// 0 → [`crate::NodeConfig`].
 pub const NODE_CONFIG: &str = "NODE_CONFIG_V2";
 /// `counter` → a count per CPU; see [`counter`](mod@counter).
-pub const COUNTERS: &str = "COUNTERS_V2";
+pub const COUNTERS: &str = "COUNTERS_V3";
 /// [`crate::SourceRangeKey`] → 1.
 pub const SOURCE_RANGES: &str = "SOURCE_RANGES_V1";
 /// Cookie of a network namespace → [`crate::NamespaceValue`].
 pub const NAMESPACES: &str = "NAMESPACES_V1";
 /// [`crate::FragmentKey`] → [`crate::FragmentValue`].
 pub const FRAGMENTS: &str = "FRAGMENTS_V1";
+/// [`crate::IdentityKey`] → identity of a pod's address.
+pub const IDENTITIES: &str = "IDENTITIES_V1";
+/// [`crate::PrefixKey`] → identity of other addresses.
+pub const PREFIXES: &str = "PREFIXES_V1";
+/// [`crate::RuleKey`] → set of ports.
+pub const RULES: &str = "POLICY_RULES_V1";
+/// [`crate::PortKey`] → 1.
+pub const PORTS: &str = "POLICY_PORTS_V1";
+/// 0 → the revision of the policies; 0 while there are none.
+pub const REVISION: &str = "REVISION_V1";
+/// [`crate::FlowKey`] → [`crate::ConnectionValue`].
+pub const CONNECTIONS: &str = "CONNECTIONS_V1";
+
+/// Name of [`ENDPOINTS`] before endpoints had policies: [`crate::Address`] → [`crate::node::EndpointValueV1`].
+pub const ENDPOINTS_BEFORE_POLICIES: &str = "ENDPOINTS_V1";
 
 /// All of them.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 19] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -42,6 +57,12 @@ pub const ALL: [&str; 13] = [
     SOURCE_RANGES,
     NAMESPACES,
     FRAGMENTS,
+    IDENTITIES,
+    PREFIXES,
+    RULES,
+    PORTS,
+    REVISION,
+    CONNECTIONS,
 ];
 
 /// Indexes of [`COUNTERS`].
@@ -66,8 +87,12 @@ pub mod counter {
     pub const SOURCE_RANGE: u32 = 8;
     /// Packets answered with "too big": they do not fit through the uplink.
     pub const TOO_BIG: u32 = 9;
+    /// Packets dropped because no policy allows the receiving pod to be reached like this.
+    pub const POLICY_INGRESS: u32 = 10;
+    /// Packets dropped because no policy allows the sending pod to send this.
+    pub const POLICY_EGRESS: u32 = 11;
     /// Number of counters.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 12;
     /// Names of the counters, by index.
     pub const NAMES: [&str; COUNT as usize] = [
         "malformed",
@@ -80,5 +105,7 @@ pub mod counter {
         "no_local_endpoint",
         "source_range",
         "too_big",
+        "policy_ingress",
+        "policy_egress",
     ];
 }

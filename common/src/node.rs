@@ -46,9 +46,40 @@ pub struct EndpointValue {
     pub pod_mac: [u8; 6],
     /// MAC address of the host-side device.
     pub host_mac: [u8; 6],
+    /// Where its policies are; see [`crate::policy`].
+    pub space: u32,
+    /// The policy of what it may receive; 0 is everything.
+    pub ingress: u32,
+    /// The policy of what it may send; 0 is everything.
+    pub egress: u32,
+    /// Second of the monotonic clock when policies first applied to the running pod; 0 when they did from its start.
+    pub isolated_since: u32,
 }
 
-const _: () = assert!(size_of::<EndpointValue>() == 16);
+const _: () = assert!(size_of::<EndpointValue>() == 32);
+
+impl EndpointValue {
+    /// Whether any policy applies to the pod.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_isolated(&self) -> bool {
+        self.ingress | self.egress != 0
+    }
+}
+
+/// [`EndpointValue`] before endpoints had policies.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct EndpointValueV1 {
+    /// Index of the host-side device.
+    pub ifindex: u32,
+    /// MAC address of the device in the pod.
+    pub pod_mac: [u8; 6],
+    /// MAC address of the host-side device.
+    pub host_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<EndpointValueV1>() == 16);
 
 /// A pod's network namespace; the key is its cookie.
 #[repr(C)]

@@ -9,6 +9,7 @@ pub mod json;
 pub mod names;
 pub mod plan;
 pub mod pod;
+pub mod policy;
 pub mod quantity;
 pub mod quota;
 pub mod scheduling;
