@@ -18,7 +18,7 @@ pub mod service;
 
 pub use address::{Address, Cidr};
 pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentValue, SocketKey, SocketValue};
-pub use node::{EndpointValue, NamespaceValue, NodeConfig};
+pub use node::{EndpointValue, EndpointValueV1, NamespaceValue, NodeConfig};
 pub use policy::{ConnectionValue, IdentityKey, PortKey, PortNumber, PrefixKey, RuleKey};
 pub use service::{
     AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, SlotKey, SourceRange, SourceRangeKey,

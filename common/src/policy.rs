@@ -129,6 +129,8 @@ const _: () = assert!(size_of::<ConnectionValue>() == 12);
 pub const CONNECTION_OPENED_BY_SECOND: u32 = 1;
 /// The flow is forbidden now.
 pub const CONNECTION_FORBIDDEN: u32 = 2;
+/// What the opener may send is the reason; else what the other end may receive.
+pub const CONNECTION_FORBIDDEN_EGRESS: u32 = 128;
 /// Both ends have sent.
 pub const CONNECTION_ESTABLISHED: u32 = 4;
 /// TCP: a FIN of the first end was seen.

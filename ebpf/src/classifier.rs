@@ -19,7 +19,7 @@ use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
 
 use crate::maps::{ENDPOINTS, NODE_CONFIG, count, forward_room, is_node_address, packet_room};
 use crate::packet::{Kind, NotParsed, Packet, parse};
-use crate::{flow, fragment, lb, reject, related, rewrite, route};
+use crate::{flow, fragment, lb, policy, reject, related, rewrite, route};
 
 /// The endpoint with an address, if it is a pod on this node.
 #[inline(always)]
@@ -56,6 +56,52 @@ fn translate(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), i32
     })
 }
 
+/// Asks the policies of both ends about a packet that goes on as `to` says; `Err` is the verdict for one that may not pass.
+#[inline(always)]
+fn admit_translated(packet: &Packet, source: Option<&EndpointValue>, to: &FlowValue) -> Result<(), i32> {
+    if !policy::is_in_use() || packet.key.source == to.destination {
+        // A pod may always reach itself.
+        return Ok(());
+    }
+    let pod = endpoint(&to.destination);
+    // The pod's own node is always reached.
+    if source.is_some() && pod.is_none() && is_node_address(&to.destination) {
+        return Ok(());
+    }
+    admit(packet, source, pod, &to.destination, to.destination_port)
+}
+
+/// The same for a packet that is not translated. An ICMP error passes with the flow it is about.
+#[inline(always)]
+fn admit_direct(
+    ctx: &TcContext,
+    packet: &Packet,
+    source: Option<&EndpointValue>,
+    pod: Option<&EndpointValue>,
+) -> Result<(), i32> {
+    if packet.kind == Kind::IcmpError
+        && (policy::is_isolated(source) || policy::is_isolated(pod))
+        && related::is_about_allowed(ctx, packet)
+    {
+        return Ok(());
+    }
+    admit(packet, source, pod, &packet.key.destination, packet.key.destination_port)
+}
+
+#[inline(always)]
+fn admit(
+    packet: &Packet,
+    source: Option<&EndpointValue>,
+    pod: Option<&EndpointValue>,
+    address: &Address,
+    port: u16,
+) -> Result<(), i32> {
+    policy::check(packet, source, pod, address, port).map_err(|reason| {
+        count(reason);
+        TC_ACT_SHOT
+    })
+}
+
 /// What a pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
@@ -74,17 +120,19 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     }
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    if endpoint(&packet.key.source).is_none_or(|owner| owner.ifindex != ifindex) {
+    let owner = match endpoint(&packet.key.source) {
+        Some(owner) if owner.ifindex == ifindex => owner,
         // Link-local and unspecified sources speak to the link only (multicast listener reports, address
         // detection); everything else would be a lie.
-        if packet.key.destination.is_link_scoped() {
-            return Ok(TC_ACT_OK);
+        _ if packet.key.destination.is_link_scoped() => return Ok(TC_ACT_OK),
+        _ => {
+            count(counter::SPOOFED);
+            return Err(TC_ACT_SHOT);
         }
-        count(counter::SPOOFED);
-        return Err(TC_ACT_SHOT);
-    }
+    };
     if packet.flow {
         if let Some(to) = flow::lookup(packet) {
+            admit_translated(packet, Some(owner), to)?;
             return Ok(send(ctx, config, packet, to));
         }
     } else if packet.kind == Kind::IcmpError
@@ -100,13 +148,16 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     let destination = packet.key.destination;
     let forward = untranslated(packet)?;
     let mut translated = false;
+    let pod = endpoint(&destination);
     // Most packets go to a pod on this node, whose address cannot be a service's.
-    if let Some(pod) = endpoint(&destination) {
+    if let Some(to) = pod {
+        admit_direct(ctx, packet, Some(owner), pod)?;
         if !packet.flow || !flow::is_ambiguous(packet) {
-            return Ok(route::to_pod(ctx, pod));
+            return Ok(route::to_pod(ctx, to));
         }
     } else if let Some(frontend) = service(packet, false) {
         translated = choose(ctx, config, packet, frontend, false, forward)?;
+        admit_translated(packet, Some(owner), forward)?;
     } else if lb::is_service_address(config, &destination) {
         // A fragment that overtook its first one cannot be told from one to nowhere.
         count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::REFUSED });
@@ -116,9 +167,11 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     } else if config.pods[0].contains(&destination) || config.pods[1].contains(&destination) {
         count(counter::UNREACHABLE);
         return Ok(reject::back(ctx, packet));
-    } else if config.flags & NODE_MASQUERADE == 0 || in_cluster(config, &destination) {
-        return Ok(route::to_uplink(ctx, config, packet));
     } else {
+        admit_direct(ctx, packet, Some(owner), None)?;
+        if config.flags & NODE_MASQUERADE == 0 || in_cluster(config, &destination) {
+            return Ok(route::to_uplink(ctx, config, packet));
+        }
         // The outside knows the node only.
         if !packet.flow {
             count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::UNREACHABLE });
@@ -130,13 +183,27 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     begin(ctx, config, packet, forward, translated)
 }
 
-/// What the host's stack sends to a pod: replies of a host-network backend have the service's address.
+/// What the host's stack sends to a pod: replies of a host-network backend have the service's address. The host itself
+/// may always reach its pods (probes); what it forwards for others is subject to the pods' policies.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     match reply_of_host(&ctx) {
+        Ok(Some(packet)) if policy::is_in_use() => match forwarded(&ctx, packet) {
+            Ok(()) => TC_ACT_OK,
+            Err(verdict) => verdict,
+        },
         Ok(_) => TC_ACT_OK,
         Err(verdict) => verdict,
     }
+}
+
+#[inline(always)]
+fn forwarded(ctx: &TcContext, packet: &Packet) -> Result<(), i32> {
+    let source = &packet.key.source;
+    if packet.kind == Kind::Neighbour || is_node_address(source) || source.is_link_scoped() {
+        return Ok(());
+    }
+    admit_direct(ctx, packet, None, endpoint(&packet.key.destination))
 }
 
 /// What leaves the node.
@@ -212,6 +279,7 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
     }
     if packet.flow {
         if let Some(to) = flow::lookup(packet) {
+            admit_translated(packet, None, to)?;
             return Ok(send(ctx, config, packet, to));
         }
     } else if packet.kind == Kind::IcmpError
@@ -222,14 +290,17 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
     let destination = packet.key.destination;
     let forward = untranslated(packet)?;
     let mut translated = false;
-    if let Some(pod) = endpoint(&destination) {
+    let pod = endpoint(&destination);
+    if let Some(to) = pod {
+        admit_direct(ctx, packet, None, pod)?;
         // A flow from outside the cluster is remembered, so that its replies keep the pod's address.
         let known = in_cluster(config, &packet.key.source) && !flow::is_ambiguous(packet);
         if !packet.flow || known {
-            return Ok(route::to_pod(ctx, pod));
+            return Ok(route::to_pod(ctx, to));
         }
     } else if let Some(frontend) = service(packet, true) {
         translated = choose(ctx, config, packet, frontend, true, forward)?;
+        admit_translated(packet, None, forward)?;
     } else if lb::is_service_address(config, &destination) {
         // A fragment that overtook its first one cannot be told from one to nowhere.
         count(if packet.kind == Kind::Fragment { counter::FRAGMENT } else { counter::REFUSED });

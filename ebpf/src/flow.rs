@@ -15,7 +15,7 @@ const PORT_TRIES: u32 = 24;
 /// Seconds a flow lives without a packet. TCP's established time is netfilter's in kube-proxy's defaults; SCTP's is
 /// several of its heartbeats.
 #[inline(always)]
-fn lifetime(protocol: u32, flags: u32) -> u32 {
+pub fn lifetime(protocol: u32, flags: u32) -> u32 {
     match protocol as u8 {
         TCP if flags & FLOW_CLOSED != 0 => 10,
         TCP if flags & FLOW_ESTABLISHED != 0 => 86_400,

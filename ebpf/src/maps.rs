@@ -5,12 +5,13 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use kelp_common::maps::counter;
 use kelp_common::{
-    Address, AffinityKey, AffinityValue, Backend, EndpointValue, FlowKey, FlowValue, FragmentKey,
-    FragmentValue, FrontendKey, FrontendValue, NamespaceValue, NodeConfig, SlotKey, SocketKey, SocketValue,
-    SourceRange, limits,
+    Address, AffinityKey, AffinityValue, Backend, ConnectionValue, EndpointValue, FlowKey, FlowValue,
+    FragmentKey, FragmentValue, FrontendKey, FrontendValue, IdentityKey, NamespaceValue, NodeConfig,
+    PortNumber, RuleKey, SlotKey, SocketKey, SocketValue, SourceRange, limits,
 };
 
 use crate::packet::{Packet, Quoted};
+use crate::policy::Question;
 
 #[map(name = "FRONTENDS_V1")]
 pub static FRONTENDS: HashMap<FrontendKey, FrontendValue> =
@@ -25,13 +26,13 @@ pub static AFFINITIES: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::pinn
 pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::pinned(limits::FLOWS, 0);
 #[map(name = "SOCKETS_V2")]
 pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::pinned(limits::SOCKETS, 0);
-#[map(name = "ENDPOINTS_V1")]
+#[map(name = "ENDPOINTS_V2")]
 pub static ENDPOINTS: HashMap<Address, EndpointValue> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map(name = "NODE_ADDRS_V1")]
 pub static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(limits::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map(name = "NODE_CONFIG_V2")]
 pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
-#[map(name = "COUNTERS_V2")]
+#[map(name = "COUNTERS_V3")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(counter::COUNT, 0);
 #[map(name = "SOURCE_RANGES_V1")]
 pub static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::pinned(limits::SOURCE_RANGES, 0);
@@ -39,6 +40,18 @@ pub static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::pinned(limits::SO
 pub static NAMESPACES: HashMap<u64, NamespaceValue> = HashMap::pinned(limits::NAMESPACES, BPF_F_NO_PREALLOC);
 #[map(name = "FRAGMENTS_V1")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::pinned(limits::FRAGMENTS, 0);
+#[map(name = "IDENTITIES_V1")]
+pub static IDENTITIES: HashMap<IdentityKey, u32> = HashMap::pinned(limits::IDENTITIES, BPF_F_NO_PREALLOC);
+#[map(name = "PREFIXES_V1")]
+pub static PREFIXES: LpmTrie<IdentityKey, u32> = LpmTrie::pinned(limits::PREFIXES, 0);
+#[map(name = "POLICY_RULES_V1")]
+pub static RULES: HashMap<RuleKey, u32> = HashMap::pinned(limits::RULES, BPF_F_NO_PREALLOC);
+#[map(name = "POLICY_PORTS_V1")]
+pub static PORTS: LpmTrie<PortNumber, u32> = LpmTrie::pinned(limits::PORTS, 0);
+#[map(name = "REVISION_V1")]
+pub static REVISION: Array<u32> = Array::pinned(1, 0);
+#[map(name = "CONNECTIONS_V1")]
+pub static CONNECTIONS: LruHashMap<FlowKey, ConnectionValue> = LruHashMap::pinned(limits::CONNECTIONS, 0);
 
 /// Room for what would overflow the stack of 512 bytes. Classifiers run one at a time on a CPU: the kernel disables
 /// bottom halves around them.
@@ -56,6 +69,8 @@ pub struct Scratch {
     quote: [u32; 12],
     /// What an ICMP error is about.
     quoted: Quoted,
+    /// What the policies are asked.
+    question: Question,
 }
 
 #[map(name = "SCRATCH")]
@@ -84,6 +99,8 @@ room! {
     quote_room: quote, [u32; 12];
     /// Room for what an ICMP error is about.
     quoted_room: quoted, Quoted;
+    /// Room for what the policies are asked.
+    connection_room: question, Question;
 }
 
 /// Counts one event; indexes are in [`kelp_common::maps::counter`].

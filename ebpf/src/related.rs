@@ -6,7 +6,7 @@ use kelp_common::{Address, FlowValue};
 
 use crate::maps::{FLOWS, quoted_room};
 use crate::packet::{Packet, read_quoted};
-use crate::rewrite;
+use crate::{policy, rewrite};
 
 /// What became of an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,4 +36,11 @@ pub fn translate(ctx: &TcContext, packet: &Packet, destination: &mut Address) ->
     }
     *destination = to.destination;
     Outcome::Translated
+}
+
+/// Whether an error that is not translated is about a flow that the policies allow.
+#[inline(never)]
+pub fn is_about_allowed(ctx: &TcContext, packet: &Packet) -> bool {
+    let Some(quoted) = quoted_room() else { return false };
+    read_quoted(ctx, packet, quoted).is_some() && policy::is_about_allowed(&quoted.answer)
 }

@@ -60,6 +60,8 @@ pub async fn start(
         bpf_directory: node.bpf_dir.clone(),
         healthz_address: Some(node.healthz_bind_address),
         metrics_address: Some(node.metrics_bind_address),
+        // Pods of another agent are not attached here.
+        network_policies: !dataplane_only,
         ..dataplane::Config::default()
     };
     let dataplane = dataplane::start(dataplane_config, client.clone(), parts.shutdown())

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use kelp_common::flow::FLOW_REPLY;
 use kelp_common::{
-    Address, AffinityKey, AffinityValue, FlowKey, FlowValue, SocketKey, SocketValue, UDP, maps,
+    Address, AffinityKey, AffinityValue, ConnectionValue, FlowKey, FlowValue, SocketKey, SocketValue, UDP,
+    maps,
 };
 use kelp_model::service::BackendKey;
 use tokio::sync::{mpsc, watch};
@@ -31,6 +32,7 @@ pub(super) struct Collector {
     flows: Table<FlowKey, FlowValue>,
     sockets: Table<SocketKey, SocketValue>,
     clients: Table<AffinityKey, AffinityValue>,
+    connections: Table<FlowKey, ConnectionValue>,
     node_addresses: Table<Address, u32>,
     status: Arc<Status>,
 }
@@ -41,6 +43,7 @@ impl Collector {
             flows: Table::open(kernel, maps::FLOWS)?,
             sockets: Table::open(kernel, maps::SOCKETS)?,
             clients: Table::open(kernel, maps::AFFINITIES)?,
+            connections: Table::open(kernel, maps::CONNECTIONS)?,
             node_addresses: Table::open(kernel, maps::NODE_ADDRESSES)?,
             status,
         })
@@ -101,7 +104,7 @@ impl Collector {
         let started = Instant::now();
         let mut removed = 0;
         if work.expired || !work.gone.is_empty() {
-            removed = self.remove_dead(&work.gone)?;
+            removed = self.remove_dead(&work.gone)? + self.remove_dead_connections(&work.gone)?;
         }
         if let Some(datagrams) = &work.datagrams {
             let stale = self.remove_stale(datagrams)?;
@@ -151,6 +154,21 @@ impl Collector {
         self.flows.delete_all(&keys)?;
         self.status.size(maps::FLOWS, entries - keys.len());
         Ok(keys.len())
+    }
+
+    /// Removes verdicts on flows that have expired, and on those of the addresses in `gone`.
+    fn remove_dead_connections(&self, gone: &BTreeSet<Address>) -> Result<usize, DatapathError> {
+        let now = sys::monotonic_seconds();
+        let (mut entries, mut dead) = (0, Vec::new());
+        self.connections.scan(|key, value| {
+            entries += 1;
+            if value.expires < now || gone.contains(&key.source) || gone.contains(&key.destination) {
+                dead.push(*key);
+            }
+        })?;
+        self.connections.delete_all(&dead)?;
+        self.status.size(maps::CONNECTIONS, entries - dead.len());
+        Ok(dead.len())
     }
 
     /// Removes flows of datagrams to a service whose endpoint does not serve, also when no endpoint is left, and flows that

@@ -39,6 +39,8 @@ pub struct Config {
     pub healthz_address: Option<SocketAddr>,
     /// Where `/metrics` is served, if at all.
     pub metrics_address: Option<SocketAddr>,
+    /// Whether NetworkPolicies are enforced for the pods that are attached.
+    pub network_policies: bool,
     /// How many entries maps hold, by their names in `kelp_common::maps`, where it is not the default. A map that is
     /// pinned with another size is replaced, and keeps its entries.
     pub map_sizes: BTreeMap<&'static str, u32>,
@@ -63,6 +65,7 @@ impl Default for Config {
             bpf_directory: PathBuf::from("/sys/fs/bpf/kelp"),
             healthz_address: None,
             metrics_address: None,
+            network_policies: true,
             map_sizes: BTreeMap::new(),
             clsact: false,
         }

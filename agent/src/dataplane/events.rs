@@ -2,6 +2,7 @@
 //! through kube's recorder.
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use kelp_model::policy::Problem;
 use kelp_model::service::{Conflict, ObjectName};
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -34,6 +35,8 @@ pub enum About {
     Service(ObjectName),
     /// A Pod.
     Pod(ObjectName),
+    /// A NetworkPolicy.
+    Policy(ObjectName),
 }
 
 /// Sends events to the writer. Clones share the queue.
@@ -66,6 +69,21 @@ impl Events {
              Services, or give the map more entries"
         );
         self.send(About::Node, "DataplaneMapFull", "Program", note);
+    }
+
+    /// A map of policies has no room.
+    pub fn policies_full(&self, map: &str, left_out: usize) {
+        let note = format!(
+            "the eBPF map {map} is full: {left_out} permissions of network policies are not in effect on this node, and \
+             what they would allow is dropped; remove NetworkPolicies, or give the map more entries"
+        );
+        self.send(About::Node, "DataplaneMapFull", "Program", note);
+    }
+
+    /// A part of a NetworkPolicy cannot be used.
+    pub fn broken_policy(&self, problem: &Problem) {
+        let about = About::Policy(problem.policy.clone());
+        self.send(about, "InvalidNetworkPolicy", "Compile", problem.message.clone());
     }
 
     /// Two want the same address and port.
@@ -136,5 +154,9 @@ fn reference(about: &About, node: &str) -> ObjectReference {
         },
         About::Service(name) => of("Service", name),
         About::Pod(name) => of("Pod", name),
+        About::Policy(name) => ObjectReference {
+            api_version: Some("networking.k8s.io/v1".to_owned()),
+            ..of("NetworkPolicy", name)
+        },
     }
 }

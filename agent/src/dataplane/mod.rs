@@ -5,6 +5,7 @@
 //! | Task | Reads | Writes |
 //! |---|---|---|
 //! | [`reconciler`] | watches of Services, EndpointSlices, the node's Pods and Node | frontends, slots, backends, client ranges |
+//! | [`policy`] | watches of NetworkPolicies, all Namespaces and Pods | policies of endpoints, identities, rules |
 //! | [`collector`] | the flow and socket maps, where datagrams may go | the same maps: removes what is stale; closes sockets |
 //! | `addresses` | the kernel's addresses | node addresses |
 //! | `health` | Services with a health check, the state of the dataplane | – (answers HTTP) |
@@ -22,6 +23,7 @@ pub mod kernel;
 pub mod maps;
 pub mod metrics;
 pub mod namespace;
+pub mod policy;
 pub mod reconciler;
 pub mod sockets;
 pub mod status;
@@ -40,10 +42,12 @@ use tokio_util::sync::CancellationToken;
 use collector::Collector;
 pub use config::Config;
 use events::Events;
+use kelp_model::policy::PodFacts;
 pub use kernel::cleanup;
 use kernel::{Kernel, failed};
 use maps::{KernelDatapath, Table};
 use namespace::{Namespace, Namespaces};
+use policy::{Policies, PolicyMaps};
 use reconciler::Reports;
 use status::Status;
 
@@ -61,12 +65,14 @@ pub struct Endpoint {
     /// Cookie of the pod's network namespace (`SO_NETNS_COOKIE`), by which the socket hooks know the pod; 0 when the
     /// kernel has none.
     pub netns_cookie: u64,
+    /// The pod, as policies select it; without it no policy applies.
+    pub pod: Option<PodFacts>,
 }
 
 /// What the pod network needs of the dataplane. Every call is idempotent.
 pub trait PodDatapath: Send + Sync + 'static {
     /// Attaches the programs to a pod's host-side device and makes its addresses reachable. When this returns,
-    /// the pod can reach services and be reached.
+    /// the pod can reach services and be reached, as far as network policies allow it.
     fn attach_endpoint(&self, endpoint: &Endpoint) -> impl Future<Output = Result<(), DatapathError>> + Send;
 
     /// Forgets a pod's addresses; its device may be gone already.
@@ -121,6 +127,7 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 pub struct Dataplane {
     kernel: Kernel,
     endpoints: Table<Address, EndpointValue>,
+    policies: Arc<Policies>,
     namespaces: Arc<Namespaces>,
     node_config: Table<u32, NodeConfig>,
     config: Mutex<Config>,
@@ -151,18 +158,21 @@ pub async fn start(
     shutdown: CancellationToken,
 ) -> Result<Arc<Dataplane>, DatapathError> {
     let changes = reconciler::watch_api(&client, &config.node_name);
+    let policies = config.network_policies.then(|| policy::follow_api(&client));
     let (events, queue) = Events::channel();
     tokio::spawn(events::write(client, config.node_name.clone(), queue, shutdown.clone()));
-    start_with(config, changes, events, shutdown).await
+    start_with(config, changes, policies, events, shutdown).await
 }
 
-/// [`start`] with changes from elsewhere than an API, and events to elsewhere: for tests and tools.
+/// [`start`] with changes from elsewhere than an API, and events to elsewhere: for tests and tools. Without `policies` none
+/// is enforced.
 ///
 /// # Errors
 /// When the programs cannot be loaded or attached.
 pub async fn start_with(
     config: Config,
     changes: impl futures::Stream<Item = reconciler::Change> + Send + 'static,
+    policies: Option<policy::Source>,
     events: Events,
     shutdown: CancellationToken,
 ) -> Result<Arc<Dataplane>, DatapathError> {
@@ -183,6 +193,7 @@ pub async fn start_with(
     );
     node_addresses.write(&address_watch).await?;
 
+    kernel::resize::adopt_endpoints(&kernel)?;
     // Programs that are attached are swapped here, only after the settings they read were written.
     let pods = kernel.adopt_links()?;
     let endpoints: Table<Address, EndpointValue> = Table::open(&kernel, kelp_common::maps::ENDPOINTS)?;
@@ -219,11 +230,19 @@ pub async fn start_with(
         events,
         shutdown.clone(),
     ));
+    let endpoints_of_policies = Table::open(&kernel, kelp_common::maps::ENDPOINTS)?;
+    let maps = PolicyMaps::open(&kernel)?;
+    let followed = Policies::open(maps, endpoints_of_policies, reports.events.clone(), policies.is_some())?;
+    let followed = Arc::new(followed);
+    if let Some(source) = policies {
+        tokio::spawn(followed.clone().run(source, shutdown.clone()));
+    }
     let datapath = KernelDatapath::open(&kernel)?;
     let reconciler = reconciler::Reconciler::with_reports(&config.node_name, datapath, reports);
     let dataplane = Arc::new(Dataplane {
         kernel,
         endpoints,
+        policies: followed,
         namespaces,
         node_config,
         config: Mutex::new(config),
@@ -365,6 +384,12 @@ impl Dataplane {
         Ok(count)
     }
 
+    /// The policies of the node's pods.
+    #[must_use]
+    pub fn policies(&self) -> &Arc<Policies> {
+        &self.policies
+    }
+
     /// The loaded programs and maps.
     #[must_use]
     pub fn kernel(&self) -> &Kernel {
@@ -387,12 +412,12 @@ impl PodDatapath for Dataplane {
             ifindex: endpoint.host_ifindex,
             pod_mac: endpoint.pod_mac,
             host_mac: endpoint.host_mac,
+            ..EndpointValue::default()
         };
-        // The addresses come first: with the programs attached, a packet of an unknown pod is dropped.
+        // The addresses come first, with their policies: with the programs attached, a packet of an unknown pod is
+        // dropped.
         let addresses: Vec<Address> = endpoint.addresses.iter().copied().map(Address::from).collect();
-        for address in &addresses {
-            self.endpoints.put(address, &value)?;
-        }
+        self.policies.attach(value, &addresses, endpoint.pod.as_ref()).await?;
         if endpoint.netns_cookie != 0 {
             self.namespaces.attach(endpoint.netns_cookie, &addresses, endpoint.host_ifindex)?;
         }
@@ -401,12 +426,9 @@ impl PodDatapath for Dataplane {
 
     async fn detach_endpoint(&self, addresses: &[IpAddr]) -> Result<(), DatapathError> {
         let addresses: Vec<Address> = addresses.iter().copied().map(Address::from).collect();
-        for address in &addresses {
-            if let Some(endpoint) = self.endpoints.get(address)? {
-                self.endpoints.delete(address)?;
-                self.namespaces.retain(|ifindex| ifindex != endpoint.ifindex)?;
-                self.kernel.detach_pod(endpoint.ifindex)?;
-            }
+        if let Some(endpoint) = self.policies.detach(&addresses)? {
+            self.namespaces.retain(|ifindex| ifindex != endpoint.ifindex)?;
+            self.kernel.detach_pod(endpoint.ifindex)?;
         }
         // The next pod with one of these addresses must not inherit flows. The task is gone only at shutdown.
         let _ = self.removed.send(addresses);

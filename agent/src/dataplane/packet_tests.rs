@@ -2,6 +2,7 @@
 
 mod errors;
 mod frame;
+mod policies;
 mod services;
 
 use std::net::IpAddr;
@@ -116,6 +117,7 @@ impl Rig {
                 ifindex: DEVICE,
                 pod_mac: [2, 0, 0, 0, 1, number],
                 host_mac: [2, 0, 0, 0, 2, number],
+                ..EndpointValue::default()
             };
             endpoints.put(&Address::from(text.parse::<IpAddr>().unwrap()), &value).unwrap();
         }

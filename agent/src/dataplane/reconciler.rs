@@ -415,7 +415,7 @@ pub fn watch_api(client: &Client, node: &str) -> impl Stream<Item = Change> + Se
 }
 
 /// An event, or a line in the log about a watch that broke and will be made again.
-fn told<T>(event: Result<Event<T>, watcher::Error>, what: &str) -> Option<Event<T>> {
+pub(super) fn told<T>(event: Result<Event<T>, watcher::Error>, what: &str) -> Option<Event<T>> {
     event.inspect_err(|error| tracing::debug!(error = %super::chain(error), what, "watch interrupted")).ok()
 }
 

@@ -17,6 +17,7 @@ pub use routes::keep_node_routes;
 
 use crate::dataplane::{DatapathError, Endpoint, PodDatapath};
 use crate::network::ipam::{Ipam, IpamError, Prefix};
+use kelp_model::policy::PodFacts;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,10 +62,11 @@ pub enum NetworkError {
 
 /// What the pod workers need of the network; the seam that lets their tests run without a kernel.
 pub trait PodNetwork: Send + Sync + 'static {
-    /// Connects a pod's namespace and returns its addresses, primary first. Idempotent: a pod keeps its addresses.
+    /// Connects a pod's namespace and returns its addresses, primary first. Idempotent: a pod keeps its addresses. When this
+    /// returns, network policies apply to the pod.
     fn connect(
         &self,
-        uid: &str,
+        pod: &PodFacts,
         netns: &Path,
     ) -> impl Future<Output = Result<Vec<IpAddr>, NetworkError>> + Send;
 
@@ -111,7 +113,8 @@ impl<D: PodDatapath> Network<D> {
 }
 
 impl<D: PodDatapath> PodNetwork for Network<D> {
-    async fn connect(&self, uid: &str, netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+    async fn connect(&self, pod: &PodFacts, netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+        let uid: &str = &pod.uid;
         let cidrs = self.cidrs.borrow().clone();
         let addresses = match self.ipam.lease_of(uid) {
             Some(addresses) => addresses,
@@ -128,6 +131,7 @@ impl<D: PodDatapath> PodNetwork for Network<D> {
                 pod_mac: link.pod_mac,
                 addresses: addresses.clone(),
                 netns_cookie: link.netns_cookie,
+                pod: Some(pod.clone()),
             })
             .await?;
         Ok(addresses)

@@ -1,6 +1,7 @@
 //! In private network namespaces: two for "host" and "pod"; nothing leaves them.
 
 use super::*;
+use kelp_model::service::ObjectName;
 use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -86,11 +87,17 @@ fn a_pod_is_connected_again_after_a_restart_and_leaves_no_trace() {
     let (ns, first_cidrs) = (netns.clone(), cidrs.clone());
     let (first, second) = host.inside(move || {
         let network = Network::new(datapath.clone(), &path, first_cidrs, 1400).unwrap();
-        let first = block_on(network.connect("uid-1", &ns)).unwrap();
+        let pod = PodFacts {
+            name: ObjectName::new("default", "pod"),
+            uid: "uid-1".into(),
+            labels: Default::default(),
+            ports: Vec::new(),
+        };
+        let first = block_on(network.connect(&pod, &ns)).unwrap();
         // A restarted agent: same leases, same device.
         let (_none, no_cidrs) = watch::channel(Vec::new());
         let network = Network::new(datapath, &path, no_cidrs, 1400).unwrap();
-        (first, block_on(network.connect("uid-1", &ns)).unwrap())
+        (first, block_on(network.connect(&pod, &ns)).unwrap())
     });
     assert_eq!(first, second);
     assert_eq!(first, ["10.244.7.2".parse::<IpAddr>().unwrap(), "fd00:10:244:7::2".parse().unwrap()]);

@@ -389,7 +389,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     /// Finds the network of a pod that ran before the agent started.
     async fn reconnect(&mut self, sandbox: &SandboxStatus) {
         let Some(netns) = &sandbox.netns else { return };
-        match self.context.network.connect(&self.reference.uid, netns).await {
+        match self.context.network.connect(&self.facts(), netns).await {
             Ok(ips) => self.pod_ips = ips,
             Err(error) => {
                 tracing::warn!(pod = %self.reference, error = %crate::network::chain(&error), "pod not reconnected")

@@ -8,7 +8,9 @@ use kelp_common::policy::{ALL_PORTS, ANYBODY};
 use kelp_common::{Address, IdentityKey, PortKey, PrefixKey, RuleKey};
 
 use super::intern::Interner;
-use super::object::{Labels, NamedPort, Namespaces, Peer, PodFacts, PodState, PolicyState, Port, policy_state};
+use super::object::{
+    Labels, NamedPort, Namespaces, Peer, PodFacts, PodState, PolicyState, Port, policy_state,
+};
 use super::ports::{PortSet, prefixes};
 use super::range::Range;
 use super::rules::{ActiveRule, Class, Table, TableKey};
@@ -147,7 +149,9 @@ impl Compiler {
 
     /// Takes over a NetworkPolicy.
     pub fn apply_policy(&mut self, policy: &NetworkPolicy) {
-        let (Some(namespace), Some(name)) = (&policy.metadata.namespace, &policy.metadata.name) else { return };
+        let (Some(namespace), Some(name)) = (&policy.metadata.namespace, &policy.metadata.name) else {
+            return;
+        };
         let name = ObjectName::new(namespace, name);
         let (state, problems) = policy_state(policy);
         if problems.is_empty() {
@@ -382,7 +386,11 @@ impl Compiler {
     }
 
     /// Gives the moved pods the tables of their policies; returns those they had.
-    fn wanted_keys(&mut self, moved: &BTreeSet<Arc<str>>, plan: &mut Plan) -> BTreeMap<Arc<str>, Option<[u32; 2]>> {
+    fn wanted_keys(
+        &mut self,
+        moved: &BTreeSet<Arc<str>>,
+        plan: &mut Plan,
+    ) -> BTreeMap<Arc<str>, Option<[u32; 2]>> {
         let mut former = BTreeMap::new();
         for uid in moved {
             let Some(local) = self.locals.get(uid) else { continue };
@@ -416,9 +424,12 @@ impl Compiler {
             let Some(rules) = (if ingress { &state.ingress } else { &state.egress }) else { continue };
             policies.push(version.number);
             if ingress {
-                let names: BTreeSet<_> = names_of(rules.iter().flat_map(|rule| rule.ports.iter().flatten())).collect();
+                let names: BTreeSet<_> =
+                    names_of(rules.iter().flat_map(|rule| rule.ports.iter().flatten())).collect();
                 let own = local.facts.ports.iter();
-                named.extend(own.filter(|(name, protocol, _)| names.contains(&(name.clone(), *protocol))).cloned());
+                named.extend(
+                    own.filter(|(name, protocol, _)| names.contains(&(name.clone(), *protocol))).cloned(),
+                );
             }
         }
         policies.sort_unstable();
@@ -535,9 +546,8 @@ impl Compiler {
         // Without a pod the address is one of a range's.
         let Some(facts) = self.facts_at(address) else { return Class::default() };
         let scoped = self.scoped.get(&facts.name.namespace).into_iter().flatten();
-        let is_match = |number: &&u32| {
-            self.peers.get(**number).is_some_and(|peer| self.matches(peer, facts, address))
-        };
+        let is_match =
+            |number: &&u32| self.peers.get(**number).is_some_and(|peer| self.matches(peer, facts, address));
         let mut peers: Vec<u32> = scoped.chain(&self.unscoped).filter(is_match).copied().collect();
         peers.sort_unstable();
         let named = facts.ports.iter();
@@ -585,7 +595,7 @@ impl Compiler {
         if ranges.iter().any(|range| !range.is_v4() && range.prefix < 96) {
             ranges.insert(Range::V4);
         }
-        let classes: Vec<(Range, Class)> = ranges
+        let mut classes: Vec<(Range, Class)> = ranges
             .into_iter()
             .map(|inner| {
                 let inside = blocks.iter().filter(|(_, range, except)| {
@@ -596,8 +606,11 @@ impl Compiler {
             })
             .collect();
         let mut old = std::mem::take(&mut self.prefixes);
+        // An exception is there before the range it is an exception of.
+        classes.sort_by_key(|(range, _)| std::cmp::Reverse(range.prefix));
         for (range, class) in classes {
-            let (identity, new) = if class.is_nobody() { (ANYBODY, false) } else { self.classes.take(&class) };
+            let (identity, new) =
+                if class.is_nobody() { (ANYBODY, false) } else { self.classes.take(&class) };
             if new {
                 plan.new_classes.insert(identity);
             }
@@ -680,7 +693,9 @@ impl Compiler {
                             peers.insert(number);
                         }
                     }
-                    let names = names_of(active.rules[1].iter().flatten().flat_map(|rule| rule.ports.iter().flatten()));
+                    let names = names_of(
+                        active.rules[1].iter().flatten().flat_map(|rule| rule.ports.iter().flatten()),
+                    );
                     if names.count() > 0 {
                         self.dirty.addresses.extend(self.identities.keys());
                     }

@@ -50,6 +50,20 @@ pub enum Op {
     DeletePorts(PortKey),
 }
 
+impl Op {
+    /// Whether this operation decides about what an earlier one wrote, so that the earlier one must not be repeated.
+    #[must_use]
+    pub fn replaces(&self, earlier: &Self) -> bool {
+        match (self, earlier) {
+            (Self::PutPorts(a) | Self::DeletePorts(a), Self::PutPorts(b)) => a == b,
+            (Self::PutRule(a, _) | Self::DeleteRule(a), Self::PutRule(b, _)) => a == b,
+            (Self::PutIdentity(a, _) | Self::DeleteIdentity(a), Self::PutIdentity(b, _)) => a == b,
+            (Self::PutPrefix(a, _) | Self::DeletePrefix(a), Self::PutPrefix(b, _)) => a == b,
+            _ => false,
+        }
+    }
+}
+
 /// The policies of a pod of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EndpointPolicy {

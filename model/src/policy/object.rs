@@ -133,7 +133,8 @@ pub fn pod_state(pod: &Pod) -> Option<PodState> {
     if ended || spec.is_some_and(|spec| spec.host_network == Some(true)) {
         return None;
     }
-    let all = status.iter().flat_map(|status| status.pod_ips.iter().flatten().map(|address| address.ip.as_str()));
+    let all =
+        status.iter().flat_map(|status| status.pod_ips.iter().flatten().map(|address| address.ip.as_str()));
     let first = status.and_then(|status| status.pod_ip.as_deref());
     let mut addresses: Vec<Address> = all
         .chain(first)
@@ -165,21 +166,25 @@ pub fn policy_state(policy: &NetworkPolicy) -> (Option<PolicyState>, Vec<String>
     let has = |name: &str| types.iter().any(|kind| kind == name);
     // Without types every policy is about ingress, and one that has egress rules about egress too.
     let ingress = types.is_empty() || has("Ingress");
-    let egress = has("Egress") || (types.is_empty() && spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()));
-    let mut rule = |path: &str, peers: Option<Vec<NetworkPolicyPeer>>, ports: Option<Vec<NetworkPolicyPort>>| Rule {
-        peers: peers.filter(|peers| !peers.is_empty()).map(|peers| {
-            let peers = peers.iter().enumerate();
-            peers
-                .filter_map(|(i, peer)| {
-                    let path = format!("{path}[{i}]");
-                    peer_of(&namespace, peer).map_err(|problem| problems.push(format!("{path}{problem}"))).ok()
-                })
-                .collect()
-        }),
-        ports: ports
-            .filter(|ports| !ports.is_empty())
-            .map(|ports| ports.iter().filter_map(port_of).collect()),
-    };
+    let egress =
+        has("Egress") || (types.is_empty() && spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()));
+    let mut rule =
+        |path: &str, peers: Option<Vec<NetworkPolicyPeer>>, ports: Option<Vec<NetworkPolicyPort>>| Rule {
+            peers: peers.filter(|peers| !peers.is_empty()).map(|peers| {
+                let peers = peers.iter().enumerate();
+                peers
+                    .filter_map(|(i, peer)| {
+                        let path = format!("{path}[{i}]");
+                        peer_of(&namespace, peer)
+                            .map_err(|problem| problems.push(format!("{path}{problem}")))
+                            .ok()
+                    })
+                    .collect()
+            }),
+            ports: ports
+                .filter(|ports| !ports.is_empty())
+                .map(|ports| ports.iter().filter_map(port_of).collect()),
+        };
     let ingress = ingress.then(|| {
         let rules = spec.ingress.into_iter().flatten().enumerate();
         rules.map(|(i, r)| rule(&format!("spec.ingress[{i}].from"), r.from, r.ports)).collect()

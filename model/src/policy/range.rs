@@ -46,8 +46,9 @@ impl Range {
 
 /// How many of their first bits two addresses have in common.
 fn shared_bits(a: &Address, b: &Address) -> u32 {
-    let bits =
-        |address: &Address| address.0.iter().fold(0_u128, |all, word| all << 32 | u128::from(u32::from_be(*word)));
+    let bits = |address: &Address| {
+        address.0.iter().fold(0_u128, |all, word| all << 32 | u128::from(u32::from_be(*word)))
+    };
     (bits(a) ^ bits(b)).leading_zeros()
 }
 
@@ -59,7 +60,8 @@ impl FromStr for Range {
             let (address, prefix) = text.split_once('/')?;
             let address: IpAddr = address.parse().ok()?;
             // "+8" is a number for Rust.
-            let prefix: u8 = prefix.bytes().all(|byte| byte.is_ascii_digit()).then(|| prefix.parse().ok())??;
+            let prefix: u8 =
+                prefix.bytes().all(|byte| byte.is_ascii_digit()).then(|| prefix.parse().ok())??;
             let (most, offset) = if address.is_ipv4() { (32, 96) } else { (128, 0) };
             let network = (prefix <= most).then(|| Cidr::new(address, prefix).network)?;
             Some(Self { network, prefix: prefix + offset })
@@ -81,7 +83,10 @@ mod tests {
         assert!(range("0.0.0.0/0").contains(&address("1.2.3.4")));
         assert!(!range("::/0").contains(&address("1.2.3.4")) && range("::/0").contains(&address("fd00::1")));
         assert!(!range("0.0.0.0/0").contains(&address("fd00::1")));
-        assert!(range("10.0.0.0/8").covers(&range("10.3.0.0/16")) && !range("10.3.0.0/16").covers(&range("10.0.0.0/8")));
+        assert!(
+            range("10.0.0.0/8").covers(&range("10.3.0.0/16"))
+                && !range("10.3.0.0/16").covers(&range("10.0.0.0/8"))
+        );
         assert!(!range("::/0").covers(&Range::V4) && range("0.0.0.0/0").covers(&Range::V4));
         for bad in ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/+8", "x/8", "fd00::/129", "10.0.0.0/", "/8", ""] {
             let error = bad.parse::<Range>().unwrap_err().to_string();

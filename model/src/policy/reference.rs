@@ -39,7 +39,9 @@ impl Cluster {
             None | Some([]) => true,
             Some(list) => list.iter().any(|entry| port_matches(entry, ends.1, protocol, port)),
         };
-        let peers = |policy: &NetworkPolicy, list: &Option<Vec<NetworkPolicyPeer>>, address, pod| match list.as_deref() {
+        let peers = |policy: &NetworkPolicy, list: &Option<Vec<NetworkPolicyPeer>>, address, pod| match list
+            .as_deref()
+        {
             None | Some([]) => true,
             Some(list) => list.iter().any(|peer| self.peer_matches(policy, peer, address, pod)),
         };
@@ -49,7 +51,9 @@ impl Cluster {
             allowed &= about.is_empty()
                 || about.iter().any(|policy| {
                     let rules = policy.spec.as_ref().unwrap().egress.as_deref().unwrap_or_default();
-                    rules.iter().any(|rule| ports(&rule.ports) && peers(policy, &rule.to, destination, ends.1))
+                    rules
+                        .iter()
+                        .any(|rule| ports(&rule.ports) && peers(policy, &rule.to, destination, ends.1))
                 });
         }
         if let Some(pod) = ends.1.filter(is_local) {

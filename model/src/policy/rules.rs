@@ -121,7 +121,11 @@ impl Table {
     }
 }
 
-fn resolve<'a>(named: &'a [NamedPort], name: &'a Arc<str>, protocol: u8) -> impl Iterator<Item = PortRange> + 'a {
+fn resolve<'a>(
+    named: &'a [NamedPort],
+    name: &'a Arc<str>,
+    protocol: u8,
+) -> impl Iterator<Item = PortRange> + 'a {
     named
         .iter()
         .filter(move |(known, of, _)| known == name && *of == protocol)

@@ -29,7 +29,8 @@ const CIDRS: [&str; 10] = [
 const PORTS: [u16; 7] = [1, 79, 80, 81, 443, 8080, 65535];
 
 fn namespace(name: &str, team: u8) -> Namespace {
-    serde_json::from_value(json!({"metadata": {"name": name, "labels": {"team": format!("t{team}")}}})).unwrap()
+    serde_json::from_value(json!({"metadata": {"name": name, "labels": {"team": format!("t{team}")}}}))
+        .unwrap()
 }
 
 /// Pod `p<number>`; its addresses follow from the number.
@@ -67,7 +68,10 @@ fn peer() -> BoxedStrategy<Value> {
         Just(json!({})),
         (0..2_u8).prop_map(|team| json!({"matchLabels": {"team": format!("t{team}")}})),
     ];
-    let block = (prop::sample::select(CIDRS.to_vec()), prop::collection::vec(prop::sample::select(CIDRS.to_vec()), 0..3));
+    let block = (
+        prop::sample::select(CIDRS.to_vec()),
+        prop::collection::vec(prop::sample::select(CIDRS.to_vec()), 0..3),
+    );
     prop_oneof![
         selector().prop_map(|pods| json!({"podSelector": pods})),
         namespaces.clone().prop_map(|namespaces| json!({"namespaceSelector": namespaces})),
@@ -80,21 +84,27 @@ fn peer() -> BoxedStrategy<Value> {
 fn port() -> BoxedStrategy<Value> {
     let protocol = prop::sample::select(vec!["TCP", "UDP", "SCTP"]);
     let number = prop::sample::select(PORTS.to_vec());
-    (protocol, prop_oneof![
-        Just(json!({})),
-        number.clone().prop_map(|port| json!({"port": port})),
-        (number.clone(), number).prop_map(|(a, b)| json!({"port": a.min(b), "endPort": a.max(b)})),
-        Just(json!({"port": "web"})),
-    ])
-    .prop_map(|(protocol, mut port)| {
-        port["protocol"] = json!(protocol);
-        port
-    })
-    .boxed()
+    (
+        protocol,
+        prop_oneof![
+            Just(json!({})),
+            number.clone().prop_map(|port| json!({"port": port})),
+            (number.clone(), number).prop_map(|(a, b)| json!({"port": a.min(b), "endPort": a.max(b)})),
+            Just(json!({"port": "web"})),
+        ],
+    )
+        .prop_map(|(protocol, mut port)| {
+            port["protocol"] = json!(protocol);
+            port
+        })
+        .boxed()
 }
 
 fn rules(peers: &'static str) -> BoxedStrategy<Value> {
-    let rule = (prop::option::of(prop::collection::vec(peer(), 0..3)), prop::option::of(prop::collection::vec(port(), 0..3)));
+    let rule = (
+        prop::option::of(prop::collection::vec(peer(), 0..3)),
+        prop::option::of(prop::collection::vec(port(), 0..3)),
+    );
     let rule = rule.prop_map(move |(list, ports)| {
         let mut rule = json!({});
         if let Some(list) = list {
@@ -131,7 +141,7 @@ fn policy() -> BoxedStrategy<NetworkPolicy> {
 #[derive(Debug, Clone)]
 enum Step {
     Namespace(Namespace),
-    Pod(Pod),
+    Pod(Box<Pod>),
     NoPod(u8),
     Attach(u8),
     Detach(u8),
@@ -144,10 +154,11 @@ enum Step {
 fn step() -> BoxedStrategy<Step> {
     let of = || prop::sample::select(NAMESPACES.to_vec());
     let phase = prop::sample::select(vec!["Running", "Running", "Running", "Succeeded"]);
-    let any_pod = (1..9_u8, of(), 0..3_u8, prop::sample::select(vec![80_u16, 8080]), phase, prop::bool::weighted(0.1));
+    let any_pod =
+        (1..9_u8, of(), 0..3_u8, prop::sample::select(vec![80_u16, 8080]), phase, prop::bool::weighted(0.1));
     prop_oneof![
         2 => (of(), 0..2_u8).prop_map(|(name, team)| Step::Namespace(namespace(name, team))),
-        8 => any_pod.prop_map(|(n, ns, app, named, phase, host)| Step::Pod(pod(n, ns, app, named, phase, host))),
+        8 => any_pod.prop_map(|(n, ns, app, named, phase, host)| Step::Pod(Box::new(pod(n, ns, app, named, phase, host)))),
         1 => (1..9_u8).prop_map(Step::NoPod),
         5 => (1..9_u8).prop_map(Step::Attach),
         1 => (1..9_u8).prop_map(Step::Detach),
@@ -219,7 +230,7 @@ impl Rig {
                     }
                 }
                 self.cluster.pods.retain(|known| name_of(known) != name);
-                self.cluster.pods.push(pod);
+                self.cluster.pods.push(*pod);
             }
             Step::NoPod(number) => {
                 self.detach(number);
@@ -270,15 +281,28 @@ impl Rig {
 
     fn check(&self) -> Result<(), TestCaseError> {
         let own = (1..9_u8).flat_map(|n| [format!("10.0.0.{n}"), format!("fd00::{n}")]);
-        let all: Vec<IpAddr> = own.chain(OUTSIDE.map(String::from)).map(|text| text.parse().unwrap()).collect();
+        let all: Vec<IpAddr> =
+            own.chain(OUTSIDE.map(String::from)).map(|text| text.parse().unwrap()).collect();
         for source in &all {
             for destination in all.iter().filter(|other| other.is_ipv4() == source.is_ipv4()) {
                 for (protocol, number) in [("TCP", 6), ("UDP", 17), ("SCTP", 132)] {
                     for port in PORTS {
                         let expected = self.cluster.admits(*source, *destination, protocol, port);
-                        let found =
-                            self.tables.admits(&Address::from(*source), &Address::from(*destination), number, port);
-                        prop_assert_eq!(found, expected, "{} → {} {} {}", source, destination, protocol, port);
+                        let found = self.tables.admits(
+                            &Address::from(*source),
+                            &Address::from(*destination),
+                            number,
+                            port,
+                        );
+                        prop_assert_eq!(
+                            found,
+                            expected,
+                            "{} → {} {} {}",
+                            source,
+                            destination,
+                            protocol,
+                            port
+                        );
                     }
                 }
             }
@@ -372,11 +396,14 @@ fn a_broken_part_allows_nothing_and_the_rest_holds() {
     let mut compiler = Compiler::new(1);
     compiler.apply_policy(&serde_json::from_value(broken).unwrap());
     let messages: Vec<String> = compiler.problems().map(|problem| problem.message).collect();
-    assert_eq!(messages, [
-        "spec.ingress[0].from[0].ipBlock.cidr: \"10.0.0.999/8\" is not a CIDR such as 10.9.8.0/24 or 2001:db8::/64; the peer matches nothing",
-        "spec.ingress[0].from[1].ipBlock.except[0]: \"nonsense\" is not a CIDR such as 10.9.8.0/24 or 2001:db8::/64; the peer matches nothing",
-        "spec.ingress[2].from[0]: must specify a peer; the peer matches nothing",
-    ]);
+    assert_eq!(
+        messages,
+        [
+            "spec.ingress[0].from[0].ipBlock.cidr: \"10.0.0.999/8\" is not a CIDR such as 10.9.8.0/24 or 2001:db8::/64; the peer matches nothing",
+            "spec.ingress[0].from[1].ipBlock.except[0]: \"nonsense\" is not a CIDR such as 10.9.8.0/24 or 2001:db8::/64; the peer matches nothing",
+            "spec.ingress[2].from[0]: must specify a peer; the peer matches nothing",
+        ]
+    );
     let pod = pod_state(&pod(1, "a", 0, 80, "Running", false)).unwrap();
     compiler.attach(pod.facts, pod.addresses);
     let mut tables = Tables::default();

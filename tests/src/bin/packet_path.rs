@@ -270,7 +270,7 @@ impl Bench {
         let dataplane = host.run(|| {
             runtime.block_on(async {
                 let dataplane =
-                    start_with(config, changes, Events::discarding(), CancellationToken::new()).await?;
+                    start_with(config, changes, None, Events::discarding(), CancellationToken::new()).await?;
                 for endpoint in &endpoints {
                     dataplane.attach_endpoint(endpoint).await?;
                 }
@@ -339,7 +339,7 @@ fn pod(host: &Net, net: &Net, device: &str, address: Ipv4Addr) -> Result<Endpoin
     host.ip(&format!("neigh replace {address} lladdr {} dev {device} nud permanent", text(pod_mac)))?;
     let host_ifindex = host.run(|| Ok(nix::net::if_::if_nametoindex(device)?))?;
     let netns_cookie = net.run(|| Ok(kelp_agent::dataplane::sys::netns_cookie()?))?;
-    Ok(Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![address.into()], netns_cookie })
+    Ok(Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![address.into()], netns_cookie, pod: None })
 }
 
 /// The measured service and others that only fill the maps.

@@ -13,7 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use kelp_common::{
-    AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FrontendKey, FrontendValue, SlotKey, SocketKey,
+    Address, AffinityKey, AffinityValue, Backend, ConnectionValue, EndpointValue, EndpointValueV1, FlowKey,
+    FlowValue, FrontendKey, FrontendValue, IdentityKey, PortKey, PrefixKey, RuleKey, SlotKey, SocketKey,
     SocketValue, SourceRangeKey, limits, maps,
 };
 
@@ -25,7 +26,7 @@ use crate::dataplane::sys::{self, Plain};
 pub const OLD_MAPS: &str = "old-maps";
 
 /// The maps whose size can be chosen, with their usual size.
-pub const SIZES: [(&str, u32); 7] = [
+pub const SIZES: [(&str, u32); 12] = [
     (maps::FRONTENDS, limits::FRONTENDS),
     (maps::SLOTS, limits::SLOTS),
     (maps::BACKENDS, limits::BACKENDS),
@@ -33,6 +34,11 @@ pub const SIZES: [(&str, u32); 7] = [
     (maps::AFFINITIES, limits::AFFINITIES),
     (maps::FLOWS, limits::FLOWS),
     (maps::SOCKETS, limits::SOCKETS),
+    (maps::IDENTITIES, limits::IDENTITIES),
+    (maps::PREFIXES, limits::PREFIXES),
+    (maps::RULES, limits::RULES),
+    (maps::PORTS, limits::PORTS),
+    (maps::CONNECTIONS, limits::CONNECTIONS),
 ];
 
 /// Moves the pins of maps with another size aside.
@@ -68,6 +74,11 @@ pub fn copy(kernel: &Kernel) -> Result<(), DatapathError> {
             maps::AFFINITIES => copy_entries::<AffinityKey, AffinityValue>(name, old, new),
             maps::FLOWS => copy_entries::<FlowKey, FlowValue>(name, old, new),
             maps::SOCKETS => copy_entries::<SocketKey, SocketValue>(name, old, new),
+            maps::IDENTITIES => copy_entries::<IdentityKey, u32>(name, old, new),
+            maps::PREFIXES => copy_entries::<PrefixKey, u32>(name, old, new),
+            maps::RULES => copy_entries::<RuleKey, u32>(name, old, new),
+            maps::PORTS => copy_entries::<PortKey, u32>(name, old, new),
+            maps::CONNECTIONS => copy_entries::<FlowKey, ConnectionValue>(name, old, new),
             _ => Ok(()),
         }?;
     }
@@ -88,6 +99,23 @@ fn copy_entries<K: Plain, V: Plain>(
                 Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => Ok(()),
                 other => other.map(drop),
             };
+        }
+    });
+    scan.and(result).map_err(failed(format!("copy the map {name}")))
+}
+
+/// Takes over the pods of an agent whose endpoints had no policies yet, before programs look for them in the new map.
+pub fn adopt_endpoints(kernel: &Kernel) -> Result<(), DatapathError> {
+    let name = maps::ENDPOINTS_BEFORE_POLICIES;
+    let Ok(old) = sys::open_pin(&kernel.directory().join("maps").join(name)) else { return Ok(()) };
+    check_shape::<Address, EndpointValueV1>(old.as_fd(), name)?;
+    let new = kernel.map(maps::ENDPOINTS)?;
+    let mut result = Ok(());
+    let scan = sys::map_scan(old.as_fd(), |address: &Address, old: &EndpointValueV1| {
+        let EndpointValueV1 { ifindex, pod_mac, host_mac } = *old;
+        let value = EndpointValue { ifindex, pod_mac, host_mac, ..EndpointValue::default() };
+        if result.is_ok() {
+            result = sys::map_insert(new.as_fd(), address, &value).map(drop);
         }
     });
     scan.and(result).map_err(failed(format!("copy the map {name}")))

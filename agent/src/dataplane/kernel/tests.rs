@@ -35,6 +35,7 @@ fn the_programs_are_quick_to_verify() {
         })
         .collect();
     assert_eq!(counts.len(), SOCKET_HOOKS.len() + CLASSIFIERS.len());
+    println!("{counts:?}");
     for (name, count) in counts {
         assert!(count <= MOST, "{name}: {count} instructions");
     }

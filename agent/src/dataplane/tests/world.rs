@@ -256,12 +256,13 @@ impl World {
         let (sender, events) = Events::channel();
         let dataplane = self.host.run(|| {
             runtime.block_on(async {
-                let dataplane = start_with(self.config.clone(), stream, sender, CancellationToken::new())
-                    .await
-                    .map_err(|error| {
-                        panic!("{}", crate::dataplane::chain(&error));
-                    })
-                    .unwrap();
+                let dataplane =
+                    start_with(self.config.clone(), stream, None, sender, CancellationToken::new())
+                        .await
+                        .map_err(|error| {
+                            panic!("{}", crate::dataplane::chain(&error));
+                        })
+                        .unwrap();
                 for pod in pods {
                     dataplane.attach_endpoint(&pod.endpoint).await.unwrap();
                 }
@@ -359,7 +360,8 @@ impl Pod {
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse().unwrap(), v6.parse().unwrap());
         let netns_cookie = net.run(|| crate::dataplane::sys::netns_cookie().unwrap());
         let host_ifindex = host.ifindex(&device);
-        let endpoint = Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![v4, v6], netns_cookie };
+        let endpoint =
+            Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![v4, v6], netns_cookie, pod: None };
         Self { name, net, v4, v6, endpoint }
     }
 

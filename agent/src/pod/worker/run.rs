@@ -13,6 +13,8 @@ use kelp_model::pod::hosts::{self, Resolv};
 use kelp_model::pod::resources::{pod_cgroup, pod_limits};
 use kelp_model::pod::spec;
 use kelp_model::pod::view::{Observed, Sandbox, State};
+use kelp_model::policy::PodFacts;
+use kelp_model::service::ObjectName;
 use std::path::Path;
 
 /// Rounds in a row without waiting for an event: a start is followed by a look at what became of it.
@@ -293,7 +295,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
         };
         if let (false, Some(netns)) = (host_network, &status.netns) {
-            match self.context.network.connect(&uid, netns).await {
+            match self.context.network.connect(&self.facts(), netns).await {
                 Ok(ips) => self.pod_ips = ips,
                 Err(error) => {
                     failed(self, format!("failed to setup network for sandbox {uid:?}: {}", chain(&error)));
@@ -311,6 +313,16 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             return Err(());
         }
         Ok(())
+    }
+
+    /// The pod as network policies select it.
+    pub(super) fn facts(&self) -> PodFacts {
+        let name = ObjectName::new(&self.reference.namespace, &self.reference.name);
+        let uid = self.reference.uid.as_str().into();
+        match PodFacts::of(&self.pod) {
+            Some(facts) => PodFacts { uid, ..facts },
+            None => PodFacts { name, uid, labels: Default::default(), ports: Vec::new() },
+        }
     }
 
     /// Limits of the pod as a whole, with those of the node's configuration.

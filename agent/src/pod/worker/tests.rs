@@ -20,6 +20,7 @@ use crate::runtime::fake::{Call, FakeRuntime, Fault, FaultyRuntime};
 use crate::runtime::{ExecResult, Runtime};
 use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kelp_model::policy::PodFacts;
 use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -187,10 +188,10 @@ impl Api {
 struct FakeNetwork(Arc<Mutex<BTreeMap<String, IpAddr>>>);
 
 impl PodNetwork for FakeNetwork {
-    async fn connect(&self, uid: &str, _netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+    async fn connect(&self, pod: &PodFacts, _netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
         let mut leases = self.0.lock();
         let next = u8::try_from(leases.len() + 2).unwrap();
-        Ok(vec![*leases.entry(uid.to_owned()).or_insert(IpAddr::from([10, 244, 0, next]))])
+        Ok(vec![*leases.entry(pod.uid.to_string()).or_insert(IpAddr::from([10, 244, 0, next]))])
     }
 
     async fn disconnect(&self, uid: &str) -> Result<(), NetworkError> {

@@ -16,6 +16,7 @@ use crate::pod::status_manager::StatusManager;
 use crate::pod::users::UserNamespaces;
 use crate::runtime::fake::{Fault, FaultyRuntime};
 use crate::runtime::{Runtime, RuntimeConfig, ShimRuntime};
+use kelp_model::policy::PodFacts;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 use std::collections::HashSet;
@@ -71,10 +72,10 @@ impl MortalNetwork {
 impl PodNetwork for MortalNetwork {
     async fn connect(
         &self,
-        uid: &str,
+        pod: &PodFacts,
         netns: &std::path::Path,
     ) -> Result<Vec<std::net::IpAddr>, NetworkError> {
-        self.call("connect", self.inner.connect(uid, netns)).await
+        self.call("connect", self.inner.connect(pod, netns)).await
     }
 
     async fn disconnect(&self, uid: &str) -> Result<(), NetworkError> {
