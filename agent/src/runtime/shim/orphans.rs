@@ -194,18 +194,37 @@ impl Watcher {
 async fn wait(process: OwnedFd) -> io::Result<Option<i32>> {
     // SAFETY: an OwnedFd stays the same open descriptor until it is dropped, and AsyncFd drops it last.
     let process = unsafe { AsyncFd::register_with_interest(process, tokio::io::Interest::READABLE) }?;
-    process.readable().await?.clear_ready();
+    let mut ready = process.readable().await?;
     let mut reaped = std::pin::pin!(tokio::time::sleep(REAPED));
     loop {
-        if let Some(status) = exit_status(process.get_ref())? {
-            return Ok(Some(status));
+        // From Linux 6.9 on, a reaped process is one whose other end is closed: that is the last event, and never cleared.
+        let last = ready.ready().is_read_closed();
+        match exit_status(process.get_ref())? {
+            Told::Status(status) => return Ok(Some(status)),
+            Told::Never => return Ok(None),
+            Told::NotYet if last => return Ok(None),
+            Told::NotYet => ready.clear_ready(),
         }
         tokio::select! {
             // Once more when it is reaped.
-            ready = process.readable() => ready?.clear_ready(),
-            () = &mut reaped => return exit_status(process.get_ref()),
+            again = process.readable() => ready = again?,
+            () = &mut reaped => return Ok(match exit_status(process.get_ref())? {
+                Told::Status(status) => Some(status),
+                Told::NotYet | Told::Never => None,
+            }),
         }
     }
+}
+
+/// What the kernel says of how a process ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// Its wait status.
+    Status(i32),
+    /// It has not been reaped, or the kernel forgot the status with that (before Linux 6.15).
+    NotYet,
+    /// The kernel does not know the question (before Linux 6.13).
+    Never,
 }
 
 /// `struct pidfd_info` of linux/pidfd.h, as of its first version.
@@ -224,19 +243,20 @@ const PIDFD_GET_INFO: libc::c_ulong =
 /// The exit code is asked for, and known.
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
-/// The wait status of a process that was reaped; `None` before that, and on kernels that do not tell.
-fn exit_status(process: &OwnedFd) -> io::Result<Option<i32>> {
+/// Asks for the wait status of a process.
+fn exit_status(process: &OwnedFd) -> io::Result<Told> {
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the structure lives for the call, and the request's number tells its size.
     let result = unsafe { libc::ioctl(process.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
     if result < 0 {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
-            Some(libc::ENOTTY | libc::EINVAL | libc::ESRCH) => Ok(None),
+            Some(libc::ENOTTY | libc::EINVAL) => Ok(Told::Never),
+            Some(libc::ESRCH) => Ok(Told::NotYet),
             _ => Err(error),
         };
     }
-    Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code))
+    Ok(if info.mask & PIDFD_INFO_EXIT == 0 { Told::NotYet } else { Told::Status(info.exit_code) })
 }
 
 /// Exit code and signal of a wait status.
