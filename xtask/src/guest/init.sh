@@ -43,4 +43,4 @@ busybox cp /plan /new/run/plan
 busybox stty -F /new/dev/ttyS1 raw
 # Not chroot: what the kernel itself starts (modprobe) would be looked for in this first root.
 export HOME=/root LANG=C.UTF-8
-exec busybox switch_root /new /bin/sh /run/plan </new/dev/null >/new/dev/ttyS1 2>&1
+exec busybox switch_root /new /bin/sh -c '/bin/sh /run/plan; busybox poweroff -f' </new/dev/null >/new/dev/ttyS1 2>&1

@@ -74,7 +74,8 @@ impl Machine {
         machine.processes.push(serve_root(dir, &scratch, listener)?);
 
         let mut qemu = guarded("qemu-system-x86_64");
-        qemu.args(["-machine", "q35", "-accel", "tcg,tb-size=256,thread=multi", "-cpu", "qemu64"]);
+        // One thread for all CPUs: with more, a kernel that patches its own code meets a half-patched instruction.
+        qemu.args(["-machine", "q35", "-accel", "tcg,tb-size=256,thread=single", "-cpu", "qemu64"]);
         qemu.args(["-smp", CPUS, "-m", MEMORY, "-numa", "node,memdev=memory"]);
         qemu.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY},share=on")]);
         qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-device", "virtio-rng-pci"]);

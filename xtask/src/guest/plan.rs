@@ -104,7 +104,6 @@ pub fn script(steps: &[Step<'_>]) -> String {
         }
         script += &format!("\necho \"{MARK} end {name} $?\"\n");
     }
-    // It runs as the first process: when that ends, so does the guest.
     script + &format!("echo '{MARK} done'\n")
 }
 

@@ -34,7 +34,9 @@ fn the_programs_are_quick_to_verify() {
             Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
         })
         .collect();
-    assert_eq!(counts.len(), SOCKET_HOOKS.len() + CLASSIFIERS.len());
+    // Before, the kernel does not tell; that they load means fewer than a million.
+    let told = if kernel_is_at_least(5, 16) { SOCKET_HOOKS.len() + CLASSIFIERS.len() } else { 0 };
+    assert_eq!(counts.len(), told);
     println!("{counts:?}");
     for (name, count) in counts {
         assert!(count <= MOST, "{name}: {count} instructions");
