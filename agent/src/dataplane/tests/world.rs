@@ -358,7 +358,7 @@ impl Pod {
         host.ip(&format!("neigh replace {v4} lladdr {} dev {device} nud permanent", text(pod_mac)));
         host.ip(&format!("-6 neigh replace {v6} lladdr {} dev {device} nud permanent", text(pod_mac)));
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse().unwrap(), v6.parse().unwrap());
-        let netns_cookie = net.run(|| crate::dataplane::sys::netns_cookie().unwrap());
+        let netns_cookie = net.run(|| crate::dataplane::sys::netns_cookie().unwrap_or(0));
         let host_ifindex = host.ifindex(&device);
         let endpoint =
             Endpoint { host_ifindex, host_mac, pod_mac, addresses: vec![v4, v6], netns_cookie, pod: None };
