@@ -12,6 +12,10 @@ use kelp_common::{Backend, FrontendKey, FrontendValue, SlotKey, SourceRangeKey};
 
 use crate::service::{BackendKey, Desired, TableName};
 
+mod changes;
+
+pub use changes::{Ids, plan_changes};
+
 /// The content of the maps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Actual {
@@ -95,11 +99,11 @@ fn key_of(backend: &Backend) -> BackendKey {
 }
 
 /// The operations that lead from `actual` to `desired`, in an order that is safe to stop at any point. Planning
-/// again from where it stopped leads to the same end.
+/// again from where it stopped leads to the same end. With them the ids that `desired` has afterwards.
 #[must_use]
-pub fn plan(desired: &Desired, actual: &Actual) -> Vec<MapOp> {
-    let backend_ids = backend_ids(desired, actual);
-    let table_ids = table_ids(desired, actual);
+pub fn plan(desired: &Desired, actual: &Actual) -> (Vec<MapOp>, Ids) {
+    let (backend_ids, fresh_backends) = backend_ids(desired, actual);
+    let (table_ids, fresh_tables) = table_ids(desired, actual);
     let mut ops = Vec::new();
 
     for (key, draining) in &desired.backends {
@@ -155,11 +159,11 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<MapOp> {
     let used: BTreeSet<u32> = backend_ids.values().copied().collect();
     let stale = actual.backends.keys().filter(|id| !used.contains(id));
     ops.extend(stale.map(|id| MapOp::DeleteBackend(*id)));
-    ops
+    (ops, Ids::new((table_ids, fresh_tables), (backend_ids, fresh_backends)))
 }
 
 /// An id for every backend: the one it has, else a new one.
-fn backend_ids(desired: &Desired, actual: &Actual) -> BTreeMap<BackendKey, u32> {
+fn backend_ids(desired: &Desired, actual: &Actual) -> (BTreeMap<BackendKey, u32>, Fresh) {
     let mut ids = BTreeMap::new();
     for (id, backend) in actual.backends.iter().filter(|(id, _)| **id != 0) {
         let key = key_of(backend);
@@ -174,12 +178,12 @@ fn backend_ids(desired: &Desired, actual: &Actual) -> BTreeMap<BackendKey, u32> 
     for key in desired.backends.keys() {
         ids.entry(*key).or_insert_with(|| fresh.next());
     }
-    ids
+    (ids, fresh)
 }
 
 /// An id for every table. A table keeps the id in the maps when all frontends that use the id lead to this table:
 /// otherwise a frontend of another service would, for a moment, lead to the new backends.
-fn table_ids(desired: &Desired, actual: &Actual) -> BTreeMap<TableName, u32> {
+fn table_ids(desired: &Desired, actual: &Actual) -> (BTreeMap<TableName, u32>, Fresh) {
     let mut users: BTreeMap<u32, Option<&TableName>> = BTreeMap::new();
     for (key, value) in &actual.frontends {
         let name = desired.frontends.get(key).map(|frontend| &frontend.table);
@@ -212,10 +216,11 @@ fn table_ids(desired: &Desired, actual: &Actual) -> BTreeMap<TableName, u32> {
             ids.insert(name.clone(), fresh.next());
         }
     }
-    ids
+    (ids, fresh)
 }
 
 /// Ids that are not in use: above all others first, so that an id is not reused soon.
+#[derive(Debug, Clone, Default)]
 struct Fresh {
     taken: BTreeSet<u32>,
     last: u32,

@@ -17,10 +17,13 @@ use kelp_common::service::{
 use kelp_common::{Address, FrontendKey, UDP};
 
 pub mod endpoints;
+mod merge;
 mod pods;
 mod state;
 
 use endpoints::{Endpoints, Site};
+use merge::Merged;
+pub use merge::Touched;
 use pods::PodState;
 pub use pods::SOCKET_ANNOTATION;
 use state::{Port, ServiceState, SliceState, name_of, service_state, slice_state};
@@ -145,6 +148,9 @@ pub struct Index {
     slices: BTreeMap<ObjectName, SliceState>,
     by_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     pods: BTreeMap<ObjectName, PodState>,
+    merged: Merged,
+    /// Services and Pods (`true`) that changed since the last update.
+    dirty: BTreeSet<(bool, ObjectName)>,
 }
 
 impl Index {
@@ -160,34 +166,42 @@ impl Index {
         let zone: Option<Arc<str>> = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
         let changed = self.site.zone != zone;
         self.site.zone = zone;
+        if changed {
+            self.dirty.extend(self.services.keys().map(|name| (false, name.clone())));
+        }
         changed
     }
 
     /// Takes over a Service. Returns whether anything the dataplane looks at changed.
     pub fn apply_service(&mut self, service: &Service) -> bool {
-        let Some(name) = name_of(&service.metadata) else { return false };
-        match service_state(service) {
-            Some(state) => {
-                let old = self.services.insert(name.clone(), state);
-                old.as_ref() != self.services.get(&name)
-            }
-            None => self.services.remove(&name).is_some(),
-        }
+        name_of(&service.metadata).is_some_and(|name| self.put_service(name, service_state(service)))
     }
 
     /// Forgets a Service. Returns whether it was known.
     pub fn delete_service(&mut self, service: &Service) -> bool {
-        name_of(&service.metadata).is_some_and(|name| self.services.remove(&name).is_some())
+        name_of(&service.metadata).is_some_and(|name| self.put_service(name, None))
     }
 
     /// Replaces all Services: what the list does not have is forgotten. Returns whether anything changed.
     pub fn reset_services(&mut self, services: &[Service]) -> bool {
-        let new = services
-            .iter()
-            .filter_map(|service| Some((name_of(&service.metadata)?, service_state(service)?)))
-            .collect();
-        let changed = self.services != new;
-        self.services = new;
+        let mut gone: BTreeSet<ObjectName> = self.services.keys().cloned().collect();
+        let mut changed = false;
+        for service in services {
+            let Some(name) = name_of(&service.metadata) else { continue };
+            gone.remove(&name);
+            changed |= self.put_service(name, service_state(service));
+        }
+        for name in gone {
+            changed |= self.put_service(name, None);
+        }
+        changed
+    }
+
+    fn put_service(&mut self, name: ObjectName, state: Option<ServiceState>) -> bool {
+        let changed = replace(&mut self.services, &name, state);
+        if changed {
+            self.dirty.insert((false, name));
+        }
         changed
     }
 
@@ -199,6 +213,7 @@ impl Index {
             return false;
         }
         self.remove_slice(&name);
+        self.dirty.insert((false, state.service.clone()));
         self.by_service.entry(state.service.clone()).or_default().insert(name.clone());
         self.slices.insert(name, state);
         true
@@ -211,16 +226,23 @@ impl Index {
 
     /// Replaces all EndpointSlices. Returns whether anything changed.
     pub fn reset_slices(&mut self, slices: &[EndpointSlice]) -> bool {
-        let old = std::mem::take(&mut self.slices);
-        self.by_service.clear();
+        let mut gone: BTreeSet<ObjectName> = self.slices.keys().cloned().collect();
+        let mut changed = false;
         for slice in slices {
-            self.apply_slice(slice);
+            if let Some(name) = name_of(&slice.metadata) {
+                gone.remove(&name);
+            }
+            changed |= self.apply_slice(slice);
         }
-        self.slices != old
+        for name in gone {
+            changed |= self.remove_slice(&name);
+        }
+        changed
     }
 
     fn remove_slice(&mut self, name: &ObjectName) -> bool {
         let Some(old) = self.slices.remove(name) else { return false };
+        self.dirty.insert((false, old.service.clone()));
         if let Some(names) = self.by_service.get_mut(&old.service) {
             names.remove(name);
             if names.is_empty() {
@@ -232,31 +254,66 @@ impl Index {
 
     /// Takes over a pod of this node. Returns whether anything the dataplane looks at changed.
     pub fn apply_pod(&mut self, pod: &Pod) -> bool {
-        let Some(name) = name_of(&pod.metadata) else { return false };
-        match pods::pod_state(pod) {
-            Some(state) => {
-                let old = self.pods.insert(name.clone(), state);
-                old.as_ref() != self.pods.get(&name)
-            }
-            None => self.pods.remove(&name).is_some(),
-        }
+        name_of(&pod.metadata).is_some_and(|name| self.put_pod(name, pods::pod_state(pod)))
     }
 
     /// Forgets a pod. Returns whether it was known.
     pub fn delete_pod(&mut self, pod: &Pod) -> bool {
-        name_of(&pod.metadata).is_some_and(|name| self.pods.remove(&name).is_some())
+        name_of(&pod.metadata).is_some_and(|name| self.put_pod(name, None))
     }
 
     /// Replaces all pods. Returns whether anything changed.
     pub fn reset_pods(&mut self, pods: &[Pod]) -> bool {
-        let new =
-            pods.iter().filter_map(|pod| Some((name_of(&pod.metadata)?, pods::pod_state(pod)?))).collect();
-        let changed = self.pods != new;
-        self.pods = new;
+        let mut gone: BTreeSet<ObjectName> = self.pods.keys().cloned().collect();
+        let mut changed = false;
+        for pod in pods {
+            let Some(name) = name_of(&pod.metadata) else { continue };
+            gone.remove(&name);
+            changed |= self.put_pod(name, pods::pod_state(pod));
+        }
+        for name in gone {
+            changed |= self.put_pod(name, None);
+        }
         changed
     }
 
-    /// The state the maps should have. When several want one frontend, the oldest gets it; Services before Pods.
+    fn put_pod(&mut self, name: ObjectName, state: Option<PodState>) -> bool {
+        let changed = replace(&mut self.pods, &name, state);
+        if changed {
+            self.dirty.insert((true, name));
+        }
+        changed
+    }
+
+    /// Takes what changed since the last call into [`Self::current`]; returns what may differ from before.
+    pub fn update(&mut self) -> Touched {
+        let mut touched = Touched::default();
+        for (is_pod, name) in std::mem::take(&mut self.dirty) {
+            let mut alone = Desired::default();
+            let created = if is_pod {
+                self.pods.get(&name).map(|pod| {
+                    pods::claim(&name, pod, &mut alone);
+                    pod.created
+                })
+            } else {
+                self.services.get(&name).map(|service| {
+                    self.service(&name, service, &mut alone);
+                    service.created
+                })
+            };
+            self.merged.set((is_pod, &name), created.map(|created| (created, alone)), &mut touched);
+        }
+        touched
+    }
+
+    /// The state the maps should have, as of the last [`Self::update`].
+    #[must_use]
+    pub fn current(&self) -> &Desired {
+        &self.merged.desired
+    }
+
+    /// The state the maps should have, made from nothing: what [`Self::update`] keeps up to date. When several want one
+    /// frontend, the oldest gets it; Services before Pods.
     #[must_use]
     pub fn desired(&self) -> Desired {
         let mut desired = Desired::default();
@@ -296,6 +353,18 @@ impl Index {
                 PortClaims { name, service, port, v4, endpoints: &endpoints }.make(desired);
             }
         }
+    }
+}
+
+/// Puts or removes a value; whether that changed anything.
+fn replace<V: PartialEq>(all: &mut BTreeMap<ObjectName, V>, name: &ObjectName, value: Option<V>) -> bool {
+    match value {
+        Some(value) if all.get(name) == Some(&value) => false,
+        Some(value) => {
+            all.insert(name.clone(), value);
+            true
+        }
+        None => all.remove(name).is_some(),
     }
 }
 

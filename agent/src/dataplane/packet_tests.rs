@@ -200,10 +200,10 @@ impl Rig {
             .unwrap(),
         );
         let mut maps = KernelDatapath::open(&rig.kernel).unwrap();
-        for op in plan(&index.desired(), &maps.read().unwrap()) {
+        for op in plan(&index.desired(), &maps.read().unwrap()).0 {
             maps.apply(&op).unwrap();
         }
-        assert!(plan(&index.desired(), &maps.read().unwrap()).is_empty(), "the maps hold what was written");
+        assert!(plan(&index.desired(), &maps.read().unwrap()).0.is_empty(), "the maps hold what was written");
         rig
     }
 

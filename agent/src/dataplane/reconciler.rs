@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kelp_common::{Address, UDP};
-use kelp_model::plan::{Actual, plan};
-use kelp_model::service::{BackendKey, Conflict, Desired, HealthCheck, Index, ObjectName};
+use kelp_model::plan::{Actual, Ids, plan, plan_changes};
+use kelp_model::service::{BackendKey, Conflict, HealthCheck, Index, ObjectName};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher::watcher};
 use kube::{Api, Client};
@@ -107,6 +107,10 @@ pub struct Reconciler<D> {
     datapath: D,
     /// What the maps hold; `None` when that is not known.
     actual: Option<Actual>,
+    /// Ids in the maps.
+    ids: Ids,
+    /// Something of the last plan was left out.
+    incomplete: bool,
     services: Listing<Service>,
     slices: Listing<EndpointSlice>,
     pods: Listing<Pod>,
@@ -174,6 +178,8 @@ impl<D: Datapath> Reconciler<D> {
             index: Index::new(node),
             datapath,
             actual: None,
+            ids: Ids::default(),
+            incomplete: false,
             services: Listing::default(),
             slices: Listing::default(),
             pods: Listing::default(),
@@ -269,8 +275,15 @@ impl<D: Datapath> Reconciler<D> {
             Some(actual) => actual,
             None => self.datapath.read()?,
         };
-        let desired = self.index.desired();
-        let ops = plan(&desired, &actual);
+        let touched = self.index.update();
+        let whole = fresh || self.incomplete;
+        let ops = if whole {
+            let (ops, ids) = plan(self.index.current(), &actual);
+            self.ids = ids;
+            ops
+        } else {
+            plan_changes(self.index.current(), &actual, &touched, &mut self.ids)
+        };
         // Clients are forgotten on the word of what the maps held, so that one that was not forgotten in time is.
         let forget = fresh || ends_a_stay(&ops, &actual);
         let outcome = execute(&ops, &mut actual, &mut self.datapath)?;
@@ -279,13 +292,16 @@ impl<D: Datapath> Reconciler<D> {
         }
         self.reports.status.sizes(&actual);
         self.actual = Some(actual);
-        self.dirty = outcome.skipped > 0;
-        self.report(desired, &outcome, started.elapsed());
+        self.incomplete = outcome.skipped > 0;
+        self.dirty = self.incomplete;
+        let datagrams = whole || touched.frontends.iter().any(|key| key.protocol == UDP);
+        self.report(datagrams, &outcome, started.elapsed());
         Ok(outcome)
     }
 
-    fn report(&mut self, desired: Desired, outcome: &Outcome, elapsed: Duration) {
-        let reports = &self.reports;
+    /// Tells what was written; `datagrams` when where they go may have changed.
+    fn report(&mut self, datagrams: bool, outcome: &Outcome, elapsed: Duration) {
+        let (reports, desired) = (&self.reports, self.index.current());
         let (now, triggers) = (Timestamp::now(), std::mem::take(&mut self.triggers));
         let programmed = triggers.into_iter().map(|at| now.duration_since(at).as_secs_f64());
         reports.status.synced(elapsed, programmed, desired.without_local_endpoints, outcome.skipped == 0);
@@ -296,16 +312,18 @@ impl<D: Datapath> Reconciler<D> {
         for conflict in desired.conflicts.iter().filter(|conflict| !self.conflicts.contains(conflict)) {
             reports.events.conflict(conflict);
         }
-        let datagrams: Datagrams = desired
-            .frontends
-            .iter()
-            .filter(|(key, _)| key.protocol == UDP)
-            .filter_map(|(key, to)| Some(((key.address, key.port), to.serving.clone()?)))
-            .collect();
-        set(&reports.datagrams, Arc::new(datagrams));
-        set(&reports.health_checks, desired.health_checks);
-        set(&reports.opted_out, desired.opted_out);
-        self.conflicts = desired.conflicts;
+        if datagrams {
+            let datagrams: Datagrams = desired
+                .frontends
+                .iter()
+                .filter(|(key, _)| key.protocol == UDP)
+                .filter_map(|(key, to)| Some(((key.address, key.port), to.serving.clone()?)))
+                .collect();
+            set(&reports.datagrams, Arc::new(datagrams));
+        }
+        set(&reports.health_checks, desired.health_checks.clone());
+        set(&reports.opted_out, desired.opted_out.clone());
+        self.conflicts.clone_from(&desired.conflicts);
     }
 
     /// Works until `shutdown` or the end of `changes`; `synced` becomes true after the first full write.

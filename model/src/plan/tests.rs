@@ -7,7 +7,7 @@ use kelp_common::{Address, TCP};
 use proptest::prelude::*;
 
 use super::*;
-use crate::service::{DesiredFrontend, ObjectName, Range};
+use crate::service::{DesiredFrontend, ObjectName, Range, Touched};
 
 fn backend(number: u8) -> BackendKey {
     let address = Address::from(IpAddr::V4(Ipv4Addr::new(10, 244, 0, number)));
@@ -100,6 +100,25 @@ fn wanted(desired: &Desired) -> BTreeMap<FrontendKey, (Option<Vec<BackendKey>>, 
         .collect()
 }
 
+/// What differs, with all frontends of tables that differ, as an index tells it.
+fn touched(old: &Desired, new: &Desired) -> Touched {
+    fn differing<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeSet<K> {
+        old.keys().chain(new.keys()).filter(|key| old.get(*key) != new.get(*key)).cloned().collect()
+    }
+    let mut tables = differing(&old.tables, &new.tables);
+    tables.extend(differing(&old.ranges, &new.ranges));
+    let mut frontends = differing(&old.frontends, &new.frontends);
+    for (key, to) in old.frontends.iter().chain(&new.frontends) {
+        if tables.contains(&to.table) {
+            frontends.insert(*key);
+        }
+    }
+    for to in frontends.iter().flat_map(|key| [old.frontends.get(key), new.frontends.get(key)]).flatten() {
+        tables.insert(to.table.clone());
+    }
+    Touched { frontends, tables, backends: differing(&old.backends, &new.backends) }
+}
+
 fn assert_reached(actual: &Actual, desired: &Desired) {
     assert_eq!(meaning(actual), wanted(desired));
     let backends: BTreeMap<BackendKey, bool> = actual
@@ -137,7 +156,7 @@ proptest! {
         let mut past: Vec<Desired> = Vec::new();
         for (desired, stop) in &steps {
             past.push(desired.clone());
-            let ops = plan(desired, &actual);
+            let (ops, _) = plan(desired, &actual);
             for (index, op) in ops.iter().enumerate() {
                 if stop.is_some_and(|stop| stop == index) {
                     break;
@@ -166,15 +185,59 @@ proptest! {
             }
             if stop.is_none_or(|stop| stop >= ops.len()) {
                 assert_reached(&actual, desired);
-                prop_assert!(plan(desired, &actual).is_empty(), "nothing is left to do");
+                prop_assert!(plan(desired, &actual).0.is_empty(), "nothing is left to do");
                 past = vec![desired.clone()];
             }
         }
         let last = &steps.last().expect("one step at least").0;
-        for op in plan(last, &actual) {
+        for op in plan(last, &actual).0 {
             actual.apply(&op);
         }
         assert_reached(&actual, last);
+    }
+
+    #[test]
+    fn a_plan_of_the_changes_ends_where_that_of_all_does(
+        steps in prop::collection::vec(any_desired(), 1..8),
+    ) {
+        let mut actual = Actual::default();
+        let mut before = Desired::default();
+        let mut ids = Ids::default();
+        for (number, desired) in steps.iter().enumerate() {
+            let ops = if number == 0 {
+                let (ops, all) = plan(desired, &actual);
+                ids = all;
+                ops
+            } else {
+                plan_changes(desired, &actual, &touched(&before, desired), &mut ids)
+            };
+            for op in &ops {
+                actual.apply(op);
+                for key in actual.frontends.keys() {
+                    let states = || [&before, desired].into_iter().filter_map(|state| {
+                        Some((state, state.frontends.get(key)?))
+                    });
+                    if let Some(clients) = clients(&actual, key) {
+                        prop_assert!(states().any(|(state, to)| {
+                            to.flags & FRONTEND_SOURCE_RANGES != 0
+                                && state.ranges.get(&to.table).is_none_or(|all| all.is_subset(&clients))
+                        }), "{key:?} lacks clients after {op:?}");
+                    }
+                    let backends = actual.resolve(key);
+                    prop_assert!(backends.is_some(), "{key:?} leads nowhere after {op:?}");
+                    for backend in backends.unwrap_or_default() {
+                        prop_assert!(states().any(|(state, to)| {
+                            state.tables.get(&to.table).is_some_and(|backends| backends.contains(&backend))
+                        }), "{key:?} leads to another service's backend after {op:?}");
+                    }
+                }
+            }
+            assert_reached(&actual, desired);
+            prop_assert!(plan(desired, &actual).0.is_empty(), "nothing is left to do");
+            let again = plan_changes(desired, &actual, &touched(&before, desired), &mut ids);
+            prop_assert_eq!(again, [], "the ids are those of the maps");
+            before = desired.clone();
+        }
     }
 
     #[test]
@@ -198,7 +261,7 @@ proptest! {
                 SourceRangeKey::new(table, range(number).0, 112)
             }).collect(),
         };
-        for op in plan(&desired, &actual) {
+        for op in plan(&desired, &actual).0 {
             actual.apply(&op);
         }
         assert_reached(&actual, &desired);
@@ -214,7 +277,7 @@ proptest! {
         };
         let frontends: BTreeMap<u8, u8> = (0..4).map(|number| (number + 1, number)).collect();
         let mut actual = Actual::default();
-        for op in plan(&desired(&frontends, &lists(&tables), &BTreeSet::new()), &actual) {
+        for op in plan(&desired(&frontends, &lists(&tables), &BTreeSet::new()), &actual).0 {
             actual.apply(&op);
         }
         let before = actual.clone();
@@ -222,7 +285,7 @@ proptest! {
         let gone = *changed[victim].first().expect("one endpoint at least");
         changed[victim].remove(&gone);
         let own = before.frontends[&frontend(victim as u8 + 1)].table;
-        for op in plan(&desired(&frontends, &lists(&changed), &BTreeSet::new()), &actual) {
+        for op in plan(&desired(&frontends, &lists(&changed), &BTreeSet::new()), &actual).0 {
             match op {
                 MapOp::PutFrontend(key, _) | MapOp::DeleteFrontend(key) =>
                     prop_assert_eq!(key, frontend(victim as u8 + 1)),
@@ -240,7 +303,7 @@ proptest! {
 fn ids_survive_a_restart_and_are_not_reused_soon() {
     let one = desired(&[(1, 0), (2, 1)].into(), &[vec![1, 2], vec![3]], &BTreeSet::new());
     let mut actual = Actual::default();
-    for op in plan(&one, &actual) {
+    for op in plan(&one, &actual).0 {
         actual.apply(&op);
     }
     let id_of = |actual: &Actual, number: u8| {
@@ -249,7 +312,7 @@ fn ids_survive_a_restart_and_are_not_reused_soon() {
     let kept = id_of(&actual, 3);
     let two = desired(&[(1, 0), (2, 1)].into(), &[vec![1, 4], vec![3]], &[2].into());
     let before = actual.clone();
-    for op in plan(&two, &actual) {
+    for op in plan(&two, &actual).0 {
         actual.apply(&op);
     }
     assert_eq!(id_of(&actual, 3), kept);

@@ -14,6 +14,9 @@ use super::{BackendKey, Conflict, Desired, DesiredFrontend, ObjectName, TableNam
 /// they are: for programs (service meshes) that look at the destinations of a pod's connections.
 pub const SOCKET_ANNOTATION: &str = "kelp.dev/socket-translation";
 
+/// How the names of tables of `hostPort` begin.
+const HOST_PORT: &str = "hostPort/";
+
 /// A port of a container on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct HostPort {
@@ -100,7 +103,7 @@ pub(super) fn claim(name: &ObjectName, pod: &PodState, desired: &mut Desired) {
                 let host = port.address.map_or_else(String::new, |_| format!("{:x?}", host.0));
                 let table = TableName {
                     service: name.clone(),
-                    port: format!("hostPort/{host}/{}", u16::from_be(port.port)).into(),
+                    port: format!("{HOST_PORT}{host}/{}", u16::from_be(port.port)).into(),
                     protocol: port.protocol,
                     v4: address.is_v4(),
                     local: true,
@@ -114,8 +117,11 @@ pub(super) fn claim(name: &ObjectName, pod: &PodState, desired: &mut Desired) {
                 });
             }
             Entry::Occupied(entry) => {
-                let holder = entry.get().table.service.clone();
-                if holder != *name {
+                let table = &entry.get().table;
+                // A Service may have the Pod's name.
+                let is_own = table.service == *name && table.port.starts_with(HOST_PORT);
+                let holder = table.service.clone();
+                if !is_own {
                     let loser = name.clone();
                     desired.conflicts.push(Conflict { frontend: key, holder, loser, loser_is_pod: true });
                 }
