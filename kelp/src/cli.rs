@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kelp_agent::dataplane::config::sizable_maps;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -186,6 +187,10 @@ pub struct NodeArgs {
     /// Where the dataplane serves its metrics (/metrics).
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: SocketAddr,
+    /// How many entries a map of the dataplane holds, such as `backends=131072`; repeatable. What a map holds stays when
+    /// its size changes. `/metrics` tells how full they are.
+    #[arg(long, value_name = "MAP=ENTRIES", value_parser = map_size)]
+    pub bpf_map_size: Vec<(&'static str, u32)>,
     /// How registries are reached (YAML); need not exist.
     #[arg(long, value_name = "FILE", default_value = "/etc/kelp/registries.yaml")]
     pub registries: PathBuf,
@@ -328,6 +333,18 @@ impl fmt::Display for Cidr {
     }
 }
 
+/// `backends=131072`.
+fn map_size(text: &str) -> Result<(&'static str, u32), String> {
+    let (name, entries) = text.split_once('=').ok_or("write it like backends=131072")?;
+    let entries = entries.parse().ok().filter(|entries| *entries > 0);
+    let entries = entries.ok_or_else(|| format!("{text}: the number of entries is not one from 1 on"))?;
+    let found = sizable_maps().find(|(known, _)| known == name);
+    found.map(|(_, map)| (map, entries)).ok_or_else(|| {
+        let known: Vec<String> = sizable_maps().map(|(name, _)| name).collect();
+        format!("no map {name}; there are {}", known.join(", "))
+    })
+}
+
 /// A range of ports, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
@@ -359,6 +376,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_of_maps() {
+        assert_eq!(map_size("source-ranges=7").map(|(_, entries)| entries), Ok(7));
+        for bad in ["backends", "backends=0", "backends=x", "backends=-1", "counters=9"] {
+            assert!(map_size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

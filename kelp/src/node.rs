@@ -62,6 +62,7 @@ pub async fn start(
         metrics_address: Some(node.metrics_bind_address),
         // Pods of another agent are not attached here.
         network_policies: !dataplane_only,
+        map_sizes: node.bpf_map_size.iter().copied().collect(),
         ..dataplane::Config::default()
     };
     let dataplane = dataplane::start(dataplane_config, client.clone(), parts.shutdown())

@@ -15,6 +15,12 @@ pub enum Bench {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Time until the kernel's maps follow the API: all services at once, and one endpoint among 10 000 services
+    Programming {
+        /// Passed on to the driver
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Creations, reads, lists and watch fan-out of the API server, beside a kube-apiserver if its path is given
     Api {
         /// Passed on to the driver
@@ -46,6 +52,10 @@ pub fn run(what: &Bench) -> Result<()> {
         Bench::PacketPath { arguments } => {
             build_ebpf::run(build::workspace_root())?;
             (["--package", "kelp-tests", "--bin", "packet_path"], arguments)
+        }
+        Bench::Programming { arguments } => {
+            build_ebpf::run(build::workspace_root())?;
+            (["--package", "kelp-tests", "--bin", "programming"], arguments)
         }
         Bench::Api { arguments } => {
             let serve =

@@ -89,9 +89,9 @@ fn end_to_end() -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs")
-            && let Some(name) = path.file_stem()
-        {
+        let is_test =
+            path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists();
+        if is_test && let Some(name) = path.file_stem() {
             names.insert(name.to_string_lossy().into_owned());
         }
     }

@@ -48,6 +48,16 @@ pub struct Config {
     pub clsact: bool,
 }
 
+/// Maps whose size is a matter of the cluster's, by the name that people use.
+pub fn sizable_maps() -> impl Iterator<Item = (String, &'static str)> {
+    use kelp_common::maps;
+    let fixed = [maps::NODE_CONFIG, maps::COUNTERS];
+    maps::ALL.into_iter().filter(move |name| !fixed.contains(name)).map(|name| {
+        let short = name.rsplit_once("_V").map_or(name, |(short, _)| short);
+        (short.to_lowercase().replace('_', "-"), name)
+    })
+}
+
 impl Default for Config {
     fn default() -> Self {
         let v4 = |a, b, c, d| IpAddr::from([a, b, c, d]);
@@ -107,5 +117,18 @@ impl Config {
             nat_port_max: *self.nat_ports.end(),
             uplink_mtu,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_have_names_for_people() {
+        let names: BTreeMap<String, &str> = sizable_maps().collect();
+        assert_eq!(names.get("source-ranges"), Some(&kelp_common::maps::SOURCE_RANGES));
+        assert_eq!(names.get("backends"), Some(&kelp_common::maps::BACKENDS));
+        assert!(!names.contains_key("counters") && !names.contains_key("node-config"));
     }
 }
