@@ -50,11 +50,9 @@ pub struct Config {
 
 /// Maps whose size is a matter of the cluster's, by the name that people use.
 pub fn sizable_maps() -> impl Iterator<Item = (String, &'static str)> {
-    use kelp_common::maps;
-    let fixed = [maps::NODE_CONFIG, maps::COUNTERS];
-    maps::ALL.into_iter().filter(move |name| !fixed.contains(name)).map(|name| {
-        let short = name.rsplit_once("_V").map_or(name, |(short, _)| short);
-        (short.to_lowercase().replace('_', "-"), name)
+    super::kernel::resize::SIZES.iter().map(|(name, _)| {
+        let short = name.rsplit_once("_V").map_or(*name, |(short, _)| short);
+        (short.to_lowercase().replace('_', "-"), *name)
     })
 }
 

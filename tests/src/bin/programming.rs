@@ -118,7 +118,7 @@ fn measure(options: &Options, services: u32) -> Result<Value> {
     let _pins = Pins(directory.clone());
     let room = (services * options.endpoints * 2).max(1024);
     let sizes = [(maps::FRONTENDS, services * 2), (maps::SLOTS, room), (maps::BACKENDS, room)];
-    let kernel = Kernel::load_with(&directory, &sizes.into())?;
+    let kernel = Kernel::load_with(&directory, &sizes.into(), false)?;
     let before = memory()?;
     let mut reconciler = Reconciler::new("here", KernelDatapath::open(&kernel)?);
     feed(&mut reconciler, services, options.endpoints)?;
