@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const PERIOD: Duration = Duration::from_secs(10);
 /// How long the end of a pod is waited for before the next look.
 const CLEANUP: Duration = Duration::from_secs(30);
+/// How often it is looked whether an evicted pod has given back what it had.
+const RECLAIMED: Duration = Duration::from_millis(200);
 /// Seconds to stop in when a hard threshold is met.
 const AT_ONCE: i64 = 1;
 
@@ -167,23 +169,20 @@ impl<R: Runtime> Eviction<R> {
         Some(reference.uid)
     }
 
-    /// Waits until nothing of a pod runs any more.
+    /// Waits until a pod has given back what it had: what it wrote is gone only with its sandbox and its volumes, and until
+    /// then the node is as short as before.
     async fn wait_for_end(&self, uid: &str) {
         let mut events = self.runtime.events();
+        let volumes = self.config.pod_dir(uid).join("volumes");
         let end = async {
             loop {
-                let status = self.runtime.status(uid).await;
-                let runs = match status {
-                    Ok(Some(s)) => s.containers.iter().any(|c| !matches!(c.state, ContainerState::Exited(_))),
-                    Ok(None) => false,
-                    Err(_) => true,
-                };
-                if !runs {
+                if matches!(self.runtime.status(uid).await, Ok(None)) && !volumes.exists() {
                     return;
                 }
-                // Lagging means that something happened.
-                if let Err(tokio::sync::broadcast::error::RecvError::Closed) = events.recv().await {
-                    return;
+                // Exits are told; that a sandbox and its volumes were removed is not.
+                tokio::select! {
+                    Ok(_) = events.recv() => {}
+                    () = tokio::time::sleep(RECLAIMED) => {}
                 }
             }
         };
