@@ -1,6 +1,7 @@
 //! A node in network namespaces: a host with an uplink to an outside, and two pods. Namespaces have no names: they
 //! are gone with the test process.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,8 +12,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod as ApiPod, Service};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod as ApiPod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kelp_model::policy::PodFacts;
 use kube::runtime::watcher::Event;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::json;
@@ -21,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::events::{Events, Occurrence};
 use crate::dataplane::reconciler::Change;
-use crate::dataplane::{Config, Dataplane, Endpoint, PodDatapath, cleanup, start_with};
+use crate::dataplane::{Config, Dataplane, Endpoint, PodDatapath, cleanup, policy, start_with};
 
 pub const NODE4: &str = "192.0.2.10";
 pub const NODE6: &str = "2001:db8::10";
@@ -135,6 +139,7 @@ struct Running {
     runtime: tokio::runtime::Runtime,
     dataplane: Arc<Dataplane>,
     changes: mpsc::UnboundedSender<Change>,
+    policies: Option<mpsc::UnboundedSender<policy::Change>>,
     events: mpsc::Receiver<Occurrence>,
 }
 
@@ -145,10 +150,36 @@ pub struct Objects {
     pub slices: Vec<EndpointSlice>,
     pub pods: Vec<ApiPod>,
     pub node: Option<Node>,
+    /// With it, policies are followed.
+    pub guarded: Option<Guarded>,
+}
+
+/// What policies are about. The node's pods are attached as the pods of their names.
+pub struct Guarded {
+    pub policies: Vec<NetworkPolicy>,
+    pub namespaces: Vec<Namespace>,
+    pub pods: Vec<ApiPod>,
+}
+
+impl Guarded {
+    /// The lists as events, and where changes go.
+    fn source(self) -> (policy::Source, mpsc::UnboundedSender<policy::Change>) {
+        let (changes, receiver) = mpsc::unbounded_channel();
+        for change in list(self.policies, policy::Change::Policy) {
+            changes.send(change).unwrap();
+        }
+        let peers = list(self.namespaces, policy::Change::Namespace);
+        let peers: Vec<_> = peers.into_iter().chain(list(self.pods, policy::Change::Pod)).collect();
+        let source = policy::Source {
+            policies: tokio_stream::wrappers::UnboundedReceiverStream::new(receiver).boxed(),
+            peers: Box::new(|| futures::stream::iter(peers).chain(futures::stream::pending()).boxed()),
+        };
+        (source, changes)
+    }
 }
 
 /// The events of a list.
-fn list<T>(objects: Vec<T>, wrap: fn(Event<T>) -> Change) -> Vec<Change> {
+fn list<T, C>(objects: Vec<T>, wrap: fn(Event<T>) -> C) -> Vec<C> {
     let objects = objects.into_iter().map(Event::InitApply);
     std::iter::once(Event::Init).chain(objects).chain([Event::InitDone]).map(wrap).collect()
 }
@@ -253,29 +284,44 @@ impl World {
         for change in lists {
             changes.send(change).unwrap();
         }
+        let facts: BTreeMap<String, PodFacts> = objects
+            .guarded
+            .iter()
+            .flat_map(|guarded| &guarded.pods)
+            .filter_map(PodFacts::of)
+            .map(|facts| (facts.name.name.to_string(), facts))
+            .collect();
+        let (source, policies) = objects.guarded.map(Guarded::source).unzip();
         let (sender, events) = Events::channel();
         let dataplane = self.host.run(|| {
             runtime.block_on(async {
                 let dataplane =
-                    start_with(self.config.clone(), stream, None, sender, CancellationToken::new())
+                    start_with(self.config.clone(), stream, source, sender, CancellationToken::new())
                         .await
                         .map_err(|error| {
                             panic!("{}", crate::dataplane::chain(&error));
                         })
                         .unwrap();
                 for pod in pods {
-                    dataplane.attach_endpoint(&pod.endpoint).await.unwrap();
+                    let endpoint = Endpoint { pod: facts.get(pod.name).cloned(), ..pod.endpoint.clone() };
+                    dataplane.attach_endpoint(&endpoint).await.unwrap();
                 }
                 dataplane.synced().await;
                 dataplane
             })
         });
-        *self.running.lock().unwrap() = Some(Running { runtime, dataplane, changes, events });
+        *self.running.lock().unwrap() = Some(Running { runtime, dataplane, changes, policies, events });
     }
 
     /// Tells the agent of a change.
     pub fn tell(&self, change: Change) {
         self.running.lock().unwrap().as_ref().unwrap().changes.send(change).unwrap();
+    }
+
+    /// Tells the agent of a change of policies.
+    pub fn tell_policy(&self, change: policy::Change) {
+        let running = self.running.lock().unwrap();
+        running.as_ref().unwrap().policies.as_ref().unwrap().send(change).unwrap();
     }
 
     /// The next event that the agent writes.
@@ -289,7 +335,7 @@ impl World {
     /// The agent dies: tasks and descriptors are gone, nothing is undone.
     pub fn kill(&self) {
         if let Some(running) = self.running.lock().unwrap().take() {
-            drop(running.changes);
+            drop((running.changes, running.policies));
             running.runtime.shutdown_timeout(Duration::from_secs(5));
             drop(running.dataplane);
         }
