@@ -3,6 +3,7 @@
 
 pub mod controllers;
 pub mod devices;
+pub mod dns;
 pub mod duration;
 pub mod eviction;
 pub mod json;

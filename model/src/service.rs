@@ -17,13 +17,17 @@ use kelp_common::service::{
 use kelp_common::{Address, FrontendKey, UDP};
 
 pub mod endpoints;
+mod local_dns;
 mod merge;
+pub(crate) mod names;
 mod pods;
-mod state;
+pub(crate) mod state;
 
 use endpoints::{Endpoints, Site};
+pub use local_dns::LocalDns;
 use merge::Merged;
 pub use merge::Touched;
+use names::{NamedService, Names};
 use pods::PodState;
 pub use pods::SOCKET_ANNOTATION;
 use state::{Port, ServiceState, SliceState, name_of, service_state, slice_state};
@@ -151,6 +155,8 @@ pub struct Index {
     merged: Merged,
     /// Services and Pods (`true`) that changed since the last update.
     dirty: BTreeSet<(bool, ObjectName)>,
+    names: Names,
+    local_dns: Option<LocalDns>,
 }
 
 impl Index {
@@ -158,6 +164,13 @@ impl Index {
     #[must_use]
     pub fn new(node: &str) -> Self {
         Self { site: Site { node: node.into(), zone: None }, ..Self::default() }
+    }
+
+    /// With a DNS server on this node, for the Service of cluster DNS as long as that has no endpoints of its own.
+    #[must_use]
+    pub fn with_local_dns(mut self, server: Option<LocalDns>) -> Self {
+        self.local_dns = server;
+        self
     }
 
     /// Takes over the zone of the node. Returns whether it changed.
@@ -174,12 +187,16 @@ impl Index {
 
     /// Takes over a Service. Returns whether anything the dataplane looks at changed.
     pub fn apply_service(&mut self, service: &Service) -> bool {
-        name_of(&service.metadata).is_some_and(|name| self.put_service(name, service_state(service)))
+        let Some(name) = name_of(&service.metadata) else { return false };
+        self.set_name(&name, NamedService::of(service));
+        self.put_service(name, service_state(service))
     }
 
     /// Forgets a Service. Returns whether it was known.
     pub fn delete_service(&mut self, service: &Service) -> bool {
-        name_of(&service.metadata).is_some_and(|name| self.put_service(name, None))
+        let Some(name) = name_of(&service.metadata) else { return false };
+        self.set_name(&name, None);
+        self.put_service(name, None)
     }
 
     /// Replaces all Services: what the list does not have is forgotten. Returns whether anything changed.
@@ -194,6 +211,17 @@ impl Index {
         for name in gone {
             changed |= self.put_service(name, None);
         }
+        self.names = Names::default();
+        for service in services {
+            if let (Some(name), Some(named)) = (name_of(&service.metadata), NamedService::of(service)) {
+                self.names.set(&name, Some(named));
+            }
+        }
+        for (name, slice) in &self.slices {
+            if self.names.is_headless(&slice.service) {
+                self.names.add_slice(name, slice);
+            }
+        }
         changed
     }
 
@@ -203,6 +231,23 @@ impl Index {
             self.dirty.insert((false, name));
         }
         changed
+    }
+
+    /// Takes over the name of a Service.
+    fn set_name(&mut self, name: &ObjectName, service: Option<NamedService>) {
+        if !self.names.set(name, service) {
+            return;
+        }
+        let headless = self.names.is_headless(name);
+        for slice_name in self.by_service.get(name).into_iter().flatten() {
+            if let Some(slice) = self.slices.get(slice_name) {
+                if headless {
+                    self.names.add_slice(slice_name, slice);
+                } else {
+                    self.names.remove_slice(slice_name, slice);
+                }
+            }
+        }
     }
 
     /// Takes over an EndpointSlice. Returns whether anything the dataplane looks at changed.
@@ -215,6 +260,9 @@ impl Index {
         self.remove_slice(&name);
         self.dirty.insert((false, state.service.clone()));
         self.by_service.entry(state.service.clone()).or_default().insert(name.clone());
+        if self.names.is_headless(&state.service) {
+            self.names.add_slice(&name, &state);
+        }
         self.slices.insert(name, state);
         true
     }
@@ -242,6 +290,7 @@ impl Index {
 
     fn remove_slice(&mut self, name: &ObjectName) -> bool {
         let Some(old) = self.slices.remove(name) else { return false };
+        self.names.remove_slice(name, &old);
         self.dirty.insert((false, old.service.clone()));
         if let Some(names) = self.by_service.get_mut(&old.service) {
             names.remove(name);
@@ -335,14 +384,37 @@ impl Index {
         desired
     }
 
+    /// The slices of a Service.
+    pub(crate) fn slices_of(&self, name: &ObjectName) -> impl Iterator<Item = &SliceState> {
+        self.by_service.get(name).into_iter().flatten().filter_map(|slice| self.slices.get(slice))
+    }
+
+    /// What the name of a Service stands for.
+    pub(crate) fn named(&self, name: &ObjectName) -> Option<&NamedService> {
+        self.names.get(name)
+    }
+
+    /// Whether any Service of a namespace has a name.
+    pub(crate) fn names_in(&self, namespace: &str) -> bool {
+        self.names.has_namespace(namespace)
+    }
+
+    /// The Service with a service address.
+    pub(crate) fn service_at(&self, address: &Address) -> Option<&ObjectName> {
+        self.names.at(address)
+    }
+
+    /// The slices of headless Services that hold an address.
+    pub(crate) fn slices_at(&self, address: &Address) -> impl Iterator<Item = &SliceState> {
+        self.names.slices_at(address).filter_map(|name| self.slices.get(name))
+    }
+
     fn service(&self, name: &ObjectName, service: &ServiceState, desired: &mut Desired) {
-        let slices: Vec<&SliceState> = self
-            .by_service
-            .get(name)
-            .into_iter()
-            .flatten()
-            .filter_map(|slice| self.slices.get(slice))
-            .collect();
+        let own = self.local_dns.as_ref().and_then(|server| server.slices(name, service, || self.slices_of(name)));
+        let slices: Vec<&SliceState> = match &own {
+            Some(own) => own.iter().collect(),
+            None => self.slices_of(name).collect(),
+        };
         if let Some(port) = service.health_check_port {
             let endpoints = endpoints::local_ready(&slices);
             desired.health_checks.insert(name.clone(), HealthCheck { port, endpoints });

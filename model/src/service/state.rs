@@ -51,8 +51,10 @@ pub(super) struct ServiceState {
 
 /// An endpoint of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EndpointState {
+pub(crate) struct EndpointState {
     pub address: Address,
+    /// Its name in DNS.
+    pub hostname: Option<Arc<str>>,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
@@ -72,7 +74,7 @@ impl EndpointState {
 
 /// An EndpointSlice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SliceState {
+pub(crate) struct SliceState {
     pub service: ObjectName,
     pub v4: bool,
     /// Name, protocol, port.
@@ -244,6 +246,7 @@ pub(super) fn slice_state(slice: &EndpointSlice, node: &str) -> Option<SliceStat
                 .filter(|address| address.is_v4() == v4 && is_usable(address))
                 .map(|address| EndpointState {
                     address,
+                    hostname: endpoint.hostname.as_deref().filter(|name| !name.is_empty()).map(Into::into),
                     ready,
                     serving,
                     terminating,

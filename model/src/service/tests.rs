@@ -648,3 +648,58 @@ proptest! {
         prop_assert_eq!(to.flags & FRONTEND_DROP != 0, any && expected.is_empty());
     }
 }
+
+#[test]
+fn the_nodes_dns_server_serves_cluster_dns_until_another_does() {
+    let addresses = ["192.0.2.7", "2001:db8::7"].map(|text| Address::from(text.parse::<IpAddr>().unwrap()));
+    let server = LocalDns {
+        service: ObjectName::new("default", "web"),
+        addresses: addresses.to_vec(),
+        port: 10_053_u16.to_be(),
+    };
+    let mut index = Index::new("here").with_local_dns(Some(server));
+    let mut dns = service(json!({"spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:10:96::a"],
+        "internalTrafficPolicy": "Cluster", "ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+            {"name": "metrics", "port": 9153, "protocol": "TCP"}]}}));
+    index.apply_service(&dns);
+    let own = [
+        "10.96.0.10:53/tcp/0 → 192.0.2.7:10053",
+        "10.96.0.10:53/udp/0 → 192.0.2.7:10053",
+        "10.96.0.10:9153/tcp/0 → ",
+        "fd00:10:96::a:53/tcp/0 → 2001:db8::7:10053",
+        "fd00:10:96::a:53/udp/0 → 2001:db8::7:10053",
+        "fd00:10:96::a:9153/tcp/0 → ",
+    ];
+    assert_eq!(show(&index.desired()), own);
+    // An operator's server that is not ready yet takes nothing away.
+    let theirs = |ready: bool| {
+        slice("web-1", json!({
+            "endpoints": [endpoint("10.244.1.9", json!({"ready": ready}), "there")],
+            "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+                {"name": "metrics", "port": 9153, "protocol": "TCP"}]}))
+    };
+    index.apply_slice(&theirs(false));
+    assert_eq!(show(&index.desired()), own);
+    // One that is ready has the Service whole, as any other Service: also in the family that it does not speak.
+    index.apply_slice(&theirs(true));
+    assert_eq!(
+        show(&index.desired()),
+        [
+            "10.96.0.10:53/tcp/0 → 10.244.1.9:53",
+            "10.96.0.10:53/udp/0 → 10.244.1.9:53",
+            "10.96.0.10:9153/tcp/0 → 10.244.1.9:9153",
+            "fd00:10:96::a:53/tcp/0 → ",
+            "fd00:10:96::a:53/udp/0 → ",
+            "fd00:10:96::a:9153/tcp/0 → ",
+        ]
+    );
+    index.delete_slice(&theirs(true));
+    assert_eq!(show(&index.desired()), own);
+    // Other Services are none of its business.
+    dns.metadata.name = Some("other".into());
+    dns.spec.as_mut().unwrap().cluster_ip = Some("10.96.0.11".into());
+    dns.spec.as_mut().unwrap().cluster_ips = None;
+    index.apply_service(&dns);
+    assert!(show(&index.desired()).contains(&"10.96.0.11:53/udp/0 → ".to_owned()));
+}

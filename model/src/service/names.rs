@@ -1,0 +1,147 @@
+//! What cluster DNS knows of Services, beside their endpoints: see [`crate::dns`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Service;
+use kelp_common::Address;
+
+use super::ObjectName;
+use super::state::{SliceState, address_of, protocol_of};
+
+/// `clusterIP` of a headless Service.
+const NO_ADDRESS: &str = "None";
+
+/// What the name of a Service stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Its own addresses.
+    Cluster(Vec<Address>),
+    /// Its endpoints.
+    Headless,
+    /// Another name.
+    External(Arc<str>),
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedPort {
+    /// Empty when it has none.
+    pub name: Arc<str>,
+    pub protocol: u8,
+    /// Host byte order.
+    pub port: u16,
+}
+
+/// A Service that has a name in DNS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedService {
+    pub kind: Kind,
+    pub ports: Vec<NamedPort>,
+}
+
+impl NamedService {
+    /// The fields that matter; nothing for a Service without an address yet.
+    pub fn of(service: &Service) -> Option<Self> {
+        let spec = service.spec.as_ref()?;
+        let texts = || spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+        let kind = if spec.type_.as_deref() == Some("ExternalName") {
+            Kind::External(spec.external_name.as_deref()?.trim_end_matches('.').into())
+        } else if texts().any(|text| text == NO_ADDRESS) {
+            Kind::Headless
+        } else {
+            let mut addresses: Vec<Address> = Vec::new();
+            for address in texts().filter_map(|text| address_of(text)) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            if addresses.is_empty() {
+                return None;
+            }
+            Kind::Cluster(addresses)
+        };
+        let ports = spec.ports.iter().flatten().filter_map(|port| {
+            Some(NamedPort {
+                name: port.name.as_deref().unwrap_or_default().into(),
+                protocol: protocol_of(port.protocol.as_deref())?,
+                port: u16::try_from(port.port).ok()?,
+            })
+        });
+        Some(Self { kind, ports: ports.collect() })
+    }
+}
+
+/// All Services with a name, and whose an address is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Names {
+    services: BTreeMap<ObjectName, NamedService>,
+    addresses: BTreeMap<Address, ObjectName>,
+    /// Addresses in slices of headless Services, and these slices.
+    endpoints: BTreeMap<Address, BTreeSet<ObjectName>>,
+}
+
+impl Names {
+    pub fn get(&self, name: &ObjectName) -> Option<&NamedService> {
+        self.services.get(name)
+    }
+
+    pub fn is_headless(&self, name: &ObjectName) -> bool {
+        self.get(name).is_some_and(|service| service.kind == Kind::Headless)
+    }
+
+    /// Whether any Service of a namespace has a name.
+    pub fn has_namespace(&self, namespace: &str) -> bool {
+        let first = ObjectName::new(namespace, "");
+        self.services.range(first..).next().is_some_and(|(name, _)| *name.namespace == *namespace)
+    }
+
+    /// The Service with a service address.
+    pub fn at(&self, address: &Address) -> Option<&ObjectName> {
+        self.addresses.get(address)
+    }
+
+    /// The slices of headless Services that hold an address.
+    pub fn slices_at(&self, address: &Address) -> impl Iterator<Item = &ObjectName> {
+        self.endpoints.get(address).into_iter().flatten()
+    }
+
+    /// Takes over a Service, or forgets it. Returns whether it became headless or ceased to be.
+    pub fn set(&mut self, name: &ObjectName, service: Option<NamedService>) -> bool {
+        let was = self.is_headless(name);
+        if let Some(NamedService { kind: Kind::Cluster(addresses), .. }) = self.services.remove(name) {
+            for address in addresses {
+                // Another Service may have taken it already: events of two objects have no order.
+                if self.addresses.get(&address) == Some(name) {
+                    self.addresses.remove(&address);
+                }
+            }
+        }
+        if let Some(service) = service {
+            if let Kind::Cluster(addresses) = &service.kind {
+                self.addresses.extend(addresses.iter().map(|address| (*address, name.clone())));
+            }
+            self.services.insert(name.clone(), service);
+        }
+        was != self.is_headless(name)
+    }
+
+    /// Takes over the endpoints of a slice of a headless Service.
+    pub fn add_slice(&mut self, name: &ObjectName, slice: &SliceState) {
+        for endpoint in &slice.endpoints {
+            self.endpoints.entry(endpoint.address).or_default().insert(name.clone());
+        }
+    }
+
+    /// Forgets the endpoints of a slice.
+    pub fn remove_slice(&mut self, name: &ObjectName, slice: &SliceState) {
+        for endpoint in &slice.endpoints {
+            if let Some(slices) = self.endpoints.get_mut(&endpoint.address) {
+                slices.remove(name);
+                if slices.is_empty() {
+                    self.endpoints.remove(&endpoint.address);
+                }
+            }
+        }
+    }
+}
