@@ -11,6 +11,7 @@ pub mod dataplane;
 pub mod device;
 mod dirwatch;
 pub mod disk;
+pub mod dns;
 pub mod eviction;
 pub mod grpc;
 pub mod image;

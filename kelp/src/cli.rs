@@ -119,6 +119,26 @@ pub struct ClusterArgs {
     /// Ports for NodePort services.
     #[arg(long, default_value = "30000-32767")]
     pub node_port_range: PortRange,
+    /// Who answers at the address of cluster DNS (the tenth of each service range) while the Service kube-system/kube-dns
+    /// has no endpoints of its own.
+    #[arg(long, value_enum, default_value_t = Dns::Builtin)]
+    pub dns: Dns,
+}
+
+impl ClusterArgs {
+    /// Addresses of cluster DNS, the primary family first.
+    pub fn dns_addresses(&self) -> Vec<IpAddr> {
+        self.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).collect()
+    }
+}
+
+/// Who answers at the address of cluster DNS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dns {
+    /// Each node, for its pods.
+    Builtin,
+    /// Nobody, unless something is deployed; the Service is not made either.
+    Off,
 }
 
 /// How the API server is reached.
@@ -191,6 +211,9 @@ pub struct NodeArgs {
     /// its size changes. `/metrics` tells how full they are.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = map_size)]
     pub bpf_map_size: Vec<(&'static str, u32)>,
+    /// Port of the node's addresses on which cluster DNS is answered (UDP and TCP).
+    #[arg(long, value_name = "PORT", default_value_t = kelp_agent::dns::DEFAULT_PORT)]
+    pub dns_port: u16,
     /// How registries are reached (YAML); need not exist.
     #[arg(long, value_name = "FILE", default_value = "/etc/kelp/registries.yaml")]
     pub registries: PathBuf,

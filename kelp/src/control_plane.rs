@@ -1,6 +1,6 @@
 //! Starting the control plane: store, API server, scheduler, controllers.
 
-use crate::cli::{ApiArgs, Cidr, ClusterArgs};
+use crate::cli::{ApiArgs, Cidr, ClusterArgs, Dns};
 use crate::host::Host;
 use crate::kubeconfig;
 use crate::parts::Parts;
@@ -104,6 +104,9 @@ pub async fn start_apiserver(settings: Settings<'_>, parts: &mut Parts) -> Resul
     config.listen = api.listen;
     config.advertise_port = port;
     config.service_cidrs = cluster.service_cidr.iter().map(Cidr::to_string).collect();
+    if cluster.dns == Dns::Builtin {
+        config.cluster_dns = cluster.dns_addresses();
+    }
     config.node_ports = cluster.node_port_range.first..=cluster.node_port_range.last;
     let server = ApiServer::new(config, Arc::new(store.clone()), parts.api_shutdown())?;
     let serve = {

@@ -1,6 +1,6 @@
 //! Starting the node agent with its runtime and dataplane.
 
-use crate::cli::{Cidr, ClusterArgs, NodeArgs};
+use crate::cli::{Cidr, ClusterArgs, Dns, NodeArgs};
 use crate::host::Host;
 use crate::node_address;
 use crate::parts::Parts;
@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use kelp_agent::app::{self, Parts as AgentParts};
 use kelp_agent::config::AgentConfig;
 use kelp_agent::dataplane::{self, Dataplane};
+use kelp_agent::dns;
 use kelp_agent::image::ImageStore;
 use kelp_agent::kubelet_config::KubeletConfig;
 use kelp_agent::runtime::{RuntimeConfig, ShimRuntime};
@@ -50,6 +51,13 @@ pub async fn start(
     let cgroup2 = node.cgroup2_attach.clone().unwrap_or_else(|| mount.clone());
     std::fs::create_dir_all(&cgroup2).with_context(|| format!("cannot create {}", cgroup2.display()))?;
     let ranges = |cidrs: &[Cidr]| cidrs.iter().map(|cidr| (cidr.network, cidr.prefix)).collect::<Vec<_>>();
+    // Beside another kubelet, cluster DNS is another's affair too.
+    let dns_sockets = if cluster.dns == Dns::Builtin && !dataplane_only {
+        Some(dns::Sockets::bind(&host.node_ips, node.dns_port)?)
+    } else {
+        None
+    };
+    let local_dns = dns_sockets.as_ref().map(dns::Sockets::backend).transpose();
     let dataplane_config = dataplane::Config {
         node_name: host.node_name.clone(),
         node_addresses: host.node_ips.clone(),
@@ -63,6 +71,7 @@ pub async fn start(
         // Pods of another agent are not attached here.
         network_policies: !dataplane_only,
         map_sizes: node.bpf_map_size.iter().copied().collect(),
+        local_dns: local_dns.context("cannot read the addresses of cluster DNS")?,
         ..dataplane::Config::default()
     };
     let dataplane = dataplane::start(dataplane_config, client.clone(), parts.shutdown())
@@ -82,9 +91,10 @@ pub async fn start(
     for warning in &kubelet.warnings {
         tracing::warn!("{warning}");
     }
+    let pod_ranges = ranges(&cluster.cluster_cidr);
     let mut config = AgentConfig::new(host.node_name.clone(), host.node_ips.clone());
     // One address: a resolver asks a second one only when the first is silent, which costs seconds.
-    config.cluster_dns = cluster.service_cidr.iter().filter_map(|cidr| cidr.nth(10)).take(1).collect();
+    config.cluster_dns = cluster.dns_addresses().into_iter().take(1).collect();
     config.adopt(kubelet)?;
     let images = ImageStore::open(&image_dir(data_dir))?;
     let runtime_config = RuntimeConfig {
@@ -115,6 +125,21 @@ pub async fn start(
     }
     if let Some(dir) = &node.pod_manifest_path {
         config.static_pods = Some(dir.clone());
+    }
+    if let Some(sockets) = dns_sockets {
+        let mut ranges = ranges(&cluster.service_cidr);
+        ranges.extend(&pod_ranges);
+        let settings = dns::Config {
+            domain: config.cluster_domain.clone(),
+            servers: cluster.dns_addresses(),
+            ranges,
+            clients: pod_ranges,
+            resolv_conf: config.resolv_conf.clone(),
+            upstream_port: 53,
+        };
+        let source = dns::Source { index: dataplane.index(), complete: dataplane.synced_watch() };
+        let served = dns::run(settings, sockets, source, parts.shutdown());
+        parts.spawn("cluster DNS", async move { served.await.context("cluster DNS failed") });
     }
     let (synced, datapath_synced) = watch::channel(false);
     let shutdown = parts.shutdown();

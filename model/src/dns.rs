@@ -183,7 +183,11 @@ impl Zone {
                 None => Answer::NoName,
             },
             [namespace, "svc"] => {
-                if index.names_in(namespace) { Answer::NoData } else { Answer::NoName }
+                if index.names_in(namespace) {
+                    Answer::NoData
+                } else {
+                    Answer::NoName
+                }
             }
             [rest @ .., service, namespace, "svc"] => {
                 let name = ObjectName::new(namespace, service);

@@ -410,7 +410,8 @@ impl Index {
     }
 
     fn service(&self, name: &ObjectName, service: &ServiceState, desired: &mut Desired) {
-        let own = self.local_dns.as_ref().and_then(|server| server.slices(name, service, || self.slices_of(name)));
+        let own =
+            self.local_dns.as_ref().and_then(|server| server.slices(name, service, || self.slices_of(name)));
         let slices: Vec<&SliceState> = match &own {
             Some(own) => own.iter().collect(),
             None => self.slices_of(name).collect(),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use kelp_common::node::NODE_MASQUERADE;
 use kelp_common::{Address, Cidr, NodeConfig};
+use kelp_model::service::LocalDns;
 
 /// An address range: its first address and the length of its prefix.
 pub type Network = (IpAddr, u8);
@@ -41,6 +42,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// Whether NetworkPolicies are enforced for the pods that are attached.
     pub network_policies: bool,
+    /// The DNS server on this node, if there is one.
+    pub local_dns: Option<LocalDns>,
     /// How many entries maps hold, by their names in `kelp_common::maps`, where it is not the default. A map that is
     /// pinned with another size is replaced, and keeps its entries.
     pub map_sizes: BTreeMap<&'static str, u32>,
@@ -74,6 +77,7 @@ impl Default for Config {
             healthz_address: None,
             metrics_address: None,
             network_policies: true,
+            local_dns: None,
             map_sizes: BTreeMap::new(),
             clsact: false,
         }

@@ -35,7 +35,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use kelp_common::{Address, EndpointValue, NamespaceValue, NodeConfig};
-use parking_lot::Mutex;
+use kelp_model::service::Index;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +137,7 @@ pub struct Dataplane {
     removed: mpsc::UnboundedSender<Vec<Address>>,
     synced: watch::Receiver<bool>,
     status: Arc<Status>,
+    index: Arc<RwLock<Index>>,
 }
 
 /// The device to other nodes and the outside.
@@ -238,7 +240,9 @@ pub async fn start_with(
         tokio::spawn(followed.clone().run(source, shutdown.clone()));
     }
     let datapath = KernelDatapath::open(&kernel)?;
-    let reconciler = reconciler::Reconciler::with_reports(&config.node_name, datapath, reports);
+    let index = Index::new(&config.node_name).with_local_dns(config.local_dns.clone());
+    let index = Arc::new(RwLock::new(index));
+    let reconciler = reconciler::Reconciler::with_index(index.clone(), datapath, reports);
     let dataplane = Arc::new(Dataplane {
         kernel,
         endpoints,
@@ -251,6 +255,7 @@ pub async fn start_with(
         removed,
         synced,
         status,
+        index,
     });
     dataplane.serve(&host, &shutdown);
     tokio::spawn(reconciler.run(changes, synced_sender, shutdown));
@@ -296,6 +301,13 @@ pub fn uplink_of(addresses: &[IpAddr]) -> Option<String> {
 }
 
 impl Dataplane {
+    /// The Services and endpoints that the dataplane knows; whole once [`Self::is_synced`]. It changes while it is not
+    /// locked, and waits while it is.
+    #[must_use]
+    pub fn index(&self) -> Arc<RwLock<Index>> {
+        self.index.clone()
+    }
+
     /// Waits until the services of the first full lists are in the maps.
     pub async fn synced(&self) {
         // The sender is gone only when the task has ended, at shutdown.

@@ -19,6 +19,7 @@ use kelp_model::service::{BackendKey, Conflict, HealthCheck, Index, ObjectName};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher::watcher};
 use kube::{Api, Client};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +104,7 @@ impl Default for Reports {
 /// The state between the API and the maps.
 #[derive(Debug)]
 pub struct Reconciler<D> {
-    index: Index,
+    index: Arc<RwLock<Index>>,
     datapath: D,
     /// What the maps hold; `None` when that is not known.
     actual: Option<Actual>,
@@ -174,8 +175,14 @@ impl<D: Datapath> Reconciler<D> {
     /// A reconciler for the node of this name.
     #[must_use]
     pub fn with_reports(node: &str, datapath: D, reports: Reports) -> Self {
+        Self::with_index(Arc::new(RwLock::new(Index::new(node))), datapath, reports)
+    }
+
+    /// A reconciler that keeps this index, which others may read.
+    #[must_use]
+    pub fn with_index(index: Arc<RwLock<Index>>, datapath: D, reports: Reports) -> Self {
         Self {
-            index: Index::new(node),
+            index,
             datapath,
             actual: None,
             ids: Ids::default(),
@@ -193,7 +200,7 @@ impl<D: Datapath> Reconciler<D> {
 
     /// Takes over an event.
     pub fn observe(&mut self, change: Change) {
-        let index = &mut self.index;
+        let mut index = self.index.write();
         let changed = match change {
             Change::Service(event) => {
                 let changed = match self.services.take(event) {
@@ -242,6 +249,7 @@ impl<D: Datapath> Reconciler<D> {
                 }
             }
         };
+        drop(index);
         if changed {
             self.reports.status.queued();
         }
@@ -275,15 +283,17 @@ impl<D: Datapath> Reconciler<D> {
             Some(actual) => actual,
             None => self.datapath.read()?,
         };
-        let touched = self.index.update();
+        let touched = self.index.write().update();
         let whole = fresh || self.incomplete;
+        let index = self.index.read();
         let ops = if whole {
-            let (ops, ids) = plan(self.index.current(), &actual);
+            let (ops, ids) = plan(index.current(), &actual);
             self.ids = ids;
             ops
         } else {
-            plan_changes(self.index.current(), &actual, &touched, &mut self.ids)
+            plan_changes(index.current(), &actual, &touched, &mut self.ids)
         };
+        drop(index);
         // Clients are forgotten on the word of what the maps held, so that one that was not forgotten in time is.
         let forget = fresh || ends_a_stay(&ops, &actual);
         let outcome = execute(&ops, &mut actual, &mut self.datapath)?;
@@ -301,7 +311,8 @@ impl<D: Datapath> Reconciler<D> {
 
     /// Tells what was written; `datagrams` when where they go may have changed.
     fn report(&mut self, datagrams: bool, outcome: &Outcome, elapsed: Duration) {
-        let (reports, desired) = (&self.reports, self.index.current());
+        let index = self.index.read();
+        let (reports, desired) = (&self.reports, index.current());
         let (now, triggers) = (Timestamp::now(), std::mem::take(&mut self.triggers));
         let programmed = triggers.into_iter().map(|at| now.duration_since(at).as_secs_f64());
         reports.status.synced(elapsed, programmed, desired.without_local_endpoints, outcome.skipped == 0);

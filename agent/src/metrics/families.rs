@@ -1,5 +1,5 @@
 //! The families that this process counts, with upstream's names, labels, bounds and texts (Kubernetes 1.36, `pkg/kubelet/metrics`
-//! and the packages that register beside it).
+//! and the packages that register beside it), and with CoreDNS's for cluster DNS.
 //!
 //! What stands for something that this node does not have (the managers of exclusive CPUs and memory, the queue of an
 //! event-driven PLEG, intents of image pulls on disk) is shown all the same, at zero: dashboards and alerts name it.
@@ -46,6 +46,12 @@ const RESIZES: &[f64] = &[
 const STATUS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
 /// Bounds of a connection's latency, seconds.
 const CONNECTION: &[f64] = DEFAULT;
+
+/// CoreDNS's bounds, seconds.
+const DNS_TIMES: &[f64] = &[
+    0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096,
+    8.192,
+];
 
 macro_rules! families {
     ($($name:ident $kind:ident $(($bounds:expr))? $text:literal [$($label:literal),*] $help:literal;)*) => {
@@ -144,4 +150,9 @@ families! {
     POD_RESOURCES Counter "kubelet_pod_resources_endpoint_requests_total" ["server_api_version"] "[ALPHA] Cumulative number of requests to the PodResource endpoint. Broken down by server api version.";
     PROBES Counter "prober_probe_total" ["probe_type", "result", "container", "pod", "namespace", "pod_uid"] "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.";
     PROBE_DURATION Histogram(DEFAULT) "prober_probe_duration_seconds" ["probe_type", "container", "pod", "namespace"] "[ALPHA] Duration in seconds for a probe response.";
+    DNS_REQUESTS Counter "coredns_dns_requests_total" ["zone", "proto", "family", "type"] "Counter of DNS requests made per zone, protocol and family.";
+    DNS_RESPONSES Counter "coredns_dns_responses_total" ["zone", "rcode"] "Counter of response status codes.";
+    DNS_DURATION Histogram(DNS_TIMES) "coredns_dns_request_duration_seconds" ["zone"] "Histogram of the time (in seconds) each request took per zone.";
+    DNS_CACHE_HITS Counter "coredns_cache_hits_total" ["type"] "The count of cache hits.";
+    DNS_CACHE_MISSES Counter "coredns_cache_misses_total" [] "The count of cache misses.";
 }

@@ -70,6 +70,8 @@ pub struct Config {
     pub service_account_issuer: String,
     /// Ranges of cluster addresses, the primary family first.
     pub service_cidrs: Vec<String>,
+    /// Addresses of the Service of cluster DNS, the primary family first; without any, the Service is not made.
+    pub cluster_dns: Vec<IpAddr>,
     /// Ports for NodePort services.
     pub node_ports: RangeInclusive<u16>,
     /// Requests that only read, served at one time; watches do not count.
@@ -97,6 +99,7 @@ impl Config {
             service_account_key: None,
             service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             service_cidrs: vec!["10.96.0.0/16".to_owned(), "fd00:10:96::/112".to_owned()],
+            cluster_dns: Vec::new(),
             node_ports: 30000..=32767,
             max_read_requests: 400,
             max_write_requests: 200,

@@ -44,9 +44,18 @@ mod tests {
         let v6 = "a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa";
         assert_eq!(text(v6).as_deref(), Some("fd00:10:96::a"));
         for other in [
-            "in-addr.arpa", "0.96.10.in-addr.arpa", "1.1.0.96.10.in-addr.arpa", "01.0.96.10.in-addr.arpa",
-            "+1.0.96.10.in-addr.arpa", "256.0.96.10.in-addr.arpa", ".in-addr.arpa", "a.ip6.arpa", "ip6.arpa",
-            "10.96.0.1", &format!("0.{v6}"), &v6.replacen("a.", "aa.", 1),
+            "in-addr.arpa",
+            "0.96.10.in-addr.arpa",
+            "1.1.0.96.10.in-addr.arpa",
+            "01.0.96.10.in-addr.arpa",
+            "+1.0.96.10.in-addr.arpa",
+            "256.0.96.10.in-addr.arpa",
+            ".in-addr.arpa",
+            "a.ip6.arpa",
+            "ip6.arpa",
+            "10.96.0.1",
+            &format!("0.{v6}"),
+            &v6.replacen("a.", "aa.", 1),
         ] {
             assert_eq!(text(other), None, "{other}");
         }

@@ -47,7 +47,8 @@ fn index() -> Index {
         json!({"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00:10:96::7"], "ports": ports}),
     ));
     index.apply_service(&service("one", json!({"clusterIP": "10.96.0.8", "ports": [{"port": 80}]})));
-    let headless = json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"name": "http", "port": 80}]});
+    let headless =
+        json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"name": "http", "port": 80}]});
     index.apply_service(&service("peers", headless.clone()));
     index.apply_service(&service("idle", headless));
     index.apply_service(&service("out", json!({"type": "ExternalName", "externalName": "www.Example.com."})));
@@ -123,7 +124,8 @@ fn services() {
     asks("_._tcp.one.ns.svc.cluster.local", Srv, &["NXDOMAIN"]);
     asks("_tcp.one.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("one.ns.svc.cluster.local", Srv, &["100 80 one.ns.svc.cluster.local"]);
-    let Answer::Records { additional, .. } = zone().answer(&index(), &format!("_http._tcp.{web}"), Srv) else {
+    let Answer::Records { additional, .. } = zone().answer(&index(), &format!("_http._tcp.{web}"), Srv)
+    else {
         panic!("no records");
     };
     let addresses = ["10.96.0.7", "fd00:10:96::7"].map(|text| (web.to_owned(), text.parse().unwrap()));
@@ -145,10 +147,7 @@ fn headless_services() {
     asks(
         "_http._tcp.peers.ns.svc.cluster.local",
         Srv,
-        &[
-            "50 8080 10-244-0-6.peers.ns.svc.cluster.local",
-            "50 8080 a.peers.ns.svc.cluster.local",
-        ],
+        &["50 8080 10-244-0-6.peers.ns.svc.cluster.local", "50 8080 a.peers.ns.svc.cluster.local"],
     );
     asks("_udp.peers.ns.svc.cluster.local", A, &["NXDOMAIN"]);
 }
@@ -246,12 +245,11 @@ fn services_of() -> impl Strategy<Value = Service> {
 
 fn slices_of() -> impl Strategy<Value = EndpointSlice> {
     let endpoint =
-        (1_u8..5, any::<bool>(), prop::option::of(prop::sample::select(vec!["h", "i"])), any::<bool>()).prop_map(
-            |(n, ready, hostname, _)| {
+        (1_u8..5, any::<bool>(), prop::option::of(prop::sample::select(vec!["h", "i"])), any::<bool>())
+            .prop_map(|(n, ready, hostname, _)| {
                 json!({"addresses": [format!("10.244.0.{n}")], "hostname": hostname,
                     "conditions": {"ready": ready}})
-            },
-        );
+            });
     (
         prop::sample::select(vec!["x", "y", "z"]),
         prop::sample::select(vec!["s", "t"]),
@@ -276,7 +274,8 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
 }
 
 fn names() -> Vec<String> {
-    let mut names: Vec<String> = ["cluster.local", "svc.cluster.local", "ns.svc.cluster.local"].map(Into::into).into();
+    let mut names: Vec<String> =
+        ["cluster.local", "svc.cluster.local", "ns.svc.cluster.local"].map(Into::into).into();
     for service in ["s", "t"] {
         let service = format!("{service}.ns.svc.cluster.local");
         for below in ["h", "i", "10-244-0-1", "10-244-0-2", "_tcp", "_udp", "_p._tcp", "_q._udp"] {

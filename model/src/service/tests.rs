@@ -658,10 +658,12 @@ fn the_nodes_dns_server_serves_cluster_dns_until_another_does() {
         port: 10_053_u16.to_be(),
     };
     let mut index = Index::new("here").with_local_dns(Some(server));
-    let mut dns = service(json!({"spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:10:96::a"],
+    let mut dns = service(
+        json!({"spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:10:96::a"],
         "internalTrafficPolicy": "Cluster", "ports": [
             {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
-            {"name": "metrics", "port": 9153, "protocol": "TCP"}]}}));
+            {"name": "metrics", "port": 9153, "protocol": "TCP"}]}}),
+    );
     index.apply_service(&dns);
     let own = [
         "10.96.0.10:53/tcp/0 → 192.0.2.7:10053",
@@ -674,10 +676,13 @@ fn the_nodes_dns_server_serves_cluster_dns_until_another_does() {
     assert_eq!(show(&index.desired()), own);
     // An operator's server that is not ready yet takes nothing away.
     let theirs = |ready: bool| {
-        slice("web-1", json!({
+        slice(
+            "web-1",
+            json!({
             "endpoints": [endpoint("10.244.1.9", json!({"ready": ready}), "there")],
             "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
-                {"name": "metrics", "port": 9153, "protocol": "TCP"}]}))
+                {"name": "metrics", "port": 9153, "protocol": "TCP"}]}),
+        )
     };
     index.apply_slice(&theirs(false));
     assert_eq!(show(&index.desired()), own);

@@ -1,4 +1,5 @@
-//! The objects that every cluster has: namespaces, default roles, and the `kubernetes` Service with its endpoints.
+//! The objects that every cluster has: namespaces, default roles, the `kubernetes` Service with its endpoints, and the
+//! Service of cluster DNS.
 
 pub(crate) mod policy;
 
@@ -39,6 +40,7 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
             "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]}});
     ensure(core, "", "services", service).await?;
+    cluster_dns(core).await;
     keeper::start(core);
     let advertised = core.config.advertise_address;
     if advertised.is_loopback() || advertised.is_unspecified() {
@@ -59,6 +61,25 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), ApiError> {
         "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
     replace(core, "discovery.k8s.io", "endpointslices", slice).await
+}
+
+/// Makes the Service of cluster DNS, unless it is there. It selects nothing: each node answers by itself, until somebody
+/// gives the Service endpoints of its own. That it cannot be made (its address is taken) keeps nobody from starting.
+async fn cluster_dns(core: &Arc<Core>) {
+    let addresses: Vec<String> = core.config.cluster_dns.iter().map(ToString::to_string).collect();
+    let Some(first) = addresses.first() else { return };
+    let policy = if addresses.len() > 1 { "PreferDualStack" } else { "SingleStack" };
+    // Names and labels of the manifests that CoreDNS comes with.
+    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true",
+        "kubernetes.io/name": "CoreDNS"});
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": first, "clusterIPs": addresses, "ipFamilyPolicy": policy,
+            "ports": [{"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+                {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53}]}});
+    if let Err(error) = ensure(core, "", "services", service).await {
+        tracing::warn!(%error, ?addresses, "the Service kube-system/kube-dns cannot be made: pods find no names at these addresses");
+    }
 }
 
 /// Makes and completes the default roles and bindings.

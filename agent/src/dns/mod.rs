@@ -1,0 +1,176 @@
+//! Cluster DNS on this node.
+//!
+//! | Task | Reads | Writes |
+//! |---|---|---|
+//! | [`run`] | questions over UDP and TCP, the dataplane's index, the node's resolv.conf | – (answers) |
+//!
+//! Names of the cluster are computed from the Services and EndpointSlices that the dataplane follows anyway
+//! ([`kelp_model::dns`]); other names are asked of the node's own servers ([`forward`]). The server listens at the node's
+//! addresses; the service path leads the Service of cluster DNS there as long as nothing else serves it ([`LocalDns`]). Only pods and the node itself are answered.
+
+mod answer;
+mod encode;
+mod forward;
+mod serve;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kelp_common::{Address, Cidr};
+use kelp_model::dns::Zone;
+use kelp_model::service::{Index, LocalDns, ObjectName};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use answer::Resolver;
+use forward::Forwarder;
+
+/// Namespace and name of the Service of cluster DNS.
+pub const SERVICE: (&str, &str) = ("kube-system", "kube-dns");
+/// Port the server listens on, unless told otherwise: port 53 of a node is often taken.
+pub const DEFAULT_PORT: u16 = 10_053;
+
+/// Settings of the server.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The cluster's domain.
+    pub domain: String,
+    /// Service addresses of cluster DNS: never asked, and what the server's own name stands for.
+    pub servers: Vec<IpAddr>,
+    /// Ranges of the cluster (first address, prefix length), whose names nobody else knows.
+    pub ranges: Vec<(IpAddr, u8)>,
+    /// Who is answered: ranges of pods. The node itself always is.
+    pub clients: Vec<(IpAddr, u8)>,
+    /// The node's resolv.conf: who is asked about other names. Read again when it changes.
+    pub resolv_conf: PathBuf,
+    /// Port of those who are asked.
+    pub upstream_port: u16,
+}
+
+/// Where the cluster's names come from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Services and endpoints.
+    pub index: Arc<RwLock<Index>>,
+    /// Whether the index is complete: until then the cluster's names wait.
+    pub complete: watch::Receiver<bool>,
+}
+
+/// What keeps the server from starting.
+#[derive(Debug, thiserror::Error)]
+#[error("cluster DNS cannot listen on {address}; choose another port with --dns-port, or --dns=off")]
+pub struct ListenError {
+    address: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+/// The sockets of the server, a pair for each address.
+#[derive(Debug)]
+pub struct Sockets {
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+}
+
+impl Sockets {
+    /// Listens on a port of these addresses.
+    ///
+    /// # Errors
+    /// The port is taken, or an address is not this host's.
+    pub fn bind(addresses: &[IpAddr], port: u16) -> Result<Self, ListenError> {
+        let mut sockets = Self { udp: Vec::new(), tcp: Vec::new() };
+        for address in addresses {
+            let address = SocketAddr::new(*address, port);
+            let failed = |source| ListenError { address, source };
+            sockets.udp.push(UdpSocket::bind(address).map_err(failed)?);
+            sockets.tcp.push(TcpListener::bind(address).map_err(failed)?);
+        }
+        Ok(sockets)
+    }
+
+    /// The addresses of the UDP sockets.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.udp.iter().map(UdpSocket::local_addr).collect()
+    }
+
+    /// The server as the endpoint of the Service of cluster DNS.
+    ///
+    /// # Errors
+    /// The kernel does not tell the addresses.
+    pub fn backend(&self) -> io::Result<LocalDns> {
+        let addresses = self.addresses()?;
+        let (namespace, name) = SERVICE;
+        Ok(LocalDns {
+            service: ObjectName::new(namespace, name),
+            port: addresses.first().map_or(0, SocketAddr::port).to_be(),
+            addresses: addresses.iter().map(|address| address.ip().into()).collect(),
+        })
+    }
+
+    /// The descriptors, to be kept beyond this process.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.udp.iter().map(AsFd::as_fd).chain(self.tcp.iter().map(AsFd::as_fd))
+    }
+}
+
+/// Answers until `shutdown`.
+///
+/// # Errors
+/// A socket cannot be used.
+pub async fn run(
+    config: Config,
+    sockets: Sockets,
+    source: Source,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let own: Vec<IpAddr> = sockets.addresses()?.iter().map(SocketAddr::ip).collect();
+    let clients = Clients::new(&config.clients, &own);
+    let zone = Zone::new(&config.domain, config.servers.clone(), &config.ranges);
+    let forwarder = Forwarder::new(config.resolv_conf, config.servers, config.upstream_port);
+    let resolver = Arc::new(Resolver { zone, source, forwarder });
+    let server = Arc::new(serve::Server::new(resolver, clients));
+    let mut tasks = JoinSet::new();
+    for socket in sockets.udp {
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
+        tasks.spawn(server.clone().datagrams(socket, shutdown.clone()));
+    }
+    for listener in sockets.tcp {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tasks.spawn(server.clone().connections(listener, shutdown.clone()));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task of cluster DNS failed");
+        }
+    }
+    Ok(())
+}
+
+/// Who is answered. A server that answers everybody is used to flood third parties.
+#[derive(Debug)]
+struct Clients(Vec<Cidr>);
+
+impl Clients {
+    fn new(ranges: &[(IpAddr, u8)], own: &[IpAddr]) -> Self {
+        let ranges = ranges.iter().map(|(network, prefix)| Cidr::new(*network, *prefix));
+        Self(ranges.chain(own.iter().map(|address| Cidr::new(*address, 128))).collect())
+    }
+
+    fn admit(&self, client: IpAddr) -> bool {
+        let address = Address::from(client);
+        client.to_canonical().is_loopback() || self.0.iter().any(|range| range.contains(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests;
