@@ -4,6 +4,7 @@ use crate::cli::{Cidr, ClusterArgs, Dns, NodeArgs};
 use crate::host::Host;
 use crate::node_address;
 use crate::parts::Parts;
+use crate::systemd;
 use anyhow::{Context, Result};
 use kelp_agent::app::{self, Parts as AgentParts};
 use kelp_agent::config::AgentConfig;
@@ -13,6 +14,7 @@ use kelp_agent::image::ImageStore;
 use kelp_agent::kubelet_config::KubeletConfig;
 use kelp_agent::runtime::{RuntimeConfig, ShimRuntime};
 use kube::Client;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -29,6 +31,8 @@ pub struct Settings<'a> {
     pub host: &'a Host,
     /// The cluster's certificate authority, PEM: who may ask this node.
     pub ca_pem: Vec<u8>,
+    /// Sockets of cluster DNS of an earlier run.
+    pub dns: Vec<OwnedFd>,
 }
 
 /// Directory of the image store.
@@ -46,14 +50,16 @@ pub async fn start(
     dataplane_only: bool,
     parts: &mut Parts,
 ) -> Result<()> {
-    let Settings { data_dir, cluster, node, host, ca_pem } = settings;
+    let Settings { data_dir, cluster, node, host, ca_pem, dns: kept } = settings;
     let mount = cgroup2_mount()?;
     let cgroup2 = node.cgroup2_attach.clone().unwrap_or_else(|| mount.clone());
     std::fs::create_dir_all(&cgroup2).with_context(|| format!("cannot create {}", cgroup2.display()))?;
     let ranges = |cidrs: &[Cidr]| cidrs.iter().map(|cidr| (cidr.network, cidr.prefix)).collect::<Vec<_>>();
     // Beside another kubelet, cluster DNS is another's affair too.
     let dns_sockets = if cluster.dns == Dns::Builtin && !dataplane_only {
-        Some(dns::Sockets::bind(&host.node_ips, node.dns_port)?)
+        let sockets = dns::Sockets::open(&host.node_ips, node.dns_port, kept)?;
+        systemd::keep_dns(sockets.descriptors());
+        Some(sockets)
     } else {
         None
     };

@@ -37,7 +37,7 @@ async fn supervise(start: impl AsyncFnOnce(&mut Parts) -> Result<()>) -> Result<
 /// # Errors
 /// Fails if a part cannot start or ends on its own.
 pub async fn up(args: UpArgs) -> Result<()> {
-    let inherited = systemd::inherited_listeners()?;
+    let systemd::Inherited { listeners: inherited, dns } = systemd::inherited()?;
     let host = Host::resolve(&args.node.address)?;
     let data_dir = &args.data.data_dir;
     supervise(async |parts| {
@@ -54,8 +54,8 @@ pub async fn up(args: UpArgs) -> Result<()> {
         let (ca, signer) = (Some(api.ca_pem()), Some(api.signer()));
         control_plane::start_controllers(controllers, &args.cluster, ca, signer, parts)?;
         let ca_pem = api.ca_pem().as_bytes().to_vec();
-        let settings =
-            node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host, ca_pem };
+        let (cluster, node) = (&args.cluster, &args.node);
+        let settings = node::Settings { data_dir, cluster, node, host: &host, ca_pem, dns };
         node::start(settings, api.client(&LeafSpec::node(&host.node_name)), false, parts).await
     })
     .await
@@ -66,7 +66,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
 /// # Errors
 /// Fails if a part cannot start or ends on its own.
 pub async fn server(args: ServerArgs) -> Result<()> {
-    let inherited = systemd::inherited_listeners()?;
+    let systemd::Inherited { listeners: inherited, .. } = systemd::inherited()?;
     let host = Host::resolve(&args.node)?;
     let runs = |component| args.components.contains(&component);
     supervise(async |parts| {
@@ -109,13 +109,14 @@ pub async fn server(args: ServerArgs) -> Result<()> {
 /// # Errors
 /// Fails if a part cannot start or ends on its own.
 pub async fn agent(args: AgentArgs) -> Result<()> {
+    let systemd::Inherited { dns, .. } = systemd::inherited()?;
     let host = Host::resolve(&args.node.address)?;
     supervise(async |parts| {
         let client = client_of(&args.kubeconfig).await?;
         let ca_pem = authority_of(&args.kubeconfig)?;
         let data_dir = &args.data.data_dir;
-        let settings =
-            node::Settings { data_dir, cluster: &args.cluster, node: &args.node, host: &host, ca_pem };
+        let (cluster, node) = (&args.cluster, &args.node);
+        let settings = node::Settings { data_dir, cluster, node, host: &host, ca_pem, dns };
         node::start(settings, client, args.dataplane_only, parts).await
     })
     .await

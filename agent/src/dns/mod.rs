@@ -15,13 +15,15 @@ mod serve;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use kelp_common::{Address, Cidr};
 use kelp_model::dns::Zone;
 use kelp_model::service::{Index, LocalDns, ObjectName};
+use nix::sys::socket::sockopt::SockType as SocketType;
+use nix::sys::socket::{SockType, getsockopt};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -78,17 +80,35 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Listens on a port of these addresses.
+    /// Listens on a port of these addresses. Sockets of an earlier run that do are taken over, with what waits in them;
+    /// others are closed.
     ///
     /// # Errors
     /// The port is taken, or an address is not this host's.
-    pub fn bind(addresses: &[IpAddr], port: u16) -> Result<Self, ListenError> {
+    pub fn open(addresses: &[IpAddr], port: u16, kept: Vec<OwnedFd>) -> Result<Self, ListenError> {
+        let (mut kept_udp, mut kept_tcp) = (Vec::new(), Vec::new());
+        for fd in kept {
+            match getsockopt(&fd, SocketType) {
+                Ok(SockType::Datagram) => kept_udp.push(UdpSocket::from(fd)),
+                Ok(SockType::Stream) => kept_tcp.push(TcpListener::from(fd)),
+                _ => {}
+            }
+        }
         let mut sockets = Self { udp: Vec::new(), tcp: Vec::new() };
         for address in addresses {
             let address = SocketAddr::new(*address, port);
             let failed = |source| ListenError { address, source };
-            sockets.udp.push(UdpSocket::bind(address).map_err(failed)?);
-            sockets.tcp.push(TcpListener::bind(address).map_err(failed)?);
+            let is_ours = |own: io::Result<SocketAddr>| own.is_ok_and(|own| own == address);
+            let udp = match kept_udp.iter().position(|socket| is_ours(socket.local_addr())) {
+                Some(index) => kept_udp.swap_remove(index),
+                None => UdpSocket::bind(address).map_err(failed)?,
+            };
+            let tcp = match kept_tcp.iter().position(|socket| is_ours(socket.local_addr())) {
+                Some(index) => kept_tcp.swap_remove(index),
+                None => TcpListener::bind(address).map_err(failed)?,
+            };
+            sockets.udp.push(udp);
+            sockets.tcp.push(tcp);
         }
         Ok(sockets)
     }

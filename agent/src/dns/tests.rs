@@ -33,7 +33,7 @@ impl World {
     fn new(servers: &[&str], upstream_port: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let sockets = loop {
-            let sockets = Sockets::bind(&[HERE], 0).unwrap();
+            let sockets = Sockets::open(&[HERE], 0, Vec::new()).unwrap();
             // Both kinds at one port, as on a node.
             let port = sockets.addresses().unwrap()[0].port();
             if let Ok(listener) = TcpListener::bind((HERE, port)) {
@@ -444,4 +444,47 @@ fn only_pods_and_the_node_are_answered() {
     for other in ["192.0.2.8", "10.245.0.1", "2001:db8::8", "8.8.8.8", "::ffff:8.8.8.8"] {
         assert!(!clients.admit(address(other)), "{other}");
     }
+}
+
+#[tokio::test]
+async fn questions_wait_for_the_next_run_in_sockets_that_are_kept() {
+    let world = World::new(&[], 53);
+    world.service("web", json!({"clusterIP": "10.96.0.7"}));
+    let port = world.address.port();
+    let first = loop {
+        let other = UdpSocket::bind((HERE, 0)).unwrap().local_addr().unwrap().port();
+        if let Ok(sockets) = Sockets::open(&[HERE], other, Vec::new()) {
+            break sockets;
+        }
+    };
+    assert!(Sockets::open(&[HERE], port, Vec::new()).is_err(), "a port has one server");
+    let (address, kept) =
+        (first.addresses().unwrap()[0], first.descriptors().map(|fd| fd.try_clone_to_owned().unwrap()));
+    let kept: Vec<OwnedFd> = kept.collect();
+    drop(first);
+    let client = tokio::net::UdpSocket::bind((HERE, 0)).await.unwrap();
+    let request = question("web.ns.svc.cluster.local", RecordType::A);
+    client.send_to(&request.to_vec().unwrap(), address).await.unwrap();
+    let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+    // Of two addresses one is new.
+    let second: IpAddr = "127.0.0.2".parse().unwrap();
+    let sockets = Sockets::open(&[second, HERE], address.port(), kept).unwrap();
+    assert_eq!(sockets.addresses().unwrap(), [SocketAddr::new(second, address.port()), address]);
+    let config = Config {
+        domain: "cluster.local".into(),
+        servers: Vec::new(),
+        ranges: Vec::new(),
+        clients: Vec::new(),
+        resolv_conf: world.dir.path().join("resolv.conf"),
+        upstream_port: 53,
+    };
+    let source = Source { index: world.index.clone(), complete: world.complete.subscribe() };
+    tokio::spawn(run(config, sockets, source, world.shutdown.clone()));
+    let mut bytes = vec![0; 512];
+    let length = client.recv(&mut bytes).await.unwrap();
+    assert_eq!(show(&Message::from_vec(&bytes[..length]).unwrap()), "NoError aa 10.96.0.7");
+    let bytes = request.to_vec().unwrap();
+    connection.write_u16(u16::try_from(bytes.len()).unwrap()).await.unwrap();
+    connection.write_all(&bytes).await.unwrap();
+    assert!(connection.read_u16().await.unwrap() > 12);
 }

@@ -1,5 +1,6 @@
 //! What the recordings use of upstream's test image of this name: `netexec`, `liveness`, `grpc-health-checking`, and
-//! `absent-registry`, a registry that has nothing.
+//! `absent-registry`, a registry that has nothing. And `names ADDRESS:PORT IP [SUFFIX]`, a DNS server over UDP that gives
+//! all names below a suffix one IPv4 address, and knows no others.
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -128,6 +129,51 @@ async fn serve(port: u16, what: &'static str) -> Result<()> {
     }
 }
 
+async fn names(arguments: &[String]) -> Result<()> {
+    let [listen, address, suffix @ ..] = arguments else { bail!("names ADDRESS:PORT IP [SUFFIX]") };
+    let address: std::net::Ipv4Addr = address.parse()?;
+    let suffix = suffix.first().map(String::as_str).unwrap_or_default();
+    let socket = tokio::net::UdpSocket::bind(listen).await?;
+    let mut bytes = vec![0; 4096];
+    loop {
+        let (length, client) = socket.recv_from(&mut bytes).await?;
+        let answer = bytes.get(..length).and_then(|question| answered(question, address, suffix));
+        if let Some(answer) = answer {
+            socket.send_to(&answer, client).await?;
+        }
+    }
+}
+
+/// The answer to the first question of a DNS message (RFC 1035, section 4.1).
+fn answered(message: &[u8], address: std::net::Ipv4Addr, suffix: &str) -> Option<Vec<u8>> {
+    let (header, rest) = message.split_at_checked(12)?;
+    let mut name = String::new();
+    let mut at = 0;
+    loop {
+        let length = usize::from(*rest.get(at)?);
+        at += 1;
+        if length == 0 {
+            break;
+        }
+        let label = rest.get(at..at + length)?;
+        name = format!("{name}{}.", String::from_utf8_lossy(label).to_lowercase());
+        at += length;
+    }
+    let (question, kind) = (rest.get(..at + 4)?, rest.get(at..at + 2)?);
+    let known = name.ends_with(suffix);
+    let has_record = known && kind == [0, 1];
+    let code = if known { 0 } else { 3 };
+    let mut answer = header.get(..2)?.to_vec();
+    answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(has_record), 0, 0, 0, 0]);
+    answer.extend(question);
+    if has_record {
+        // The name is the question's; A, IN, 60 s, 4 bytes.
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address.octets());
+    }
+    Some(answer)
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -143,6 +189,7 @@ async fn main() -> Result<()> {
             Some("absent-registry") => {
                 serve(arguments.get(1).and_then(|p| p.parse().ok()).unwrap_or(5001), "registry").await
             }
+            Some("names") => names(arguments.get(1..).unwrap_or_default()).await,
             Some("pause") | None => std::future::pending().await,
             Some(other) => bail!("unknown command {other:?}"),
         }

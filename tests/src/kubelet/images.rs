@@ -1,6 +1,6 @@
 //! Local images that stand for those of the recordings.
 //!
-//! busybox comes from Debian's `busybox-static`, with this machine's bash as `sh`; the test image's program is this
+//! busybox comes from Debian's `busybox-static`, with this machine's bash as `sh` and its `getent`, for glibc's resolver; the test image's program is this
 //! crate's `agnhost`. Programs that are not static bring their libraries along.
 
 use anyhow::{Context, Result, ensure};
@@ -88,7 +88,11 @@ pub fn import(kelp: &Path, agnhost: &Path, data_dir: &Path, scratch: &Path) -> R
         (
             scratch.join("busybox.tar"),
             BUSYBOX,
-            base("root:x:0:0:root:/root:/bin/sh\n", "root:x:0:\n", &[])?,
+            base(
+                "root:x:0:0:root:/root:/bin/sh\n",
+                "root:x:0:\n",
+                &[("bin/getent", Path::new("/usr/bin/getent"))],
+            )?,
             json!({"Env": [path], "Cmd": ["sh"]}),
         ),
         (

@@ -7,6 +7,7 @@
 mod down;
 mod exec;
 mod hosts;
+mod kept;
 mod layout;
 mod supervisor;
 mod up;

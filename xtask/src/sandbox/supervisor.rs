@@ -1,25 +1,29 @@
 //! The process that keeps one host's `kelp` running, as a service manager would.
 //!
-//! It holds the listening socket on the machine's loopback, so connections made while `kelp` restarts wait instead of
-//! being refused.
+//! It holds the listening socket on the machine's loopback, and sockets that `kelp` gives it, so connections made while
+//! `kelp` restarts wait instead of being refused.
 
+use super::kept::Kept;
 use super::layout::NodeLayout;
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, dup2};
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// Becomes the program "$@" with the socket that is our standard input as file descriptor 3, as systemd passes it.
-const WITH_SOCKET: &str =
-    r#"echo $$ > "$0/cgroup.procs"; exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@""#;
-const WITHOUT_SOCKET: &str = r#"echo $$ > "$0/cgroup.procs"; exec "$@" </dev/null"#;
+/// Becomes the program "$@" with the sockets from file descriptor 3 on, as systemd passes them.
+const SCRIPT: &str = r#"echo $$ > "$0/cgroup.procs"; LISTEN_PID=$$ exec "$@" </dev/null"#;
+/// First descriptor that is passed on.
+const FIRST_FD: i32 = 3;
+/// Copies that are about to be passed on are made above all places that they are passed at.
+const COPY_FROM: i32 = 100;
 
 /// A run shorter than this doubles the pause before the next.
 const SHORT_RUN: Duration = Duration::from_secs(10);
@@ -65,10 +69,15 @@ pub fn supervise(node: &NodeLayout, port: Option<u16>, kelp: &Path, arguments: &
         }
     });
 
+    let (kept, notify) = Kept::follow(node)?;
     let mut pause = MIN_PAUSE;
     loop {
         let started = Instant::now();
-        let child = start(node, socket.as_ref(), kelp, arguments)?;
+        let mut sockets = kept.copies()?;
+        if let Some(socket) = &socket {
+            sockets.insert(0, ("api".to_owned(), socket.try_clone().context("copy the listening socket")?));
+        }
+        let child = start(node, &notify, &sockets, kelp, arguments)?;
         let pid = Pid::from_raw(i32::try_from(child.id()).context("PID out of range")?);
         std::fs::write(node.pid_file(), child.id().to_string())
             .with_context(|| format!("write {}", node.pid_file().display()))?;
@@ -94,26 +103,47 @@ pub fn supervise(node: &NodeLayout, port: Option<u16>, kelp: &Path, arguments: &
     }
 }
 
-fn start(node: &NodeLayout, socket: Option<&OwnedFd>, kelp: &Path, arguments: &[String]) -> Result<Child> {
+fn start(
+    node: &NodeLayout,
+    notify: &Path,
+    sockets: &[(String, OwnedFd)],
+    kelp: &Path,
+    arguments: &[String],
+) -> Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(node.log_file());
     let log: File = log.with_context(|| format!("open {}", node.log_file().display()))?;
     let mut netns = std::ffi::OsString::from("--net=");
     netns.push(node.netns_path());
-    let script = if socket.is_some() { WITH_SOCKET } else { WITHOUT_SOCKET };
     let mut command = Command::new("sh");
-    command.arg("-c").arg(script).arg(node.cgroup2_dir().join("host"));
+    command.arg("-c").arg(SCRIPT).arg(node.cgroup2_dir().join("host"));
     command.arg("nsenter").arg(netns).arg("--").arg(kelp).args(arguments);
-    command.env("NOTIFY_SOCKET", node.notify_socket());
-    command.stdin(match socket {
-        Some(socket) => Stdio::from(socket.try_clone().context("copy the listening socket")?),
-        None => Stdio::null(),
-    });
+    command.env("NOTIFY_SOCKET", notify);
+    if !sockets.is_empty() {
+        let names: Vec<&str> = sockets.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+    }
+    command.stdin(Stdio::null());
     command.stdout(log.try_clone().context("copy the log file")?).stderr(log);
     // Its own process group keeps a terminal's ^C away.
     command.process_group(0);
     let none = SigSet::empty();
-    // SAFETY: pthread_sigmask(3) is async-signal-safe and the closure allocates nothing.
-    unsafe { command.pre_exec(move || Ok(none.thread_set_mask()?)) };
+    // The child puts them in place: here the places may be taken.
+    let mut places = Vec::new();
+    for ((_, socket), place) in sockets.iter().zip(FIRST_FD..) {
+        let copy =
+            fcntl(socket.as_raw_fd(), FcntlArg::F_DUPFD_CLOEXEC(COPY_FROM)).context("copy a socket")?;
+        // SAFETY: the descriptor was made by the call above.
+        places.push((unsafe { OwnedFd::from_raw_fd(copy) }, place));
+    }
+    let put = move || {
+        none.thread_set_mask()?;
+        for (copy, place) in &places {
+            dup2(copy.as_raw_fd(), *place)?;
+        }
+        Ok(())
+    };
+    // SAFETY: pthread_sigmask(3) and dup2(2) are async-signal-safe and the closure allocates nothing.
+    unsafe { command.pre_exec(put) };
     command.spawn().context("start kelp")
 }
 
