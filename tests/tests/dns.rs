@@ -297,7 +297,7 @@ fn lookups_survive_a_restart() -> Result<()> {
         world.cluster.wait(&format!("pod/{pod}"), "condition=Ready", 60)?;
         // On its own: what `kubectl exec` started ends with the connection through kelp.
         let script = "begin() { while [ ! -e /tmp/stop ]; do s=${EPOCHREALTIME/./}; \
-            if getent hosts kubernetes.default.svc.cluster.local > /dev/null; then echo ok; else echo failed; fi; \
+            if getent hosts kubernetes.default.svc.cluster.local. > /dev/null; then echo ok; else echo failed; fi; \
             echo took $(( (${EPOCHREALTIME/./} - s) / 1000 )); done > /tmp/log; touch /tmp/done; }; \
             begin < /dev/null > /dev/null 2>&1 & true";
         world.run(pod, script)?;
