@@ -45,7 +45,7 @@ impl Resolver {
     pub fn answer_now(&self, request: &Message) -> Option<Message> {
         let (mut response, query) = match begin(request) {
             Ok(begun) => begun,
-            Err(refusal) => return Some(refusal),
+            Err(refusal) => return Some(*refusal),
         };
         let name = query.name().to_ascii();
         if !*self.source.complete.borrow() && self.may_be_ours(&name) {
@@ -62,7 +62,7 @@ impl Resolver {
     pub async fn answer(&self, request: &Message) -> Message {
         let (response, query) = match begin(request) {
             Ok(begun) => begun,
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         };
         self.resolve(response, query).await.unwrap_or_else(|error| {
             tracing::debug!(%error, name = %query.name(), "a question of cluster DNS cannot be answered");
@@ -181,7 +181,7 @@ impl Resolver {
 }
 
 /// The beginning of a response and the question; or the whole response to what is no question that can be answered.
-fn begin(request: &Message) -> Result<(Message, &Query), Message> {
+fn begin(request: &Message) -> Result<(Message, &Query), Box<Message>> {
     let mut response = Message::response(request.id, request.op_code);
     response.metadata.recursion_desired = request.recursion_desired;
     response.metadata.recursion_available = true;
@@ -192,18 +192,18 @@ fn begin(request: &Message) -> Result<(Message, &Query), Message> {
         own.set_max_payload(MAX_DATAGRAM).set_dnssec_ok(edns.flags().dnssec_ok);
         response.set_edns(own);
         if edns.version() != 0 {
-            return Err(with_code(response, ResponseCode::BADVERS));
+            return Err(with_code(response, ResponseCode::BADVERS).into());
         }
     }
     if request.op_code != OpCode::Query {
-        return Err(with_code(response, ResponseCode::NotImp));
+        return Err(with_code(response, ResponseCode::NotImp).into());
     }
     let [query] = request.queries.as_slice() else {
-        return Err(with_code(response, ResponseCode::FormErr));
+        return Err(with_code(response, ResponseCode::FormErr).into());
     };
     let is_transfer = matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR);
     if query.query_class() != DNSClass::IN || is_transfer {
-        return Err(with_code(response, ResponseCode::Refused));
+        return Err(with_code(response, ResponseCode::Refused).into());
     }
     Ok((response, query))
 }
@@ -215,9 +215,11 @@ fn with_code(mut response: Message, code: ResponseCode) -> Message {
 
 /// What is said when a question cannot be answered.
 pub(super) fn failure(request: &Message) -> Message {
-    match begin(request) {
-        Ok((response, _)) | Err(response) => with_code(response, ResponseCode::ServFail),
-    }
+    let response = match begin(request) {
+        Ok((response, _)) => response,
+        Err(refusal) => *refusal,
+    };
+    with_code(response, ResponseCode::ServFail)
 }
 
 fn asked(kind: RecordType) -> dns::RecordType {
