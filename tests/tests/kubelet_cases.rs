@@ -18,10 +18,10 @@ const NAME: &str = "t-cases";
 /// Names that are expected to differ, with the reason of each.
 const EXPECTED: &str = include_str!("kubelet_failures.txt");
 /// Cases of each area that are soon done.
-const USUAL: &str = "env container-environment node-object kubelet-endpoints exit-* init-ordered sidecar-* \
-    poststart-* termination-message-* delete-completed qos-* stop-signal hostname-* host-aliases* dns-* configmap-volume \
-    secret-volume projected-combined downward-api-volume subpath* hostpath-* read-only-mount fs-group* run-as-* \
-    supplemental-* capabilities-* seccomp-* sysctl-* user-namespace exec exec-tty";
+const USUAL: &str = "env container-environment node-object kubelet-endpoints exit-0-never exit-3-never init-ordered \
+    poststart-exec-ok termination-message-* delete-completed qos-* stop-signal hostname-* host-aliases* configmap-volume \
+    secret-volume projected-combined downward-api-volume subpath read-only-mount fs-group* run-as-user \
+    supplemental-* capabilities-* seccomp-unconfined sysctl-safe user-namespace exec exec-tty";
 
 /// Expected differences: `name<space>reason` a line, `#` for remarks.
 fn expected() -> BTreeMap<&'static str, &'static str> {

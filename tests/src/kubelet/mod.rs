@@ -35,9 +35,12 @@ impl Case {
         self.record[key].as_array().map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// It changes the node for others, or needs it for itself.
+    /// It changes the node, or the namespace, for others, or needs it for itself.
     pub fn is_exclusive(&self) -> bool {
-        const NODE: [&str; 8] = [
+        const NODE: [&str; 10] = [
+            // Services of the one are in the environment of the other.
+            "env-services",
+            "env-services-no-links",
             "cordoned",
             "taint-no-schedule",
             "kubelet-restart-exits",
