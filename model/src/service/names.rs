@@ -76,7 +76,8 @@ impl NamedService {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names {
     services: BTreeMap<ObjectName, NamedService>,
-    addresses: BTreeMap<Address, ObjectName>,
+    /// While an address moves from one Service to another, both may have it.
+    addresses: BTreeMap<Address, BTreeSet<ObjectName>>,
     /// Addresses in slices of headless Services, and these slices.
     endpoints: BTreeMap<Address, BTreeSet<ObjectName>>,
 }
@@ -98,7 +99,7 @@ impl Names {
 
     /// The Service with a service address.
     pub fn at(&self, address: &Address) -> Option<&ObjectName> {
-        self.addresses.get(address)
+        self.addresses.get(address)?.first()
     }
 
     /// The slices of headless Services that hold an address.
@@ -111,15 +112,19 @@ impl Names {
         let was = self.is_headless(name);
         if let Some(NamedService { kind: Kind::Cluster(addresses), .. }) = self.services.remove(name) {
             for address in addresses {
-                // Another Service may have taken it already: events of two objects have no order.
-                if self.addresses.get(&address) == Some(name) {
-                    self.addresses.remove(&address);
+                if let Some(names) = self.addresses.get_mut(&address) {
+                    names.remove(name);
+                    if names.is_empty() {
+                        self.addresses.remove(&address);
+                    }
                 }
             }
         }
         if let Some(service) = service {
             if let Kind::Cluster(addresses) = &service.kind {
-                self.addresses.extend(addresses.iter().map(|address| (*address, name.clone())));
+                for address in addresses {
+                    self.addresses.entry(*address).or_default().insert(name.clone());
+                }
             }
             self.services.insert(name.clone(), service);
         }
