@@ -85,12 +85,16 @@ pub enum Component {
 /// Arguments of `kelp agent`.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// Kubeconfig of the node's identity (`kelp kubeconfig --node NAME` makes one).
+    /// Kubeconfig of the node's identity (`kelp kubeconfig --node NAME` makes one) [default: a pod's service account].
     #[arg(long)]
-    pub kubeconfig: PathBuf,
-    /// Run only the service dataplane, beside another kubelet (instead of kube-proxy).
+    pub kubeconfig: Option<PathBuf>,
+    /// Run only the service dataplane, beside another kubelet (instead of kube-proxy). `--config` is a
+    /// KubeProxyConfiguration then, whose values come before those of the command line.
     #[arg(long)]
     pub dataplane_only: bool,
+    /// Remove the programs and maps that are pinned in `--bpf-dir`, and end.
+    #[arg(long)]
+    pub cleanup: bool,
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]

@@ -1,11 +1,13 @@
 //! `kelp up`, `kelp server` and `kelp agent`.
 
-use crate::cli::{AgentArgs, Component, ServerArgs, UpArgs};
+use crate::cli::{AgentArgs, Cidr, Component, ServerArgs, UpArgs};
 use crate::host::Host;
 use crate::parts::Parts;
 use crate::pki::LeafSpec;
 use crate::{control_plane, node, signals, systemd};
 use anyhow::{Context, Result};
+use kelp_agent::dataplane::cleanup;
+use kelp_agent::dataplane::proxy_config::ProxyConfig;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::path::Path;
@@ -108,18 +110,61 @@ pub async fn server(args: ServerArgs) -> Result<()> {
 ///
 /// # Errors
 /// Fails if a part cannot start or ends on its own.
-pub async fn agent(args: AgentArgs) -> Result<()> {
+pub async fn agent(mut args: AgentArgs) -> Result<()> {
+    if args.cleanup {
+        let dir = &args.node.bpf_dir;
+        return cleanup(dir).with_context(|| format!("cannot remove what is pinned in {}", dir.display()));
+    }
+    if args.dataplane_only
+        && let Some(file) = args.node.config.take()
+    {
+        adopt(ProxyConfig::load(&file)?, &mut args);
+    }
     let systemd::Inherited { dns, .. } = systemd::inherited()?;
     let host = Host::resolve(&args.node.address)?;
     supervise(async |parts| {
-        let client = client_of(&args.kubeconfig).await?;
-        let ca_pem = authority_of(&args.kubeconfig)?;
+        let (client, ca_pem) = match &args.kubeconfig {
+            Some(path) => (client_of(path).await?, authority_of(path)?),
+            None => own_client()?,
+        };
         let data_dir = &args.data.data_dir;
         let (cluster, node) = (&args.cluster, &args.node);
         let settings = node::Settings { data_dir, cluster, node, host: &host, ca_pem, dns };
         node::start(settings, client, args.dataplane_only, parts).await
     })
     .await
+}
+
+/// Takes over what kube-proxy's configuration says.
+fn adopt(config: ProxyConfig, args: &mut AgentArgs) {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(file) = config.kubeconfig {
+        args.kubeconfig = Some(file);
+    }
+    if let Some(name) = config.node_name {
+        args.node.address.node_name = Some(name);
+    }
+    if let Some(address) = config.healthz_address {
+        args.node.healthz_bind_address = address;
+    }
+    if let Some(address) = config.metrics_address {
+        args.node.metrics_bind_address = address;
+    }
+    if !config.cluster_cidrs.is_empty() {
+        let ranges = config.cluster_cidrs.into_iter();
+        args.cluster.cluster_cidr = ranges.map(|(network, prefix)| Cidr { network, prefix }).collect();
+    }
+}
+
+/// The client of the pod that this runs in, and the authority.
+fn own_client() -> Result<(Client, Vec<u8>)> {
+    const AUTHORITY: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+    let problem = "without --kubeconfig this must run in a pod with a service account";
+    let config = Config::incluster().context(problem)?;
+    let authority = std::fs::read(AUTHORITY).with_context(|| format!("cannot read {AUTHORITY}"))?;
+    Ok((Client::try_from(config).context(problem)?, authority))
 }
 
 /// The cluster's certificate authority by a kubeconfig file, PEM.

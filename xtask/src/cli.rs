@@ -1,7 +1,7 @@
 //! The command line of `cargo xtask`.
 
 use crate::sandbox::{self, Layout, UpOptions};
-use crate::{apiserver, bench, build, build_ebpf, ci, guest};
+use crate::{apiserver, bench, build, build_ebpf, ci, guest, kelp_image};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -50,6 +50,12 @@ enum Task {
         /// The command
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Build the image of kelp that manifests/kelp-dataplane.yaml names, into target/images/kelp.tar
+    Image {
+        /// Use this kelp binary instead of building one
+        #[arg(long)]
+        kelp: Option<PathBuf>,
     },
     /// Run store and API server alone on loopback; kubeconfig in target/apiserver/kubeconfig
     Apiserver {
@@ -135,6 +141,7 @@ pub fn run() -> Result<ExitCode> {
         }
         Task::Down { name } => sandbox::down(&name.layout()?)?,
         Task::Exec { name, node, command } => return sandbox::exec(&name.layout()?.node(node), &command),
+        Task::Image { kelp } => println!("{}", kelp_image::run(kelp)?.display()),
         Task::Apiserver { kelp, port } => apiserver::run(kelp, port)?,
         Task::Test { kernel: Some(kernel), timeout, filters, .. } => {
             return Ok(ExitCode::from(u8::from(!guest::test(&kernel, &filters, timeout)?)));

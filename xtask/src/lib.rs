@@ -12,5 +12,6 @@ pub mod cli;
 pub mod command;
 pub mod guest;
 pub mod image;
+pub mod kelp_image;
 pub mod sandbox;
 pub mod setup;

@@ -1,7 +1,7 @@
 //! The kernel side: loads the programs, keeps maps and links pinned, replaces programs in place after a restart.
 //!
 //! Layout of the pin directory: `maps/<name>` (`old-maps/<name>` while a map is replaced by one of another size) and
-//! `links/<cgroup hook>`, `links/uplink-{in,out}`, `links/pod-<ifindex>-{in,out}`; see [`attach`].
+//! `links/<cgroup hook>`, `links/uplink-{in,out}`, `links/pod-<ifindex>-{in,out}`; see `attach`.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -24,6 +24,7 @@ pub mod maps;
 pub mod metrics;
 pub mod namespace;
 pub mod policy;
+pub mod proxy_config;
 pub mod reconciler;
 pub mod sockets;
 pub mod status;
