@@ -5,7 +5,7 @@
 //! | [`run`] | questions over UDP and TCP, the dataplane's index, the node's resolv.conf | – (answers) |
 //!
 //! Names of the cluster are computed from the Services and EndpointSlices that the dataplane follows anyway
-//! ([`kelp_model::dns`]); other names are asked of the node's own servers ([`forward`]). The server listens at the node's
+//! ([`kelp_model::dns`]); other names are asked of the node's own servers (`forward`). The server listens at the node's
 //! addresses; the service path leads the Service of cluster DNS there as long as nothing else serves it ([`LocalDns`]). Only pods and the node itself are answered.
 
 mod answer;

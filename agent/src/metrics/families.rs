@@ -56,7 +56,7 @@ const DNS_TIMES: &[f64] = &[
 macro_rules! families {
     ($($name:ident $kind:ident $(($bounds:expr))? $text:literal [$($label:literal),*] $help:literal;)*) => {
         $(
-            #[doc = $help]
+            #[doc = concat!("`", $help, "`")]
             pub static $name: Metric = Metric {
                 name: $text,
                 help: $help,
