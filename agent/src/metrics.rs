@@ -1,4 +1,4 @@
-//! Counters, gauges and histograms of what the agent does, by upstream's names ([`families`]).
+//! Counters, gauges and histograms of what the agent does, by upstream's names (`families`).
 //!
 //! They are the process's own and change nothing but what `/metrics` shows. A family without labels is shown from the start;
 //! one with labels is named from the start and has values when there is something to show.

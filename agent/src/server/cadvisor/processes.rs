@@ -20,7 +20,7 @@ pub(super) struct Processes {
     states: [u64; 4],
 }
 
-/// The soft limit in the line of /proc/<pid>/limits.
+/// The soft limit in the line of `/proc/PID/limits`.
 fn soft_limit(text: &str) -> Option<Option<u64>> {
     let line = text.lines().find_map(|l| l.strip_prefix("Max open files"))?;
     let soft = line.split_whitespace().next()?;
