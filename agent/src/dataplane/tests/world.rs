@@ -46,6 +46,12 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Whether the agent can tell whose network namespace a socket is in: since Linux 5.14. Before, node ports are not served
+/// on loopback addresses, pods cannot opt out of the socket path, and sockets of endpoints that are gone are not released.
+pub fn namespaces_are_known() -> bool {
+    crate::dataplane::sys::netns_cookie().is_ok()
+}
+
 /// A network namespace.
 #[derive(Clone)]
 pub struct Net(Arc<OwnedFd>);
