@@ -72,10 +72,10 @@ pub struct ProgramInfo {
     pub maps: Vec<u32>,
 }
 
-/// Nothing for what has gone meanwhile.
+/// Nothing for what has gone meanwhile, and for a link that is being made at this moment (`EAGAIN`).
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAGAIN)) => Ok(None),
         result => result.map(Some),
     }
 }
