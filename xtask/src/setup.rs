@@ -23,6 +23,7 @@ const PACKAGES: &[&str] = &[
 /// Debian packages that only the tests need. A registry is a service: whoever brings up a cluster does not get one.
 pub const TEST_PACKAGES: &[&str] = &[
     "docker-registry", // images are pulled from it
+    "e2fsprogs",       // file systems on the volumes of the storage tests
 ];
 
 /// Package of the Python registry that carries the kubectl binary.
