@@ -130,7 +130,7 @@ impl Kernel {
     pub fn detach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
         match &self.devices {
             Devices::Tcx => POD.into_iter().try_for_each(|(_, side)| {
-                remove(&self.directory.join(format!("links/pod-{ifindex}-{}", side.name())))
+                detach_pinned(&self.directory.join(format!("links/pod-{ifindex}-{}", side.name())))
             }),
             Devices::Filters(filters) => filters
                 .detach(ifindex, |filter| POD.iter().any(|(program, _)| filter.is_of(program)))
@@ -167,7 +167,7 @@ impl Kernel {
             let program = if side == "in" { "from_pod" } else { "to_pod" };
             let link = sys::open_pin(&path).map_err(failed(format!("open the link {}", path.display())))?;
             if !is_at(&link, Target::Device(ifindex)) {
-                remove(&path)?;
+                detach_pinned(&path)?;
                 continue;
             }
             sys::link_update(link.as_fd(), self.program(program)?)
@@ -208,7 +208,8 @@ impl Kernel {
         let path = self.directory.join("links").join(pin);
         let pinned = match sys::open_pin(&path) {
             Ok(link) if is_at(&link, place) => Some(link),
-            Ok(_) => {
+            Ok(link) => {
+                query::link_detach(link.as_fd())?;
                 fs::remove_file(&path)?;
                 None
             }
@@ -247,6 +248,19 @@ impl Kernel {
         }
         Ok(())
     }
+}
+
+/// Detaches a link and removes its pin; succeeds when there is none. The removal alone would detach it too, but some time
+/// later: the kernel lets go of a pinned object after an RCU grace period, on a work queue.
+fn detach_pinned(path: &Path) -> Result<(), DatapathError> {
+    match sys::open_pin(path) {
+        Ok(link) => {
+            query::link_detach(link.as_fd()).map_err(failed(format!("detach the link {}", path.display())))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(format!("open the link {}", path.display()))(error)),
+    }
+    remove(path)
 }
 
 /// Whether a link is attached at this place.
