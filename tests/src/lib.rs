@@ -7,12 +7,16 @@ mod apiserver;
 mod cluster;
 pub mod kubelet;
 mod node;
+mod recordings;
 mod snapshot;
+mod wait;
 
 pub use apiserver::{ApiServer, clients};
 pub use cluster::{Client, Cluster};
 pub use node::NodeFacts;
+pub use recordings::expected;
 pub use snapshot::Snapshot;
+pub use wait::eventually;
 pub use xtask::sandbox::enter as sandbox_enter;
 
 use serde::{Deserialize, Serialize};

@@ -2,17 +2,15 @@
 //! goes. Its disk is a small file system of its own.
 
 use anyhow::{Context, Result, ensure};
-use kelp_tests::Cluster;
 use kelp_tests::kubelet::{BUSYBOX, import_images};
+use kelp_tests::{Cluster, eventually};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 const NAME: &str = "t-eviction";
 const NODE: &str = "t-eviction-1";
-const LIMIT: Duration = Duration::from_secs(90);
 /// The node's disk, and how much of it must stay free.
 const DISK: &str = "size=768m";
 const CONFIG: &str = "
@@ -28,22 +26,6 @@ struct Disk(PathBuf);
 impl Drop for Disk {
     fn drop(&mut self) {
         while umount2(&self.0, MntFlags::MNT_DETACH).is_ok() {}
-    }
-}
-
-/// Looks until something is there.
-#[expect(clippy::disallowed_methods, reason = "what kubectl shows can only be looked at again")]
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let begin = Instant::now();
-    loop {
-        match look() {
-            Ok(Some(found)) => return Ok(found),
-            Err(error) if begin.elapsed() > LIMIT => {
-                return Err(error.context(format!("{what} did not come")));
-            }
-            Ok(None) if begin.elapsed() > LIMIT => anyhow::bail!("{what} did not come"),
-            _ => std::thread::sleep(Duration::from_millis(100)),
-        }
     }
 }
 

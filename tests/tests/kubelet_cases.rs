@@ -9,9 +9,9 @@
 
 use anyhow::{Context, Result, ensure};
 use kelp_tests::kubelet::{Runner, import_images, load, run_all};
-use kelp_tests::{Cluster, sandbox_enter};
+use kelp_tests::{Cluster, expected, sandbox_enter};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 const NAME: &str = "t-cases";
@@ -22,21 +22,6 @@ const USUAL: &str = "env container-environment node-object kubelet-endpoints exi
     poststart-exec-ok termination-message-* delete-completed qos-* stop-signal hostname-* host-aliases* configmap-volume \
     secret-volume projected-combined downward-api-volume subpath read-only-mount fs-group* run-as-user \
     supplemental-* capabilities-* seccomp-unconfined sysctl-safe user-namespace exec exec-tty";
-
-/// Expected differences: `name<space>reason` a line, `#` for remarks.
-fn expected() -> BTreeMap<&'static str, &'static str> {
-    EXPECTED
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| line.split_once(' ').unwrap_or((line, "")))
-        .collect()
-}
-
-#[test]
-fn every_expected_difference_has_a_reason() {
-    let without: Vec<_> = expected().into_iter().filter(|(_, reason)| reason.trim().is_empty()).collect();
-    assert!(without.is_empty(), "{without:?}");
-}
 
 /// The directory that the recordings name in hostPath volumes, on a shared mount as hosts have it.
 struct HostDir;
@@ -124,7 +109,7 @@ fn recorded_pods() -> Result<()> {
     }
     drop(host_dir);
     let failed = failed?;
-    let expected = expected();
+    let expected = expected(EXPECTED);
     let new: Vec<_> = failed.iter().filter(|name| !expected.contains_key(name.as_str())).collect();
     let over: Vec<_> = expected
         .keys()

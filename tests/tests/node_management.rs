@@ -7,10 +7,10 @@ use kelp_agent::device::api::{
     PodResourcesList, Register,
 };
 use kelp_agent::grpc::{self, Status};
-use kelp_tests::Cluster;
+use kelp_tests::{Cluster, eventually};
 use serde_json::Value;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
@@ -36,22 +36,6 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 maxPods: 9
 podPidsLimit: 64
 ";
-
-/// Looks until something is there.
-#[expect(clippy::disallowed_methods, reason = "what kubectl shows can only be looked at again")]
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let begin = Instant::now();
-    loop {
-        match look() {
-            Ok(Some(found)) => return Ok(found),
-            Err(error) if begin.elapsed() > LIMIT => {
-                return Err(error.context(format!("{what} did not come")));
-            }
-            Ok(None) if begin.elapsed() > LIMIT => anyhow::bail!("{what} did not come"),
-            _ => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
 
 fn json(cluster: &Cluster, args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_str(&cluster.kubectl(args)?)?)

@@ -4,36 +4,18 @@
 
 use anyhow::{Context, Result, ensure};
 use kelp_tests::kubelet::{BUSYBOX, import_images};
-use kelp_tests::{Cluster, sandbox_enter};
+use kelp_tests::{Cluster, eventually, sandbox_enter};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 const DRIVER: &str = env!("CARGO_BIN_EXE_csi_driver");
 const NAME: &str = "t-storage";
 const NODE: &str = "t-storage-1";
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Looks until something is there.
-#[expect(clippy::disallowed_methods, reason = "what others show can only be looked at again")]
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let begin = Instant::now();
-    loop {
-        match look() {
-            Ok(Some(found)) => return Ok(found),
-            Err(error) if begin.elapsed() > LIMIT => {
-                return Err(error.context(format!("{what} did not come")));
-            }
-            Ok(None) if begin.elapsed() > LIMIT => anyhow::bail!("{what} did not come"),
-            _ => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
 
 fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let out = Command::new(program).args(arguments).output().with_context(|| format!("start {program}"))?;

@@ -255,7 +255,8 @@ impl Kernel {
 fn detach_pinned(path: &Path) -> Result<(), DatapathError> {
     match sys::open_pin(path) {
         Ok(link) => {
-            query::link_detach(link.as_fd()).map_err(failed(format!("detach the link {}", path.display())))?;
+            query::link_detach(link.as_fd())
+                .map_err(failed(format!("detach the link {}", path.display())))?;
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(format!("open the link {}", path.display()))(error)),
