@@ -1,6 +1,6 @@
 //! Translated flows of the packet path, and translated destinations of sockets.
 
-use crate::Address;
+use crate::{Address, SCTP, TCP};
 
 /// A packet's addresses as it arrives, before translation.
 ///
@@ -68,6 +68,22 @@ pub const FLOW_ESTABLISHED: u32 = 2;
 pub const FLOW_FIN: u32 = 4;
 /// TCP: a reset was seen, or a FIN in both directions; a SYN starts a new flow.
 pub const FLOW_CLOSED: u32 = 8;
+
+/// Seconds that a flow with these `FLOW_*` bits lives without a packet. TCP's established time is netfilter's in kube-proxy's
+/// defaults; SCTP's is several of its heartbeats.
+#[inline(always)]
+#[must_use]
+pub const fn lifetime(protocol: u32, flags: u32) -> u32 {
+    match protocol as u8 {
+        TCP if flags & FLOW_CLOSED != 0 => 10,
+        TCP if flags & FLOW_ESTABLISHED != 0 => 86_400,
+        TCP => 60,
+        SCTP if flags & FLOW_CLOSED != 0 => 10,
+        SCTP if flags & FLOW_ESTABLISHED != 0 => 210,
+        _ if flags & FLOW_ESTABLISHED != 0 => 180,
+        _ => 30,
+    }
+}
 
 /// A destination a socket speaks to in place of a service.
 #[repr(C)]

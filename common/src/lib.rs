@@ -12,12 +12,14 @@ pub mod address;
 pub mod flow;
 pub mod limits;
 pub mod maps;
+pub mod name;
 pub mod node;
 pub mod policy;
 pub mod service;
 
 pub use address::{Address, Cidr};
 pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentValue, SocketKey, SocketValue};
+pub use name::{PodName, ServiceName};
 pub use node::{EndpointValue, EndpointValueV1, NamespaceValue, NodeConfig};
 pub use policy::{ConnectionValue, IdentityKey, PortKey, PortNumber, PrefixKey, RuleKey};
 pub use service::{

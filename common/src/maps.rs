@@ -39,11 +39,16 @@ pub const REVISION: &str = "REVISION_V1";
 /// [`crate::FlowKey`] → [`crate::ConnectionValue`].
 pub const CONNECTIONS: &str = "CONNECTIONS_V1";
 
+/// Table of slots → [`crate::ServiceName`]; for people.
+pub const SERVICE_NAMES: &str = "SERVICE_NAMES_V1";
+/// [`crate::Address`] of a pod on this node → [`crate::PodName`]; for people.
+pub const POD_NAMES: &str = "POD_NAMES_V1";
+
 /// Name of [`ENDPOINTS`] before endpoints had policies: [`crate::Address`] → [`crate::node::EndpointValueV1`].
 pub const ENDPOINTS_BEFORE_POLICIES: &str = "ENDPOINTS_V1";
 
 /// All of them.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 21] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -63,6 +68,8 @@ pub const ALL: [&str; 19] = [
     PORTS,
     REVISION,
     CONNECTIONS,
+    SERVICE_NAMES,
+    POD_NAMES,
 ];
 
 /// Indexes of [`COUNTERS`].

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use kelp_common::flow::{FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN, FLOW_REPLY};
+use kelp_common::flow::{FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN, FLOW_REPLY, lifetime};
 use kelp_common::{FlowKey, FlowValue, NodeConfig, SCTP, TCP, UDP};
 
 use crate::lb::now;
@@ -11,21 +11,6 @@ use crate::packet::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// How often a port for a translated source is guessed before the packet is dropped.
 const PORT_TRIES: u32 = 24;
-
-/// Seconds a flow lives without a packet. TCP's established time is netfilter's in kube-proxy's defaults; SCTP's is
-/// several of its heartbeats.
-#[inline(always)]
-pub fn lifetime(protocol: u32, flags: u32) -> u32 {
-    match protocol as u8 {
-        TCP if flags & FLOW_CLOSED != 0 => 10,
-        TCP if flags & FLOW_ESTABLISHED != 0 => 86_400,
-        TCP => 60,
-        SCTP if flags & FLOW_CLOSED != 0 => 10,
-        SCTP if flags & FLOW_ESTABLISHED != 0 => 210,
-        _ if flags & FLOW_ESTABLISHED != 0 => 180,
-        _ => 30,
-    }
-}
 
 /// The translation of a packet of a known flow, with the flow's state brought up to date.
 #[inline(always)]

@@ -6,8 +6,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use kelp_common::maps::counter;
 use kelp_common::{
     Address, AffinityKey, AffinityValue, Backend, ConnectionValue, EndpointValue, FlowKey, FlowValue,
-    FragmentKey, FragmentValue, FrontendKey, FrontendValue, IdentityKey, NamespaceValue, NodeConfig,
-    PortNumber, RuleKey, SlotKey, SocketKey, SocketValue, SourceRange, limits,
+    FragmentKey, FragmentValue, FrontendKey, FrontendValue, IdentityKey, NamespaceValue, NodeConfig, PodName,
+    PortNumber, RuleKey, ServiceName, SlotKey, SocketKey, SocketValue, SourceRange, limits,
 };
 
 use crate::packet::{Packet, Quoted};
@@ -52,6 +52,12 @@ pub static PORTS: LpmTrie<PortNumber, u32> = LpmTrie::pinned(limits::PORTS, 0);
 pub static REVISION: Array<u32> = Array::pinned(1, 0);
 #[map(name = "CONNECTIONS_V1")]
 pub static CONNECTIONS: LruHashMap<FlowKey, ConnectionValue> = LruHashMap::pinned(limits::CONNECTIONS, 0);
+
+/// For people, as the next one: no program reads them.
+#[map(name = "SERVICE_NAMES_V1")]
+pub static SERVICE_NAMES: HashMap<u32, ServiceName> = HashMap::pinned(limits::FRONTENDS, BPF_F_NO_PREALLOC);
+#[map(name = "POD_NAMES_V1")]
+pub static POD_NAMES: HashMap<Address, PodName> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 
 /// Room for what would overflow the stack of 512 bytes. Classifiers run one at a time on a CPU: the kernel disables
 /// bottom halves around them.

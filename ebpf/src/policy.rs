@@ -6,6 +6,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::maps::lpm_trie::Key;
+use kelp_common::flow::lifetime;
 use kelp_common::maps::counter;
 use kelp_common::policy::{
     ALL_PORTS, ANYBODY, CONNECTION_CLOSED, CONNECTION_ESTABLISHED, CONNECTION_FIN_FIRST,
@@ -17,7 +18,6 @@ use kelp_common::{
     SCTP, TCP, UDP,
 };
 
-use crate::flow::lifetime;
 use crate::lb::now;
 use crate::maps::{CONNECTIONS, IDENTITIES, PORTS, PREFIXES, REVISION, RULES, connection_room};
 use crate::packet::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::look::{CtCommand, EndpointCommand, ServiceCommand};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kelp_agent::dataplane::config::sizable_maps;
 use std::fmt;
@@ -31,6 +32,15 @@ pub enum Command {
     /// Work with the images of this node.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// See the services that the dataplane of this node serves.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// See the endpoints of services, and the pods of this node.
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
+    /// See the flows that the dataplane of this node remembers.
+    #[command(subcommand)]
+    Ct(CtCommand),
     /// Sign a client certificate with the data directory's authority and print a kubeconfig.
     Kubeconfig(KubeconfigArgs),
     /// Look whether this host can run Kelp and say how to repair what is missing.

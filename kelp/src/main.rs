@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod kubeconfig;
 mod logging;
+mod look;
 mod node;
 mod node_address;
 mod parts;
@@ -66,6 +67,9 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Server(args) => served(runtime()?.block_on(run::server(*args))),
         Command::Agent(args) => served(runtime()?.block_on(run::agent(*args))),
         Command::Image(command) => served(image::run(&command)),
+        Command::Service(command) => served(look::service(&command)),
+        Command::Endpoint(command) => served(look::endpoint(&command)),
+        Command::Ct(command) => served(look::ct(&command)),
         Command::Kubeconfig(args) => kubeconfig::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Version => {

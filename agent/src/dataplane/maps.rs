@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use kelp_common::maps;
@@ -31,6 +32,21 @@ impl<K: Plain, V: Plain> Table<K, V> {
         let map = kernel.map(name)?;
         check_shape::<K, V>(map.as_fd(), name)?;
         Ok(Self { name, map, layout: PhantomData })
+    }
+
+    /// The map of this name among the pins in `directory`, as an agent made them that may be gone; `None` when it is not
+    /// there.
+    ///
+    /// # Errors
+    /// When the map has another layout, or the caller may not open it.
+    pub fn open_pin(directory: &Path, name: &'static str) -> Result<Option<Self>, DatapathError> {
+        let map = match sys::open_pin(&directory.join("maps").join(name)) {
+            Ok(map) => map,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(format!("open the map {name}"))(error)),
+        };
+        check_shape::<K, V>(map.as_fd(), name)?;
+        Ok(Some(Self { name, map, layout: PhantomData }))
     }
 
     /// Reads an entry.

@@ -22,6 +22,7 @@ mod health;
 pub mod kernel;
 pub mod maps;
 pub mod metrics;
+pub mod names;
 pub mod namespace;
 pub mod policy;
 pub mod proxy_config;
@@ -29,6 +30,7 @@ pub mod reconciler;
 pub mod sockets;
 pub mod status;
 pub mod sys;
+pub mod view;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -48,6 +50,7 @@ use kelp_model::policy::PodFacts;
 pub use kernel::cleanup;
 use kernel::{Kernel, failed};
 use maps::{KernelDatapath, Table};
+use names::{PodNames, ServiceNames};
 use namespace::{Namespace, Namespaces};
 use policy::{Policies, PolicyMaps};
 use reconciler::Reports;
@@ -131,6 +134,7 @@ pub struct Dataplane {
     endpoints: Table<Address, EndpointValue>,
     policies: Arc<Policies>,
     namespaces: Arc<Namespaces>,
+    pod_names: PodNames,
     node_config: Table<u32, NodeConfig>,
     config: Mutex<Config>,
     uplink: Uplink,
@@ -207,6 +211,8 @@ pub async fn start_with(
         }
     })?;
     endpoints.delete_all(&gone)?;
+    let pod_names = PodNames::open(&kernel)?;
+    pod_names.detach(&gone);
     let namespaces: Table<u64, NamespaceValue> = Table::open(&kernel, kelp_common::maps::NAMESPACES)?;
     let namespaces = Arc::new(Namespaces::new(namespaces));
     namespaces.retain(|ifindex| pods.contains(&ifindex))?;
@@ -243,12 +249,14 @@ pub async fn start_with(
     let datapath = KernelDatapath::open(&kernel)?;
     let index = Index::new(&config.node_name).with_local_dns(config.local_dns.clone());
     let index = Arc::new(RwLock::new(index));
-    let reconciler = reconciler::Reconciler::with_index(index.clone(), datapath, reports);
+    let reconciler = reconciler::Reconciler::with_index(index.clone(), datapath, reports)
+        .with_names(ServiceNames::open(&kernel)?);
     let dataplane = Arc::new(Dataplane {
         kernel,
         endpoints,
         policies: followed,
         namespaces,
+        pod_names,
         node_config,
         config: Mutex::new(config),
         uplink,
@@ -431,6 +439,9 @@ impl PodDatapath for Dataplane {
         // dropped.
         let addresses: Vec<Address> = endpoint.addresses.iter().copied().map(Address::from).collect();
         self.policies.attach(value, &addresses, endpoint.pod.as_ref()).await?;
+        if let Some(pod) = &endpoint.pod {
+            self.pod_names.attach(&addresses, &pod.name);
+        }
         if endpoint.netns_cookie != 0 {
             self.namespaces.attach(endpoint.netns_cookie, &addresses, endpoint.host_ifindex)?;
         }
@@ -443,6 +454,7 @@ impl PodDatapath for Dataplane {
             self.namespaces.retain(|ifindex| ifindex != endpoint.ifindex)?;
             self.kernel.detach_pod(endpoint.ifindex)?;
         }
+        self.pod_names.detach(&addresses);
         // The next pod with one of these addresses must not inherit flows. The task is gone only at shutdown.
         let _ = self.removed.send(addresses);
         Ok(())

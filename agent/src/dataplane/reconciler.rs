@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::DatapathError;
 use super::events::Events;
 use super::maps::Datapath;
+use super::names::ServiceNames;
 use super::status::Status;
 
 pub mod execute;
@@ -121,6 +122,7 @@ pub struct Reconciler<D> {
     triggers: Vec<Timestamp>,
     conflicts: Vec<Conflict>,
     reports: Reports,
+    names: Option<ServiceNames>,
 }
 
 /// Objects of a list that is being received.
@@ -195,7 +197,15 @@ impl<D: Datapath> Reconciler<D> {
             triggers: Vec::new(),
             conflicts: Vec::new(),
             reports,
+            names: None,
         }
+    }
+
+    /// Has the tables named, for those who look at the maps.
+    #[must_use]
+    pub fn with_names(mut self, names: ServiceNames) -> Self {
+        self.names = Some(names);
+        self
     }
 
     /// Takes over an event.
@@ -299,6 +309,9 @@ impl<D: Datapath> Reconciler<D> {
         let outcome = execute(&ops, &mut actual, &mut self.datapath)?;
         if forget {
             self.datapath.retain_clients(&stickiness(&actual))?;
+        }
+        if let Some(names) = &mut self.names {
+            names.follow(&self.ids, (!whole).then_some(&touched.tables));
         }
         self.reports.status.sizes(&actual);
         self.actual = Some(actual);

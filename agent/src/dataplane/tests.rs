@@ -3,6 +3,7 @@
 mod attached;
 mod policies;
 mod services;
+mod view;
 pub(super) mod world;
 
 use std::collections::BTreeMap;

@@ -29,6 +29,17 @@ impl Ids {
         Self { tables, backends, names, fresh_tables, fresh_backends }
     }
 
+    /// The tables and their ids.
+    pub fn tables(&self) -> impl Iterator<Item = (&TableName, u32)> {
+        self.tables.iter().map(|(name, id)| (name, *id))
+    }
+
+    /// The id of a table, if it has one.
+    #[must_use]
+    pub fn table_id(&self, name: &TableName) -> Option<u32> {
+        self.tables.get(name).copied()
+    }
+
     fn table(&mut self, name: &TableName) -> u32 {
         if let Some(id) = self.tables.get(name) {
             return *id;
