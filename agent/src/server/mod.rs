@@ -272,7 +272,8 @@ impl<R: Runtime + Clone> Server<R> {
         let Some(pod) = self.pod(namespace, name) else {
             return text(StatusCode::NOT_FOUND, format!("pod {name:?} does not exist"));
         };
-        let known = pod.spec.as_ref().is_some_and(|s| kelp_model::pod::spec::find(s, container).is_some());
+        let known =
+            pod.spec.as_ref().is_some_and(|s| kelp_model::pod::spec::find_any(s, container).is_some());
         if !known {
             return text(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}"));
         }
@@ -337,6 +338,7 @@ fn why_no_log(pod: &Pod, name: &str, container: &str, previous: bool) -> String 
     let lists = [
         status.and_then(|s| s.container_statuses.as_ref()),
         status.and_then(|s| s.init_container_statuses.as_ref()),
+        status.and_then(|s| s.ephemeral_container_statuses.as_ref()),
     ];
     let waiting = lists
         .into_iter()

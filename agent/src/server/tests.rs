@@ -18,7 +18,7 @@ pub(super) async fn node() -> (Arc<Server<FakeRuntime>>, FakeRuntime) {
     let runtime = FakeRuntime::new();
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "p", "namespace": "n", "uid": "uid-p"},
-        "spec": {"containers": [{"name": "c"}, {"name": "t", "tty": true}]},
+        "spec": {"containers": [{"name": "c"}, {"name": "t", "tty": true}], "ephemeralContainers": [{"name": "e"}]},
     }))
     .unwrap();
     let sandbox = SandboxSpec {
@@ -248,6 +248,7 @@ async fn what_cannot_be_upgraded() {
         ("/nothing".to_owned(), 404, "404 page not found\n"),
         ("/checkpoint/".to_owned(), 404, "404: Page Not Found"),
         ("/containerLogs/n/p/nope".to_owned(), 404, "container \"nope\" not found in pod \"p\""),
+        ("/containerLogs/n/p/e".to_owned(), 400, "container \"e\" in pod \"p\" is not available"),
         ("/containerLogs/n/nope/c".to_owned(), 404, "pod \"nope\" does not exist"),
         ("/checkpoint/n/p/c".to_owned(), 405, "405: Method Not Allowed"),
         ("/healthz/syncloop".to_owned(), 200, "ok"),

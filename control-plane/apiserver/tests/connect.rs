@@ -4,6 +4,9 @@ mod authority;
 
 use anyhow::{Context, Result, ensure};
 use authority::Authority;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
@@ -20,6 +23,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::sync::CancellationToken;
 
 #[path = "connect/translate.rs"]
@@ -360,6 +365,63 @@ async fn streams_are_piped_and_end_with_either_side() -> Result<()> {
     let mut rest = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
     ensure!(read.is_ok(), "the stream outlives the server");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_log_comes_over_a_web_socket() -> Result<()> {
+    let world = World::begin().await?;
+    for (asked, chosen) in
+        [("", ""), ("none, binary.k8s.io", "binary.k8s.io"), ("base64.binary.k8s.io", "base64.binary.k8s.io")]
+    {
+        let stream = world.dial("system:masters").await?;
+        let url = format!("wss://127.0.0.1{PODS}/p/log?container=c");
+        let mut request = url.into_client_request()?;
+        if !asked.is_empty() {
+            request.headers_mut().insert("sec-websocket-protocol", asked.parse()?);
+        }
+        let (mut socket, response) = tokio_tungstenite::client_async(request, stream).await?;
+        let protocol =
+            response.headers().get("sec-websocket-protocol").map_or("", |p| p.to_str().unwrap_or("?"));
+        ensure!(protocol == chosen, "{asked}: {protocol}");
+        let (mut log, mut first) = (Vec::new(), None);
+        while let Some(Ok(message)) = socket.next().await {
+            first.get_or_insert(message.len());
+            match message {
+                Message::Binary(bytes) => log.extend_from_slice(&bytes),
+                Message::Text(text) => log.extend(STANDARD.decode(text.as_str())?),
+                _ => break,
+            }
+        }
+        ensure!(first == Some(0), "the first message is empty");
+        let told: Value = serde_json::from_slice(&log).context("no byte is lost")?;
+        ensure!(told["request"] == "GET /containerLogs/default/p/c?", "{told}");
+    }
+    let stream = world.dial("system:masters").await?;
+    let mut request = format!("wss://127.0.0.1{PODS}/p/log?container=c").into_client_request()?;
+    request.headers_mut().insert("sec-websocket-protocol", "other".parse()?);
+    let refused =
+        tokio_tungstenite::client_async(request, stream).await.err().context("a protocol is refused")?;
+    ensure!(refused.to_string().contains("403"), "{refused}");
+    Ok(())
+}
+
+/// An update that names other tolerations keeps those that every pod has.
+#[tokio::test]
+async fn tolerations_of_every_pod_outlive_an_update() -> Result<()> {
+    let world = World::begin().await?;
+    let mut pod: Value = serde_json::from_str(&world.send("GET", &format!("{PODS}/p"), &[], "").await?.1)?;
+    let usual = pod["spec"]["tolerations"].clone();
+    ensure!(usual.as_array().is_some_and(|list| list.len() == 2), "{usual}");
+    pod["spec"]["tolerations"] = json!([{"key": "k", "operator": "Exists", "effect": "NoSchedule"}]);
+    let (code, text) = world.send("PUT", &format!("{PODS}/p"), &[], &pod.to_string()).await?;
+    ensure!(code == 200, "{text}");
+    let updated: Value = serde_json::from_str(&text)?;
+    let list = updated["spec"]["tolerations"].as_array().context("tolerations")?;
+    ensure!(
+        list.len() == 3 && usual.as_array().is_some_and(|u| u.iter().all(|t| list.contains(t))),
+        "{text}"
+    );
     Ok(())
 }
 

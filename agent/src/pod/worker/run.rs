@@ -45,7 +45,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 true => Plan::replace_sandbox(),
                 false => pod_actions(&self.pod, Some(&self.last), &observed, &self.memories, now),
             };
-            match self.replacing {
+            match self.replacing || self.is_between(&plan) {
                 true => self.note(&observed, plan.finished, false),
                 false => self.publish(&observed, plan.finished, false),
             }
@@ -76,6 +76,18 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
         }
         Ok(earlier(wake, after(RETRY)))
+    }
+
+    /// A container that was killed to be started again starts in the same breath: clients see the attempt before and the
+    /// one after it, and the pod stays ready in between, as upstream.
+    fn is_between(&self, plan: &Plan) -> bool {
+        plan.actions.iter().any(|action| match action {
+            Action::StartContainer { name, attempt, .. } => {
+                let killed = self.memories.get(name).and_then(|memory| memory.killed);
+                killed.is_some_and(|killed| killed + 1 == *attempt)
+            }
+            _ => false,
+        })
     }
 
     /// Devices are chosen before anything of the pod starts.

@@ -19,7 +19,7 @@ use crate::pod::users::UserNamespaces;
 use crate::runtime::fake::{Call, FakeRuntime, Fault, FaultyRuntime};
 use crate::runtime::{ExecResult, Runtime};
 use http_body_util::BodyExt;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{self, Pod, PodStatus};
 use kelp_model::policy::PodFacts;
 use kube::client::Body;
 use parking_lot::Mutex;
@@ -638,6 +638,15 @@ async fn probes_gate_readiness_and_restart_what_is_sick() {
     })
     .await;
     node.until_ready("p").await;
+    let states: Vec<v1::ContainerState> = {
+        let api = node.api.0.lock();
+        let statuses = api.history.iter().filter(|(name, _)| name == "p");
+        statuses.filter_map(|(_, s)| s.container_statuses.as_ref()?[0].state.clone()).collect()
+    };
+    assert!(
+        states.iter().all(|s| s.terminated.is_none()),
+        "nobody sees it between its end and its start: {states:?}"
+    );
     node.stop().await;
 }
 

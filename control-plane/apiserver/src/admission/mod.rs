@@ -45,6 +45,14 @@ pub(crate) async fn create(
     Ok(())
 }
 
+/// Runs at an update of the object itself, before it is checked: fills in what creation fills in, for kinds that may lose
+/// it by an update.
+pub(crate) fn update(resource: &Resource, object: &mut Value) {
+    if (resource.group(), resource.kind()) == ("", "Pod") {
+        default_tolerations(object);
+    }
+}
+
 /// Runs before a valid object is written: checks that do not change it. `old` is the stored object at an update.
 pub(crate) async fn validate(
     core: &Core,

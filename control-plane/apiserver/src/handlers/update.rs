@@ -52,6 +52,9 @@ pub(super) fn computed(
     check_version(context, &new, stored)?;
     meta_mut(&mut new).insert("resourceVersion".into(), stored.revision.to_string().into());
     model.apply_defaults(&mut new);
+    if matches!(part, Part::Main) {
+        crate::admission::update(resource, &mut new);
+    }
     if let Some(write) = write {
         write.track(context, Some(old), &mut new)?;
     }

@@ -127,7 +127,8 @@ where
         && reply.code == 200
         && websocket::is_wanted(&incoming.headers)
     {
-        reply = websocket::upgraded(&incoming.headers, upgrade, reply);
+        let is_log = incoming.info.subresource == "log";
+        reply = websocket::upgraded(&incoming.headers, upgrade, reply, is_log);
     }
     render(&incoming.headers, reply)
 }
