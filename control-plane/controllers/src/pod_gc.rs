@@ -1,9 +1,10 @@
-//! Pods nobody will finish: of nodes that are gone, being deleted without ever having had a node, or ended long ago.
+//! Pods nobody will finish: of nodes that are gone or out of service, being deleted without ever having had a node, or ended long ago.
 
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use kelp_model::controllers::pods;
+use kelp_model::volume::attachment;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Preconditions};
 
@@ -23,6 +24,17 @@ struct PodGc {
 
 /// Index of ended pods (under one value).
 const ENDED: &str = "ended";
+
+/// What a pod's status says before it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// What it says.
+    AsItIs,
+    /// It has failed.
+    Failed,
+    /// It has failed, stopped from outside for this reason.
+    Disrupted(&'static str),
+}
 
 /// Sets the condition that says the pod was stopped from outside.
 pub fn disrupt(pod: &mut Pod, reason: &str, message: &str) {
@@ -56,6 +68,9 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
         if let Change::Deleted(node) = change {
             let pods = c.pods.by_index(NODE, &node.name_any());
             pods.iter().for_each(|p| c.queue.add_after(key_of(&p.metadata), grace));
+        } else if attachment::is_out_of_service(change.object()) {
+            let pods = c.pods.by_index(NODE, &change.object().name_any());
+            pods.iter().filter(|p| pods::is_terminating(p)).for_each(|p| c.queue.add(key_of(&p.metadata)));
         }
     });
     let c = controller.clone();
@@ -66,6 +81,14 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
             Change::Deleted(_) => {}
             _ if pods::is_terminating(pod) && by_node(pod).is_empty() => c.queue.add(key),
             _ if pods::is_terminal(pod) => c.queue.add(key),
+            _ if pods::is_terminating(pod)
+                && by_node(pod)
+                    .first()
+                    .and_then(|n| c.nodes.get(n))
+                    .is_some_and(|n| attachment::is_out_of_service(&n)) =>
+            {
+                c.queue.add(key);
+            }
             _ => {
                 // The node's own event may come later than the pod's: the grace covers that.
                 let gone = by_node(pod).first().is_some_and(|n| c.nodes.get(n).is_none());
@@ -87,15 +110,20 @@ impl PodGc {
     async fn sync(&self, key: &Key) -> Result<()> {
         let Some(pod) = self.pods.get(key) else { return Ok(()) };
         match by_node(&pod).first() {
-            None if pods::is_terminating(&pod) => return self.delete(&pod, None).await,
+            None if pods::is_terminating(&pod) => return self.delete(&pod, End::AsItIs).await,
             None => {}
             Some(name) if self.nodes.get(name).is_none() => {
                 let nodes: Api<Node> = Api::all(self.context.client.clone());
                 if ignore_not_found(nodes.get_metadata(name).await)?.is_none() {
-                    return self.delete(&pod, Some("PodGC: node no longer exists")).await;
+                    return self.delete(&pod, End::Disrupted("PodGC: node no longer exists")).await;
                 }
             }
-            Some(_) => {}
+            Some(name) => {
+                let lost = |node: &Node| attachment::is_out_of_service(node) && !attachment::is_healthy(node);
+                if pods::is_terminating(&pod) && self.nodes.get(name).is_some_and(|n| lost(&n)) {
+                    return self.delete(&pod, End::Failed).await;
+                }
+            }
         }
         if pods::is_terminal(&pod) { self.thin_out().await } else { Ok(()) }
     }
@@ -110,21 +138,23 @@ impl PodGc {
         }
         ended.sort_by_cached_key(|p| (p.metadata.creation_timestamp.as_ref().map(|t| t.0), p.name_any()));
         for pod in ended.iter().take(ended.len() - threshold) {
-            self.delete(pod, None).await?;
+            self.delete(pod, End::AsItIs).await?;
         }
         Ok(())
     }
 
-    /// Deletes a pod without waiting for a node. `lost`: why it counts as failed.
-    async fn delete(&self, pod: &Pod, lost: Option<&str>) -> Result<()> {
+    /// Deletes a pod without waiting for a node.
+    async fn delete(&self, pod: &Pod, end: End) -> Result<()> {
         let api: Api<Pod> =
             Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
-        if let Some(message) = lost {
+        if end != End::AsItIs {
             let mut wanted = pod.clone();
             if !pods::is_terminal(pod) {
                 wanted.status.get_or_insert_default().phase = Some("Failed".into());
             }
-            disrupt(&mut wanted, "DeletionByPodGC", message);
+            if let End::Disrupted(message) = end {
+                disrupt(&mut wanted, "DeletionByPodGC", message);
+            }
             match write::update_status(&api, pod, &wanted).await {
                 Err(error) if error.is_not_found() => return Ok(()),
                 other => other.map(|_| ())?,

@@ -1,10 +1,12 @@
-//! Attaches the volumes of CSI drivers that ask for it to the nodes of their pods, and detaches them when the node has let go.
+//! Attaches the volumes of CSI drivers that ask for it to the nodes of their pods, and detaches them when the node has let go,
+//! or will not: it is out of service, or has not been ready for long.
 //!
 //! The work itself is the driver's (its attacher watches VolumeAttachments); this controller makes and deletes the objects
 //! and lists what is attached in the node's status, which the node waits for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{
@@ -16,6 +18,7 @@ use kelp_model::volume::attachment::{self, Step, Wanted, claims_of, unique_name}
 use kelp_model::volume::volume_name;
 use kube::ResourceExt;
 use kube::api::{Api, Patch};
+use parking_lot::Mutex;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -42,6 +45,8 @@ struct Attacher {
     attachments: Arc<Informer<VolumeAttachment>>,
     events: Recorder,
     queue: Queue,
+    /// Since when attachments are not needed that nodes have in use. Another controller counts anew: it waits longer at most.
+    kept: Mutex<HashMap<String, Instant>>,
 }
 
 fn is_attached(attachment: &VolumeAttachment) -> bool {
@@ -61,6 +66,7 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
         attachments: context.informer(),
         events: context.recorder("attachdetach-controller"),
         queue: Queue::new(),
+        kept: Mutex::default(),
     });
     attacher.pods.add_index(NODE, by_node);
     attacher.pods.add_index(CLAIM, claims_of);
@@ -174,13 +180,26 @@ impl Attacher {
             present.is_none(),
         );
         let api: Api<VolumeAttachment> = Api::all(self.context.client.clone());
+        self.forget_kept(node, &attachments, &steps);
         for step in steps {
             match step {
                 Step::Attach(wanted) => self.attach(&api, node, &wanted).await?,
                 Step::Wait(wanted, others) => self.tell_wait(node, &wanted, &others),
-                Step::Detach(name) => {
-                    if let Some(attachment) = self.attachments.get(&name) {
-                        write::delete(&api, &*attachment, None).await?;
+                Step::Detach(name) => self.detach(&api, &name).await?,
+                Step::InUse(name) => {
+                    let since = *self.kept.lock().entry(name.clone()).or_insert_with(Instant::now);
+                    match present.as_ref().and_then(|n| attachment::patience(n, since.elapsed())) {
+                        // The node tells when it has let go.
+                        None => {}
+                        Some(Duration::ZERO) => {
+                            tracing::warn!(
+                                node,
+                                attachment = name,
+                                "volume detached by force: the node does not let go of it"
+                            );
+                            self.detach(&api, &name).await?;
+                        }
+                        Some(left) => self.queue.add_after(node.to_owned(), left),
                     }
                 }
             }
@@ -189,6 +208,25 @@ impl Attacher {
             Some(present) => self.list_attached(&present, &attachments).await,
             None => Ok(()),
         }
+    }
+
+    /// Attachments to a node that it may keep, or has let go of, are not waited for.
+    fn forget_kept(&self, node: &str, attachments: &[Arc<VolumeAttachment>], steps: &[Step]) {
+        let mut kept = self.kept.lock();
+        for attachment in attachments.iter().filter(|a| a.spec.node_name == node) {
+            let name = attachment.name_any();
+            if !steps.iter().any(|step| *step == Step::InUse(name.clone())) {
+                kept.remove(&name);
+            }
+        }
+        kept.retain(|name, _| self.attachments.get(name).is_some());
+    }
+
+    async fn detach(&self, api: &Api<VolumeAttachment>, name: &str) -> Result<()> {
+        if let Some(attachment) = self.attachments.get(name) {
+            write::delete(api, &*attachment, None).await?;
+        }
+        Ok(())
     }
 
     async fn attach(&self, api: &Api<VolumeAttachment>, node: &str, wanted: &Wanted) -> Result<()> {

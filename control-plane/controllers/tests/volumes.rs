@@ -3,7 +3,7 @@
 mod harness;
 
 use anyhow::Result;
-use harness::{Cluster, eventually, settings};
+use harness::{BEHAVIOUR, Cluster, eventually, settings};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
 use kube::ResourceExt;
@@ -244,14 +244,13 @@ async fn ephemeral_claims_belong_to_their_pods() -> Result<()> {
         .await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn volumes_are_attached_for_pods_and_detached_once_unused() -> Result<()> {
-    let cluster = Cluster::start(settings()).await?;
+/// A volume that was attached for a pod which is gone, and that its node still has mounted: name of the attachment.
+async fn kept_attachment(cluster: &Cluster) -> Result<String> {
     let volumes: Api<PersistentVolume> = cluster.all();
     let csi = json!({"hostPath": null, "csi": {"driver": "d.example.com", "volumeHandle": "h"}});
     volumes.create(&PostParams::default(), &volume("v", "1Gi", csi)).await?;
     cluster.create::<PersistentVolumeClaim>(classed("c", json!({}))).await?;
-    claim_phase(&cluster, "c", "Bound").await?;
+    claim_phase(cluster, "c", "Bound").await?;
     let pod = json!({"metadata": {"name": "p"}, "spec": {"terminationGracePeriodSeconds": 1,
         "containers": [{"name": "c", "image": "i"}],
         "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
@@ -278,7 +277,6 @@ async fn volumes_are_attached_for_pods_and_detached_once_unused() -> Result<()> 
     })
     .await?;
     // The node still has it mounted when the pod goes.
-    let in_use = |list: Value| Patch::Merge(json!({"status": {"volumesInUse": list}}));
     let used = in_use(json!(["kubernetes.io/csi/d.example.com^h"]));
     nodes.patch_status("n1", &PatchParams::default(), &used).await?;
     cluster.api::<Pod>().delete("p", &DeleteParams::default()).await?;
@@ -287,9 +285,61 @@ async fn volumes_are_attached_for_pods_and_detached_once_unused() -> Result<()> 
     })
     .await?;
     assert!(attachments.get_opt(&made.name_any()).await?.is_some());
-    nodes.patch_status("n1", &PatchParams::default(), &in_use(json!([]))).await?;
+    Ok(made.name_any())
+}
+
+fn in_use(list: Value) -> Patch<Value> {
+    Patch::Merge(json!({"status": {"volumesInUse": list}}))
+}
+
+async fn detached(cluster: &Cluster, name: &str) -> Result<()> {
+    let attachments: Api<VolumeAttachment> = cluster.all();
     eventually("the end of the attachment", || async {
-        Ok(attachments.get_opt(&made.name_any()).await?.is_none().then_some(()))
+        Ok(attachments.get_opt(name).await?.is_none().then_some(()))
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_attached_for_pods_and_detached_once_unused() -> Result<()> {
+    let cluster = Cluster::start(settings()).await?;
+    let name = kept_attachment(&cluster).await?;
+    cluster.all::<Node>().patch_status("n1", &PatchParams::default(), &in_use(json!([]))).await?;
+    detached(&cluster, &name).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_out_of_service_loses_its_volumes() -> Result<()> {
+    let cluster = Cluster::start(settings()).await?;
+    let name = kept_attachment(&cluster).await?;
+    let taint =
+        json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"});
+    let patch = Patch::Merge(json!({"spec": {"taints": [taint]}}));
+    cluster.all::<Node>().patch("n1", &PatchParams::default(), &patch).await?;
+    detached(&cluster, &name).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_a_lost_node_out_of_service_are_removed() -> Result<()> {
+    let cluster = Cluster::start(settings()).await?;
+    let pod = json!({"metadata": {"name": "p", "annotations": {BEHAVIOUR: "ready,hold"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}], "tolerations": [{"operator": "Exists"}]}});
+    cluster.create::<Pod>(pod).await?;
+    eventually("a running pod", || async {
+        let pod: Pod = cluster.api().get("p").await?;
+        Ok(pod.status.and_then(|s| s.phase).filter(|p| p == "Running"))
+    })
+    .await?;
+    cluster.api::<Pod>().delete("p", &DeleteParams::default().grace_period(1)).await?;
+    let nodes: Api<Node> = cluster.all();
+    let lost = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Strategic(lost)).await?;
+    let taint =
+        json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"});
+    let tainted = Patch::Strategic(json!({"spec": {"taints": [taint]}}));
+    let watched = cluster.api::<Pod>();
+    assert!(watched.get_opt("p").await?.is_some(), "nobody on the node finishes its deletion");
+    nodes.patch("n1", &PatchParams::default(), &tainted).await?;
+    eventually("the end of the pod", || async { Ok(watched.get_opt("p").await?.is_none().then_some(())) })
+        .await
 }

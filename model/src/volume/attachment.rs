@@ -1,9 +1,15 @@
 //! Attachments of volumes to nodes.
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
+
+/// Taint of a node that will not come back as it was: its volumes are taken away without asking it.
+pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+/// How long a node that is not healthy may keep a volume that no pod of it needs (upstream's `maxWaitForUnmountDuration`).
+pub const UNMOUNT: Duration = Duration::from_secs(6 * 60);
 
 /// Name of the VolumeAttachment of a volume (by the driver's handle) to a node; `sha256` is the hash function.
 ///
@@ -73,6 +79,32 @@ pub enum Step {
     Wait(Wanted, Vec<String>),
     /// Take the attachment of this name away.
     Detach(String),
+    /// The attachment of this name is not needed, but the node has the volume in use.
+    InUse(String),
+}
+
+/// Whether a node was declared to be out of service.
+#[must_use]
+pub fn is_out_of_service(node: &Node) -> bool {
+    node.spec.iter().flat_map(|s| s.taints.iter().flatten()).any(|t| t.key == OUT_OF_SERVICE)
+}
+
+/// Whether a node is ready.
+#[must_use]
+pub fn is_healthy(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.filter(|c| c.type_ == "Ready").any(|c| c.status == "True")
+}
+
+/// How much longer a node may keep a volume that it has in use and does not need: since `waited`. `None`: as long as it is
+/// healthy.
+#[must_use]
+pub fn patience(node: &Node, waited: Duration) -> Option<Duration> {
+    match () {
+        () if is_out_of_service(node) => Some(Duration::ZERO),
+        () if is_healthy(node) => None,
+        () => Some(UNMOUNT.saturating_sub(waited)),
+    }
 }
 
 /// What is to be done for a node: `wanted` by its pods, `attachments` of all nodes, volumes (unique names) that the node
@@ -114,8 +146,9 @@ pub fn steps<'a>(
         // A volume that the node still has mounted is not pulled away from under it.
         let used = !gone
             && handle(volume).is_some_and(|(driver, handle)| in_use.contains(&unique_name(&driver, &handle)));
-        if !needed && !used && attachment.metadata.deletion_timestamp.is_none() {
-            steps.push(Step::Detach(attachment.metadata.name.clone().unwrap_or_default()));
+        if !needed && attachment.metadata.deletion_timestamp.is_none() {
+            let name = attachment.metadata.name.clone().unwrap_or_default();
+            steps.push(if used { Step::InUse(name) } else { Step::Detach(name) });
         }
     }
     steps
@@ -167,12 +200,30 @@ mod tests {
             plan(std::slice::from_ref(&shared), std::slice::from_ref(&there), &[], false),
             [Step::Attach(shared.clone())]
         );
-        assert_eq!(plan(&[], std::slice::from_ref(&here), &["kubernetes.io/csi/d^h-a"], false), []);
+        assert_eq!(
+            plan(&[], std::slice::from_ref(&here), &["kubernetes.io/csi/d^h-a"], false),
+            [Step::InUse("x".into())]
+        );
         assert_eq!(plan(&[], std::slice::from_ref(&here), &[], false), [Step::Detach("x".into())]);
         assert_eq!(
             plan(&[a], std::slice::from_ref(&here), &["kubernetes.io/csi/d^h-a"], true),
             [Step::Detach("x".into())]
         );
+    }
+
+    #[test]
+    fn a_node_that_is_lost_does_not_keep_its_volumes() {
+        let node = |ready: &str, taint: &str| -> Node {
+            serde_json::from_value(json!({"spec": {"taints": [{"key": taint, "effect": "NoExecute"}]},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}}))
+            .expect("node")
+        };
+        let minute = Duration::from_secs(60);
+        assert_eq!(patience(&node("True", "x"), 100 * minute), None, "it will unmount");
+        assert_eq!(patience(&node("Unknown", "x"), minute), Some(5 * minute));
+        assert_eq!(patience(&node("Unknown", "x"), 7 * minute), Some(Duration::ZERO));
+        assert_eq!(patience(&node("True", OUT_OF_SERVICE), Duration::ZERO), Some(Duration::ZERO));
+        assert_eq!(patience(&Node::default(), Duration::ZERO), Some(6 * minute));
     }
 
     #[test]
