@@ -50,6 +50,17 @@ impl Cluster {
         kelp_arguments: Vec<String>,
         prepare: impl FnOnce(&Layout) -> Result<()>,
     ) -> Result<Self> {
+        Self::bring_up(name, nodes, false, client, kelp_arguments, prepare)
+    }
+
+    fn bring_up(
+        name: &str,
+        nodes: u32,
+        apart: bool,
+        client: &str,
+        kelp_arguments: Vec<String>,
+        prepare: impl FnOnce(&Layout) -> Result<()>,
+    ) -> Result<Self> {
         let kubectl = match std::env::var_os("KUBECTL") {
             Some(kubectl) => PathBuf::from(kubectl),
             None => xtask::setup::ensure_kubectl()?,
@@ -65,17 +76,26 @@ impl Cluster {
             Some(xtask) => PathBuf::from(xtask),
             None => xtask::build::build_xtask()?,
         };
-        let options =
-            UpOptions { nodes, detach: true, sample: false, kelp, hello, xtask: Some(xtask), kelp_arguments };
+        let options = UpOptions {
+            nodes,
+            apart,
+            detach: true,
+            sample: false,
+            kelp,
+            hello,
+            xtask: Some(xtask),
+            kelp_arguments,
+        };
         sandbox::up(&cluster.layout, &options)?;
         Ok(cluster)
     }
 
-    /// Like [`Cluster::up_with`] with one node; with `keep`, one that is up is used as it is.
+    /// Like [`Cluster::up_with`] with a control plane apart on host 1 and one node on host 2; with `keep`, one that is up is
+    /// used as it is.
     ///
     /// # Errors
     /// Those of [`Cluster::up_with`].
-    pub fn up_or_keep(
+    pub fn up_apart(
         name: &str,
         keep: bool,
         client: &str,
@@ -83,11 +103,11 @@ impl Cluster {
         prepare: impl FnOnce(&Layout) -> Result<()>,
     ) -> Result<Self> {
         let layout = Layout::new(name)?;
-        if keep && layout.node(1).exists() {
+        if keep && layout.node(2).exists() {
             let kubectl = xtask::setup::ensure_kubectl()?;
             return Ok(Self { layout, kubectl, client: client.into() });
         }
-        Self::up_with(name, 1, client, kelp_arguments, prepare)
+        Self::bring_up(name, 2, true, client, kelp_arguments, prepare)
     }
 
     /// The kubectl it uses.

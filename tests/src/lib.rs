@@ -17,7 +17,7 @@ pub use node::NodeFacts;
 pub use recordings::expected;
 pub use snapshot::Snapshot;
 pub use wait::eventually;
-pub use xtask::sandbox::enter as sandbox_enter;
+pub use xtask::sandbox::{enter as sandbox_enter, start_host, stop_host};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -74,7 +74,7 @@ fn recorded_pods() -> Result<()> {
         [("--resolv-conf", resolv_conf.as_path()), ("--pod-manifest-path", &scratch.join("static"))];
     let arguments: Vec<String> =
         arguments.iter().flat_map(|(k, v)| [(*k).to_owned(), v.to_string_lossy().into_owned()]).collect();
-    let cluster = Cluster::up_or_keep(NAME, keep, env!("CARGO_BIN_EXE_client"), arguments, |layout| {
+    let cluster = Cluster::up_apart(NAME, keep, env!("CARGO_BIN_EXE_client"), arguments, |layout| {
         let scratch = layout.dir().join("cases");
         std::fs::create_dir_all(scratch.join("static")).context("make the scratch directory")?;
         std::fs::write(
@@ -84,7 +84,7 @@ fn recorded_pods() -> Result<()> {
         Ok(())
     })?;
     let host_dir = HostDir::make()?;
-    let node = cluster.node(1);
+    let node = cluster.node(2);
     let agnhost = env!("CARGO_BIN_EXE_agnhost");
     if !scratch.join("images").exists() {
         let kelp =

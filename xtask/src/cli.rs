@@ -130,6 +130,7 @@ pub fn run() -> Result<ExitCode> {
                 &name.layout()?,
                 &UpOptions {
                     nodes,
+                    apart: false,
                     detach,
                     sample: !no_sample,
                     kelp,

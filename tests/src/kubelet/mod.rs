@@ -4,6 +4,7 @@
 
 mod compare;
 mod images;
+mod node;
 mod observe;
 mod run;
 mod special;

@@ -1,6 +1,7 @@
 //! Making a case's objects, doing its actions, judging what came of it.
 
 use super::compare::{event_differences, text_matches, value_differences, watch_differences};
+use super::node::SeenNode;
 use super::observe::{brief, summary};
 use super::{Case, NAMESPACE};
 use crate::Cluster;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use xtask::sandbox::NodeLayout;
 
 /// Everything seen of one pod.
 #[derive(Debug, Default, Clone)]
@@ -40,13 +42,14 @@ pub struct Runner {
     kubeconfig: PathBuf,
     scratch: PathBuf,
     node: crate::NodeFacts,
+    host: NodeLayout,
     book: Arc<Mutex<Book>>,
     changed: watch::Sender<()>,
     verbose: bool,
 }
 
 impl Runner {
-    /// A runner for the cluster's first node.
+    /// A runner for a cluster whose one node is host 2.
     ///
     /// # Errors
     /// The cluster does not answer.
@@ -54,13 +57,14 @@ impl Runner {
         let kubeconfig = cluster.layout().kubeconfig();
         let config = kube::config::Kubeconfig::read_from(&kubeconfig).context("read the kubeconfig")?;
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
-        let node = cluster.node(1);
+        let node = cluster.node(2);
         let runner = Arc::new(Self {
             client: kube::Client::try_from(config)?,
             kubectl: cluster.kubectl_program().to_owned(),
             kubeconfig,
             scratch: cluster.layout().dir().join("cases"),
             node: crate::NodeFacts { name: node.name(), run_dir: node.run_dir(), cgroup: node.cgroup() },
+            host: node,
             book: Arc::default(),
             changed: watch::channel(()).0,
             verbose,
@@ -90,6 +94,13 @@ impl Runner {
             tokio::spawn(runner.clone().follow(what));
         }
         Ok(runner)
+    }
+
+    async fn follow_node(&self, case: &Case, verdict: &mut Verdict) -> Result<()> {
+        if !case.record["node"].is_null() {
+            verdict.node = Some(SeenNode::follow(&self.client, &self.node.name).await?);
+        }
+        Ok(())
     }
 
     pub(super) fn client(&self) -> &kube::Client {
@@ -376,6 +387,9 @@ impl Runner {
             verdict.timing = true;
         }
         verdict.wrong.append(&mut wrong);
+        if let Some(node) = verdict.node.take() {
+            verdict.wrong.extend(node.differences(&self.client, case).await?);
+        }
         let (disorder, notes) = watch_differences(&sequences(case, "watch", "otherWatch"), &seen.lines);
         verdict.wrong.extend(disorder);
         verdict.notes.extend(notes);
@@ -484,6 +498,18 @@ impl Runner {
                     verdict.wrong.push(format!("file {}: {seen:?}", text("file")));
                 }
             }
+            "stop the kubelet" => {
+                self.follow_node(case, verdict).await?;
+                let host = self.host.clone();
+                tokio::task::spawn_blocking(move || crate::stop_host(&host)).await??;
+            }
+            "start the kubelet" => {
+                // The control plane is patient for less than a minute with a node that is silent.
+                self.wait(pod, "notready", Duration::from_secs(180)).await?;
+                let host = self.host.clone();
+                tokio::task::spawn_blocking(move || crate::start_host(&host, &[])).await??;
+                self.wait(pod, "phase:Failed|Succeeded", Duration::from_secs(60)).await?;
+            }
             "port-forward" => self.forward(action, verdict).await?,
             w if w.starts_with("kubectl exec -it") => self.in_terminal(pod, action, verdict).await?,
             "sigkill" => self.node.kill_main(uid(&self.seen(pod)), &text("container"))?,
@@ -541,6 +567,8 @@ pub struct Verdict {
     pub notes: Vec<String>,
     /// The final state differs as two recordings of a crash loop may.
     pub timing: bool,
+    /// What is seen of the Node, when that counts.
+    pub(super) node: Option<SeenNode>,
 }
 
 impl Verdict {

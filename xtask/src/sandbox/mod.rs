@@ -16,4 +16,4 @@ pub use down::down;
 pub use exec::{enter, exec};
 pub use layout::{Layout, NodeLayout, cgroup_mounts};
 pub use supervisor::supervise;
-pub use up::{UpOptions, up};
+pub use up::{UpOptions, start_host, stop_host, up};

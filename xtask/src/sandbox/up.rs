@@ -10,10 +10,12 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
+use std::ops::RangeInclusive;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,8 @@ const SAMPLE_REQUESTS: usize = 30;
 pub struct UpOptions {
     /// Number of hosts, 1 to 240.
     pub nodes: u32,
+    /// The first host runs the control plane alone and is no Node.
+    pub apart: bool,
     /// Return when it is up instead of waiting for Ctrl-C and taking it down.
     pub detach: bool,
     /// Apply the sample workload and send requests to it.
@@ -83,16 +87,19 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
     hosts::ensure_lan(layout)?;
     let port = choose_port(layout)?;
     let server = format!("https://127.0.0.1:{port}");
+    let first_node = if options.apart { 2 } else { 1 };
     for number in 1..=options.nodes {
         let node = layout.node(number);
         hosts::ensure_host(&node)?;
         stop_supervisor(&node)?;
         step(&format!("kelp on {}", node.name()));
-        let mut arguments = arguments(&node);
-        if !options.kelp_arguments.iter().any(|a| a == "--config") {
-            arguments.extend(["--config".to_owned(), text(&kubelet_config(&node)?)]);
+        let mut arguments = arguments(&node, options.apart);
+        if number >= first_node {
+            if !options.kelp_arguments.iter().any(|a| a == "--config") {
+                arguments.extend(["--config".to_owned(), text(&kubelet_config(&node)?)]);
+            }
+            arguments.extend(options.kelp_arguments.iter().cloned());
         }
-        arguments.extend(options.kelp_arguments.iter().cloned());
         if number == 1 {
             let kubeconfig = layout.kubeconfig();
             arguments.extend(words(&[
@@ -104,7 +111,10 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
         } else {
             sign_kubeconfig(layout, &kelp, &["--node", &node.name()], &node.agent_kubeconfig())?;
         }
-        start_and_wait(&node, (number == 1).then_some(port), &xtask, &kelp, &arguments)?;
+        let port = (number == 1).then_some(port);
+        let start = Start { port, xtask: xtask.clone(), kelp: kelp.clone(), arguments };
+        start.keep(&node)?;
+        start_and_wait(&node, &start)?;
     }
 
     let admin = ["--user", "admin", "--group", "system:masters"];
@@ -112,14 +122,14 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
 
     step("node Ready");
     let kubectl = Kubectl { program: &kubectl, kubeconfig: layout.kubeconfig() };
-    for number in 1..=options.nodes {
+    for number in first_node..=options.nodes {
         let node = format!("node/{}", layout.node(number).name());
         kubectl.output(&["wait", "--for=create", &node, "--timeout=60s"])?;
         kubectl.output(&["wait", "--for=condition=Ready", &node, "--timeout=60s"])?;
     }
     println!("   ready after {:.1} s", started.elapsed().as_secs_f64());
     step("image kelp/hello:dev");
-    import_hello(layout, options.nodes, &kelp, &hello)?;
+    import_hello(layout, first_node..=options.nodes, &kelp, &hello)?;
     if options.sample {
         sample(layout, &kubectl)?;
     }
@@ -166,23 +176,31 @@ fn kubelet_config(node: &NodeLayout) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Arguments of `kelp` on a host: everything on the first, the agent on the others.
-fn arguments(node: &NodeLayout) -> Vec<String> {
+/// Arguments of `kelp` on a host: everything on the first (only the control plane when it is `apart`), the agent on the
+/// others.
+fn arguments(node: &NodeLayout, apart: bool) -> Vec<String> {
     let node_ip = format!("{},{}", node.ipv4(), node.ipv6());
-    let mut arguments = words(&[if node.number == 1 { "up" } else { "agent" }]);
-    let common: [(&str, String); 10] = [
+    let (command, is_node) = match (node.number, apart) {
+        (1, true) => ("server", false),
+        (1, false) => ("up", true),
+        _ => ("agent", true),
+    };
+    let mut arguments = words(&[command]);
+    let of_all = [
         ("--data-dir", text(&node.data_dir())),
+        ("--node-name", node.name()),
+        ("--node-ip", node_ip),
+        ("--log-level", std::env::var("KELP_LOG").unwrap_or_else(|_| "info".into())),
+    ];
+    let of_nodes = [
         ("--run-dir", text(&node.run_dir())),
         ("--root-dir", text(&node.kubelet_dir())),
         ("--log-dir", text(&node.dir().join("logs"))),
         ("--cgroup-root", text(&node.cgroup())),
         ("--cgroup2-attach", text(&node.cgroup2_dir())),
         ("--bpf-dir", text(&node.bpf_dir())),
-        ("--node-name", node.name()),
-        ("--node-ip", node_ip),
-        ("--log-level", std::env::var("KELP_LOG").unwrap_or_else(|_| "info".into())),
     ];
-    for (option, value) in common {
+    for (option, value) in of_all.into_iter().chain(of_nodes.into_iter().filter(|_| is_node)) {
         arguments.extend([option.to_owned(), value]);
     }
     if node.number == 1 {
@@ -219,13 +237,59 @@ fn sign_kubeconfig(layout: &Layout, kelp: &Path, identity: &[&str], file: &Path)
     std::fs::write(file, kubeconfig).with_context(|| format!("write {}", file.display()))
 }
 
-fn start_and_wait(
-    node: &NodeLayout,
+/// What a host's `kelp` was started with.
+struct Start {
     port: Option<u16>,
-    xtask: &Path,
-    kelp: &Path,
-    arguments: &[String],
-) -> Result<()> {
+    xtask: PathBuf,
+    kelp: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Start {
+    fn file(node: &NodeLayout) -> PathBuf {
+        node.dir().join("start.json")
+    }
+
+    fn keep(&self, node: &NodeLayout) -> Result<()> {
+        let kept =
+            json!({"port": self.port, "xtask": self.xtask, "kelp": self.kelp, "arguments": self.arguments});
+        let path = Self::file(node);
+        std::fs::write(&path, kept.to_string()).with_context(|| format!("write {}", path.display()))
+    }
+
+    fn kept(node: &NodeLayout) -> Result<Self> {
+        let path = Self::file(node);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let mut kept: Value = serde_json::from_str(&text).context("parse what a host was started with")?;
+        Ok(Self {
+            port: serde_json::from_value(kept["port"].take())?,
+            xtask: serde_json::from_value(kept["xtask"].take())?,
+            kelp: serde_json::from_value(kept["kelp"].take())?,
+            arguments: serde_json::from_value(kept["arguments"].take())?,
+        })
+    }
+}
+
+/// Stops `kelp` on a host, which was brought up; its pods go on.
+///
+/// # Errors
+/// It does not stop.
+pub fn stop_host(node: &NodeLayout) -> Result<()> {
+    stop_supervisor(node)
+}
+
+/// Starts `kelp` again on a host that was stopped, with what it was brought up with and `further` arguments.
+///
+/// # Errors
+/// It does not become ready; the error shows the end of its log.
+pub fn start_host(node: &NodeLayout, further: &[String]) -> Result<()> {
+    let mut start = Start::kept(node)?;
+    start.arguments.extend_from_slice(further);
+    start_and_wait(node, &start)
+}
+
+fn start_and_wait(node: &NodeLayout, start: &Start) -> Result<()> {
+    let Start { port, xtask, kelp, arguments } = start;
     let socket = node.notify_socket();
     match std::fs::remove_file(&socket) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -323,10 +387,10 @@ impl Kubectl<'_> {
 }
 
 /// Builds the image of the sample workload and imports it on each host.
-fn import_hello(layout: &Layout, nodes: u32, kelp: &Path, hello: &Path) -> Result<()> {
+fn import_hello(layout: &Layout, nodes: RangeInclusive<u32>, kelp: &Path, hello: &Path) -> Result<()> {
     let archive = layout.hello_archive();
     image::write_hello(hello, &archive)?;
-    for number in 1..=nodes {
+    for number in nodes {
         let mut import = Command::new(kelp);
         import.args(["image", "import", "--data-dir"]).arg(layout.node(number).data_dir()).arg(&archive);
         output(&mut import).context("import the image")?;
