@@ -18,7 +18,7 @@
 //!
 //! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
 
-use crate::certificates::ServingCertificate;
+use crate::certificates::serving::ServingCertificate;
 use crate::config::AgentConfig;
 use crate::csi::{Csi, registry};
 use crate::dataplane::PodDatapath;
@@ -42,10 +42,11 @@ use crate::pod::services::Services;
 use crate::pod::status_manager::StatusManager;
 use crate::pod::users::UserNamespaces;
 use crate::pod::volumes::{ImageVolumes, NodeVolumes};
-use crate::runtime::{Measured, Resources, Runtime, RuntimeError};
+use crate::runtime::{Measured, Resources, Runtime, RuntimeError, host};
 use crate::server::auth::Auth;
 use crate::server::{PodIndex, Server, TlsError, tls};
 use crate::shutdown::Shutdown;
+use kelp_model::pod::resources::Swap;
 use kelp_model::quantity::Quantity;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -154,10 +155,14 @@ where
 
     let facts = facts::read_facts(&config.data_dir);
     let settings = &config.kubelet.settings;
-    if let Err(error) = runtime.limit_pods(&pods_limits(settings, &facts)).await {
-        let error = network::chain(&error);
-        tracing::warn!(error, "pods are not held to what the node offers");
-    }
+    let enforced = match runtime.limit_pods(&pods_limits(settings, &facts)).await {
+        Ok(()) => settings.enforces_pods(),
+        Err(error) => {
+            let error = network::chain(&error);
+            tracing::warn!(error, "pods are not held to what the node offers");
+            false
+        }
+    };
     let registries = RegistryConfig::load(&config.registries).map_err(AgentError::Registries)?;
     let providers = match &config.credential_providers {
         Some((file, programs)) => {
@@ -202,6 +207,10 @@ where
         users: UserNamespaces::open(&config.data_dir.join("pods"), config.max_pods),
         node_milli_cpu: i64::try_from(facts.cpus * 1000).unwrap_or(i64::MAX),
         node_memory: facts.memory_kib * 1024,
+        swap: host::accounts_for_swap().then(|| Swap {
+            limited: settings.memory_swap.swap_behavior == "LimitedSwap",
+            total: facts.swap_kib * 1024,
+        }),
         config: config.clone(),
     });
     let mut tasks = JoinSet::new();
@@ -252,6 +261,7 @@ where
         volumes_in_use: csi.in_use(),
         cidrs,
         states: states.clone(),
+        enforced,
         devices: devices.offered(),
     };
     let manager = Manager::new(context, pods.clone(), shutdown.clone());

@@ -98,6 +98,13 @@ pub struct AgentArgs {
     /// Kubeconfig of the node's identity (`kelp kubeconfig --node NAME` makes one) [default: a pod's service account].
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
+    /// Kubeconfig with which the node asks for its first client certificate when `--kubeconfig` names none that is good; that
+    /// file is written then.
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Renew the client certificate by certificate signing requests before it ends (`rotateCertificates`).
+    #[arg(long)]
+    pub rotate_certificates: bool,
     /// Run only the service dataplane, beside another kubelet (instead of kube-proxy). `--config` is a
     /// KubeProxyConfiguration then, whose values come before those of the command line.
     #[arg(long)]

@@ -40,6 +40,18 @@ pub fn image_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("images")
 }
 
+/// Whether the node's KubeletConfiguration wants its client certificate renewed; the dataplane alone has none.
+///
+/// # Errors
+/// The configuration cannot be used.
+pub fn rotates_certificates(node: &NodeArgs, dataplane_only: bool) -> Result<bool> {
+    if dataplane_only {
+        return Ok(false);
+    }
+    let kubelet = KubeletConfig::load(node.config.as_deref(), node.config_dir.as_deref())?;
+    Ok(kubelet.settings.rotate_certificates)
+}
+
 /// Starts the agent, or only its dataplane; programs are attached when this returns.
 ///
 /// # Errors

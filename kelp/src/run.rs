@@ -6,6 +6,8 @@ use crate::parts::Parts;
 use crate::pki::LeafSpec;
 use crate::{control_plane, node, signals, systemd};
 use anyhow::{Context, Result};
+use kelp_agent::certificates::bootstrap;
+use kelp_agent::certificates::client::ClientCertificate;
 use kelp_agent::dataplane::cleanup;
 use kelp_agent::dataplane::proxy_config::ProxyConfig;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -124,7 +126,7 @@ pub async fn agent(mut args: AgentArgs) -> Result<()> {
     let host = Host::resolve(&args.node.address)?;
     supervise(async |parts| {
         let (client, ca_pem) = match &args.kubeconfig {
-            Some(path) => (client_of(path).await?, authority_of(path)?),
+            Some(path) => node_client(path, &args, &host.node_name, parts).await?,
             None => own_client()?,
         };
         let data_dir = &args.data.data_dir;
@@ -133,6 +135,34 @@ pub async fn agent(mut args: AgentArgs) -> Result<()> {
         node::start(settings, client, args.dataplane_only, parts).await
     })
     .await
+}
+
+/// The client of a node's identity, and the authority. The certificate is asked for, and kept good, as far as `args` say.
+async fn node_client(
+    path: &Path,
+    args: &AgentArgs,
+    node_name: &str,
+    parts: &mut Parts,
+) -> Result<(Client, Vec<u8>)> {
+    let dir = args.data.data_dir.join("kubelet-pki");
+    let bootstrap = args.bootstrap_kubeconfig.as_deref();
+    if let Some(bootstrap) = bootstrap {
+        bootstrap::ensure(path, bootstrap, node_name, &dir).await?;
+    }
+    if !args.rotate_certificates && !node::rotates_certificates(&args.node, args.dataplane_only)? {
+        return Ok((client_of(path).await?, authority_of(path)?));
+    }
+    let bootstrap = match bootstrap {
+        Some(bootstrap) => Some(bootstrap::client(bootstrap).await?),
+        None => None,
+    };
+    let (certificate, client) = ClientCertificate::open(config_of(path).await?, bootstrap, node_name, dir)?;
+    let shutdown = parts.shutdown();
+    parts.spawn("client certificate", async move {
+        certificate.run(shutdown).await;
+        Ok(())
+    });
+    Ok((client, authority_of(path)?))
 }
 
 /// Takes over what kube-proxy's configuration says.
@@ -186,10 +216,13 @@ fn authority_of(path: &Path) -> Result<Vec<u8>> {
 
 /// A client by a kubeconfig file.
 async fn client_of(path: &Path) -> Result<Client> {
+    Client::try_from(config_of(path).await?)
+        .with_context(|| format!("cannot use the kubeconfig {}", path.display()))
+}
+
+/// How the API server of a kubeconfig file is reached.
+async fn config_of(path: &Path) -> Result<Config> {
     let problem = || format!("cannot use the kubeconfig {}", path.display());
     let kubeconfig = Kubeconfig::read_from(path).with_context(problem)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .with_context(problem)?;
-    Client::try_from(config).with_context(problem)
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(problem)
 }

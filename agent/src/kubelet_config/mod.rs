@@ -6,6 +6,7 @@
 
 mod defaults;
 mod fields;
+mod gates;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod validate;
 pub use settings::{Authentication, Authorization, Settings, ShutdownPeriod};
 
 use fields::{Effect, FIELDS};
+use gates::Gates;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -53,6 +55,9 @@ pub enum ConfigError {
         /// What is wrong.
         why: String,
     },
+    /// A feature gate cannot be set.
+    #[error("failed to set feature gates from initial flags-based config: {0}")]
+    Gates(String),
     /// A value cannot be used.
     #[error("failed to validate kubelet configuration, error: {0}")]
     Invalid(String),
@@ -115,7 +120,9 @@ impl KubeletConfig {
         }
         let settings: Settings =
             serde_json::from_value(effective.clone()).map_err(|e| ConfigError::Invalid(e.to_string()))?;
-        validate::validate(&settings, &effective).map_err(ConfigError::Invalid)?;
+        let gates = Gates::read(configured.get("featureGates").and_then(Value::as_object), &mut warnings)
+            .map_err(ConfigError::Gates)?;
+        validate::validate(&settings, &effective, &gates).map_err(ConfigError::Invalid)?;
         let configured = configured.keys().cloned().collect();
         Ok(Self { settings, effective, configured, warnings })
     }

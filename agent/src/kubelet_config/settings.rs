@@ -35,6 +35,9 @@ pub struct Settings {
     /// Least version of TLS: `VersionTLS12`, `VersionTLS13`; empty: 1.2.
     #[serde(default)]
     pub tls_min_version: String,
+    /// The certificate by which the node calls the API server is renewed.
+    #[serde(default)]
+    pub rotate_certificates: bool,
     /// The serving certificate is asked of the API server.
     #[serde(default, rename = "serverTLSBootstrap")]
     pub server_tls_bootstrap: bool,
@@ -112,6 +115,9 @@ pub struct Settings {
     pub eviction_minimum_reclaim: BTreeMap<String, String>,
     /// Start although swap is on.
     pub fail_swap_on: bool,
+    /// Swap of containers.
+    #[serde(default)]
+    pub memory_swap: MemorySwap,
     /// Size at which a log is rotated.
     pub container_log_max_size: String,
     /// Files of a log that are kept.
@@ -136,6 +142,8 @@ pub struct Settings {
     pub provider_id: String,
     /// Whether `/logs/` is served.
     pub enable_system_log_handler: bool,
+    /// Whether it answers queries for logs of services.
+    pub enable_system_log_query: bool,
     /// How long a shutdown of the host waits for pods; 0: not at all.
     pub shutdown_grace_period: GoDuration,
     /// The part of it that critical pods get.
@@ -226,6 +234,15 @@ pub struct Authentication {
     pub webhook: WebhookAuthentication,
     /// Not at all.
     pub anonymous: Anonymous,
+}
+
+/// Swap of containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemorySwap {
+    /// `NoSwap` (the default) or `LimitedSwap`.
+    #[serde(default)]
+    pub swap_behavior: String,
 }
 
 /// Client certificates.

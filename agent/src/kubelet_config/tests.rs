@@ -168,3 +168,18 @@ fn files_that_are_something_else() {
     assert!(fails(Some("[1]")).contains("failed to decode"));
     assert!(fails(Some("a: [")).contains("failed to decode: yaml"));
 }
+
+#[test]
+fn feature_gates_are_known_and_decide() {
+    let text = load("featureGates: {NoSuch: true}\n", &[]).unwrap_err().to_string();
+    assert!(
+        text.ends_with("feature gates from initial flags-based config: unrecognized feature gate: NoSuch")
+    );
+    assert_eq!(
+        error("featureGates: {GracefulNodeShutdown: false}\nshutdownGracePeriod: 30s\n"),
+        "invalid configuration: specifying shutdownGracePeriod or shutdownGracePeriodCriticalPods requires feature gate GracefulNodeShutdown"
+    );
+    let config = load("featureGates: {GracefulNodeShutdown: true}\n", &[]).unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert_eq!(config.effective["featureGates"]["GracefulNodeShutdown"], json!(true));
+}

@@ -1,6 +1,7 @@
 //! Which values can be used, with upstream's texts.
 
 use super::Settings;
+use super::gates::Gates;
 use kelp_model::duration::GoDuration;
 use kelp_model::eviction;
 use kelp_model::quantity::Quantity;
@@ -10,11 +11,12 @@ use serde_json::Value;
 ///
 /// # Errors
 /// What is wrong, all of it.
-pub fn validate(settings: &Settings, all: &Value) -> Result<(), String> {
+pub fn validate(settings: &Settings, all: &Value, gates: &Gates) -> Result<(), String> {
     let mut errors: Vec<String> = Vec::new();
     numbers(settings, all, &mut errors);
     names(settings, all, &mut errors);
     shutdown(settings, &mut errors);
+    gated(settings, gates, &mut errors);
     reservations(settings, all, &mut errors);
     let thresholds = eviction::parse(&eviction::Config {
         hard: &settings.eviction_hard,
@@ -253,6 +255,30 @@ fn shutdown(s: &Settings, errors: &mut Vec<String>) {
         !s.shutdown_grace_period_by_pod_priority.is_empty() && (all.0 > 0 || critical.0 > 0),
         "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time"
             .into(),
+    );
+}
+
+/// What needs a feature gate that is off.
+fn gated(s: &Settings, gates: &Gates, errors: &mut Vec<String>) {
+    let mut wrong = |is: bool, gate: &str, text: &str| {
+        if is && !gates.on(gate) {
+            errors.push(format!("invalid configuration: {text}"));
+        }
+    };
+    wrong(
+        s.server_tls_bootstrap,
+        "RotateKubeletServerCertificate",
+        "serverTLSBootstrap true requires feature gate RotateKubeletServerCertificate",
+    );
+    wrong(
+        s.shutdown_grace_period.0 > 0 || s.shutdown_grace_period_critical_pods.0 > 0,
+        "GracefulNodeShutdown",
+        "specifying shutdownGracePeriod or shutdownGracePeriodCriticalPods requires feature gate GracefulNodeShutdown",
+    );
+    wrong(
+        !s.shutdown_grace_period_by_pod_priority.is_empty(),
+        "GracefulNodeShutdownBasedOnPodPriority",
+        "Specifying shutdownGracePeriodByPodPriority requires feature gate GracefulNodeShutdownBasedOnPodPriority",
     );
 }
 

@@ -22,6 +22,8 @@ pub struct Facts {
     pub cpus: u64,
     /// Memory, KiB.
     pub memory_kib: u64,
+    /// Swap, KiB.
+    pub swap_kib: u64,
     /// Size of the file system of the data directory, KiB.
     pub disk_kib: u64,
     /// Huge pages: size as in the API (`2Mi`), bytes reserved.
@@ -74,6 +76,7 @@ pub fn read_facts(data_dir: &Path) -> Facts {
     Facts {
         cpus: cpus.and_then(|n| u64::try_from(n).ok()).unwrap_or(1),
         memory_kib: meminfo(&memory, "MemTotal"),
+        swap_kib: meminfo(&memory, "SwapTotal"),
         disk_kib: blocks,
         devices: Vec::new(),
         huge_pages,

@@ -28,6 +28,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use state::States;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -53,6 +54,11 @@ impl Readiness {
     }
 }
 
+/// What upstream tells of a host with control groups of version 1.
+const CGROUP_V1: &str = "cgroup v1 detected. cgroup v1 support is deprecated and will be removed in a future release. \
+    Please migrate to cgroup v2. More information at \
+    https://git.k8s.io/enhancements/keps/sig-node/5573-remove-cgroup-v1";
+
 /// What the node task needs.
 pub struct NodeTask {
     /// The node's configuration.
@@ -73,6 +79,8 @@ pub struct NodeTask {
     pub cidrs: watch::Sender<Vec<Prefix>>,
     /// What the node is short of, and whether it shuts down.
     pub states: States,
+    /// Whether all pods together are held to what the node offers.
+    pub enforced: bool,
     /// Devices of plugins.
     pub devices: watch::Receiver<Vec<facts::Devices>>,
 }
@@ -98,7 +106,7 @@ pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
     let mut was_ready: Option<bool> = None;
     let started = Instant::now();
     let mut known = false;
-    task.events.node(&task.config.node_name, Kind::Normal, "Starting", "Starting kubelet.");
+    task.tell_start();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -158,6 +166,19 @@ pub async fn run(mut task: NodeTask, shutdown: CancellationToken) {
 }
 
 impl NodeTask {
+    /// Events of a start, by upstream's words.
+    fn tell_start(&self) {
+        let name = &self.config.node_name;
+        self.events.node(name, Kind::Normal, "Starting", "Starting kubelet.");
+        if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            self.events.node(name, Kind::Warning, "CgroupV1", CGROUP_V1);
+        }
+        if self.enforced {
+            let text = "Updated Node Allocatable limit across pods";
+            self.events.node(name, Kind::Normal, "NodeAllocatableEnforced", text);
+        }
+    }
+
     async fn register(&self) -> Result<Node, kube::Error> {
         let begin = std::time::Instant::now();
         let registered = self.create().await;
@@ -318,11 +339,11 @@ impl NodeTask {
         }
     }
 
-    /// Events about what the node is short of, or not any more.
+    /// Events about what the node is short of, or not any more, or what is known again.
     fn tell_pressure(&self, old: &NodeStatus, new: &NodeStatus) {
         let of = |status: &NodeStatus, type_: &str| {
             let conditions = status.conditions.iter().flatten();
-            conditions.into_iter().find(|c| c.type_ == type_).map(|c| c.status == "True")
+            conditions.into_iter().find(|c| c.type_ == type_).map(|c| c.status.clone())
         };
         let name = &self.config.node_name;
         for (type_, yes, no) in [
@@ -334,7 +355,7 @@ impl NodeTask {
             if before == after {
                 continue;
             }
-            let reason = if after == Some(true) { yes } else { no };
+            let reason = if after.as_deref() == Some("True") { yes } else { no };
             let text = format!("Node {name} status is now: {reason}");
             self.events.node(name, Kind::Normal, reason, text);
         }

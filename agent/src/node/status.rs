@@ -6,7 +6,7 @@ use crate::node::facts::Facts;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -204,7 +204,8 @@ pub fn status(
             kube_proxy_version: String::new(),
             operating_system: "linux".into(),
             architecture: labels(config).remove("kubernetes.io/arch").unwrap_or_default(),
-            swap: None,
+            swap: (facts.swap_kib > 0)
+                .then(|| NodeSwapStatus { capacity: i64::try_from(facts.swap_kib * 1024).ok() }),
         }),
         // -1: all of them.
         images: Some(images.iter().take(shown.unwrap_or(usize::MAX)).map(image).collect()),

@@ -157,6 +157,7 @@ pub fn resources(limits: &Limits) -> Resources {
         cpu_quota_us: limits.cpu_quota_us,
         cpu_period_us: limits.cpu_period_us,
         memory_limit: limits.memory,
+        swap_limit: limits.swap,
         pids_limit: None,
         oom_score_adj: limits.oom_score_adj,
     }

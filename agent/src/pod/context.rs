@@ -13,7 +13,8 @@ use crate::pod::status_manager::StatusManager;
 use crate::pod::users::UserNamespaces;
 use crate::pod::volumes::NodeVolumes;
 use crate::server::PodIndex;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use kelp_model::pod::resources::{Limits, Swap, container_limits, swap_limit};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -107,4 +108,14 @@ pub struct Context<R, N> {
     pub node_milli_cpu: i64,
     /// Memory of the node, bytes.
     pub node_memory: u64,
+    /// Swap for containers; `None`: the kernel does not account for it.
+    pub swap: Option<Swap>,
+}
+
+impl<R, N> Context<R, N> {
+    /// cgroup values of a container.
+    pub fn container_limits(&self, pod: &Pod, container: &Container) -> Limits {
+        let swap = self.swap.map(|swap| swap_limit(pod, container, swap, self.node_memory));
+        Limits { swap, ..container_limits(pod, container, self.node_memory) }
+    }
 }

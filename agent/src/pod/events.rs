@@ -41,6 +41,7 @@ pub type Annotations = Vec<(&'static str, String)>;
 enum Object {
     Pod { pod: PodRef, field_path: Option<String> },
     Node(String),
+    Claim { namespace: String, name: String, uid: Option<String> },
 }
 
 /// Sends events to the writer. Clones share the queue.
@@ -102,6 +103,13 @@ impl Recorder {
         self.send(kind, reason, message.into(), object, Annotations::new());
     }
 
+    /// Something happened to a PersistentVolumeClaim; `claim` is what a volume says of it.
+    pub fn claim(&self, claim: &ObjectReference, kind: Kind, reason: &str, message: impl Into<String>) {
+        let (Some(namespace), Some(name)) = (claim.namespace.clone(), claim.name.clone()) else { return };
+        let object = Object::Claim { namespace, name, uid: claim.uid.clone() };
+        self.send(kind, reason, message.into(), object, Annotations::new());
+    }
+
     /// Something happened to the node.
     pub fn node(&self, name: &str, kind: Kind, reason: &str, message: impl Into<String>) {
         self.send(kind, reason, message.into(), Object::Node(name.to_owned()), Annotations::new());
@@ -110,7 +118,7 @@ impl Recorder {
     fn send(&self, kind: Kind, reason: &str, message: String, object: Object, annotations: Annotations) {
         let about = match &object {
             Object::Pod { pod, .. } => pod.to_string(),
-            Object::Node(name) => name.clone(),
+            Object::Node(name) | Object::Claim { name, .. } => name.clone(),
         };
         tracing::debug!(about, reason, event = message, "event");
         let reason = reason.to_owned();
@@ -246,6 +254,17 @@ async fn put(
                 uid: Some(pod.uid.clone()),
                 resource_version: pod.resource_version.clone(),
                 field_path: field_path.clone(),
+            },
+        ),
+        Object::Claim { namespace, name, uid } => (
+            namespace.clone(),
+            ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("PersistentVolumeClaim".into()),
+                name: Some(name.clone()),
+                namespace: Some(namespace.clone()),
+                uid: uid.clone(),
+                ..ObjectReference::default()
             },
         ),
         Object::Node(name) => (

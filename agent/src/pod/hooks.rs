@@ -1,5 +1,6 @@
 //! Lifecycle hooks: postStart and preStop.
 
+use crate::pod::events::{Kind, Recorder};
 use crate::pod::reference::PodRef;
 use crate::probe::http;
 use crate::runtime::{Runtime, RuntimeError};
@@ -40,6 +41,7 @@ pub async fn run<R: Runtime>(
     id: &str,
     ip: Option<IpAddr>,
     hook: &LifecycleHandler,
+    events: &Recorder,
 ) -> Result<(), String> {
     if let Some(exec) = &hook.exec {
         let argv = exec.command.clone().unwrap_or_default();
@@ -81,17 +83,27 @@ pub async fn run<R: Runtime>(
             (None, Some(ip)) => ip.to_string(),
             (None, None) => return Err(failed("failed to find networking container".into())),
         };
-        return match http::get(&http::Request::of(get, &host, port), HTTP).await {
-            // Upstream asks only for an answer.
-            Ok(_) => Ok(()),
-            Err(error) => Err(failed(error)),
-        };
+        return http_get(&http::Request::of(get, &host, port), pod, events).await.map_err(failed);
     }
     if let Some(sleep) = &hook.sleep {
         let slept = Slept { whole: false };
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
         slept.through();
     }
+    Ok(())
+}
+
+/// Asks for an answer, whatever it is. A server that speaks no TLS although the hook says so is asked once more, as
+/// upstream does for hooks that were written when it did not look at the scheme.
+async fn http_get(request: &http::Request, pod: &PodRef, events: &Recorder) -> Result<(), String> {
+    let Err(error) = http::get(request, HTTP).await else { return Ok(()) };
+    if !error.ends_with(http::PLAIN) || http::get(&request.plain(), HTTP).await.is_err() {
+        return Err(error);
+    }
+    crate::metrics::HTTP_FALLBACKS.count(&[]);
+    let host = request.authority();
+    let text = format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded");
+    events.pod(pod, Kind::Warning, "LifecycleHTTPFallback", text);
     Ok(())
 }
 
@@ -111,5 +123,53 @@ impl Drop for Slept {
         if !self.whole {
             crate::metrics::SLEEPS_CUT.count(&[]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::HTTPGetAction;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Answers every connection with `answer`; what it was sent, as far as it is text of HTTP.
+    async fn server(answer: &'static [u8]) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let task = tokio::spawn(async move {
+            let mut requests = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut bytes = vec![0; 4096];
+                let length = stream.read(&mut bytes).await.unwrap();
+                requests.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+                stream.write_all(answer).await.unwrap();
+                if requests.len() == 2 {
+                    break;
+                }
+            }
+            requests
+        });
+        (port, task)
+    }
+
+    fn request(port: u16) -> http::Request {
+        let action: HTTPGetAction = serde_json::from_value(serde_json::json!({"path": "/x", "port": port,
+            "scheme": "HTTPS", "httpHeaders": [{"name": "Authorization", "value": "secret"}, {"name": "A", "value": "b"}]}))
+        .unwrap();
+        http::Request::of(&action, "127.0.0.1", port)
+    }
+
+    #[tokio::test]
+    async fn a_hook_whose_server_speaks_no_tls_is_asked_without() {
+        let pod = PodRef::default();
+        let (port, requests) = server(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+        let asked = http_get(&request(port), &pod, &Recorder::discarding()).await;
+        assert_eq!(asked, Ok(()));
+        let second = requests.await.unwrap().remove(1);
+        assert!(second.starts_with("GET /x HTTP/1.1"), "{second}");
+        assert!(second.to_lowercase().contains("a: b") && !second.contains("secret"), "{second}");
+        let (port, _) = server(b"SSH-2.0-OpenSSH\r\n").await;
+        let error = http_get(&request(port), &pod, &Recorder::discarding()).await.unwrap_err();
+        assert!(!error.ends_with(http::PLAIN), "{error}");
     }
 }

@@ -4,9 +4,13 @@ use crate::tls::AnyCertificate;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::HTTPGetAction;
+use parking_lot::Mutex;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// What to ask for.
@@ -30,6 +34,9 @@ pub struct Answer {
     pub redirect_to_elsewhere: bool,
 }
 
+/// How the error ends when a server speaks HTTP where TLS was asked for.
+pub const PLAIN: &str = "http: server gave HTTP response to HTTPS client";
+
 /// Bytes of a body that are looked at.
 const BODY: usize = 10 << 10;
 /// Redirects followed on the same host.
@@ -49,11 +56,18 @@ impl Request {
         }
     }
 
-    fn authority(&self) -> String {
+    /// Host and port as they stand in a URL.
+    pub fn authority(&self) -> String {
         match self.host.parse::<IpAddr>() {
             Ok(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.port),
             _ => format!("{}:{}", self.host, self.port),
         }
+    }
+
+    /// The same without TLS and credentials.
+    pub fn plain(&self) -> Self {
+        let headers = self.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+        Self { https: false, headers: headers.cloned().collect(), ..self.clone() }
     }
 
     fn url(&self) -> String {
@@ -115,10 +129,56 @@ async fn one(request: &Request) -> Result<(Answer, Option<String>), String> {
     if request.https {
         let name =
             rustls::pki_types::ServerName::try_from(request.host.clone()).map_err(|e| e.to_string())?;
+        let first = Arc::new(Mutex::new(Vec::new()));
+        let stream = Remembering { stream, first: first.clone() };
         let stream = tokio_rustls::TlsConnector::from(TLS.clone()).connect(name, stream).await;
-        exchange(request, stream.map_err(|e| e.to_string())?).await
+        let failed = |e: std::io::Error| match first.lock().as_slice() {
+            b"HTTP/" => PLAIN.to_owned(),
+            _ => e.to_string(),
+        };
+        exchange(request, stream.map_err(failed)?).await
     } else {
         exchange(request, stream).await
+    }
+}
+
+/// A connection whose first bytes from the peer are remembered.
+struct Remembering {
+    stream: TcpStream,
+    first: Arc<Mutex<Vec<u8>>>,
+}
+
+impl AsyncRead for Remembering {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let mut first = self.first.lock();
+        let wanted = b"HTTP/".len().saturating_sub(first.len());
+        let new = buffer.filled().get(before..).unwrap_or_default();
+        first.extend_from_slice(new.get(..wanted.min(new.len())).unwrap_or_default());
+        polled
+    }
+}
+
+impl AsyncWrite for Remembering {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -301,6 +301,7 @@ fn unified_values(resources: &Resources) -> Vec<(&'static str, String)> {
             .map(|quota| format!("{} {}", limit_or_max(quota), resources.cpu_period_us.unwrap_or(100_000))),
     );
     add("memory.max", resources.memory_limit.map(limit_or_max));
+    add("memory.swap.max", resources.swap_limit.map(limit_or_max));
     add("pids.max", resources.pids_limit.map(limit_or_max));
     values
 }
@@ -465,6 +466,7 @@ mod tests {
             cpu_quota_us: Some(50_000),
             cpu_period_us: None,
             memory_limit: Some(1 << 20),
+            swap_limit: Some(1 << 19),
             pids_limit: Some(-1),
             oom_score_adj: None,
         };
@@ -472,6 +474,7 @@ mod tests {
         assert!(unified.contains(&("cpu.max", "50000 100000".to_owned())));
         assert!(unified.contains(&("cpu.weight", "39".to_owned())));
         assert!(unified.contains(&("pids.max", "max".to_owned())));
+        assert!(unified.contains(&("memory.swap.max", "524288".to_owned())));
         assert_eq!(v1_values(&resources).len(), 4);
         assert_eq!((cpu_weight(2), cpu_weight(262_144), cpu_weight(0)), (1, 10_000, 1));
     }

@@ -17,6 +17,16 @@ pub(super) fn bounding_set() -> u64 {
         .unwrap_or(0)
 }
 
+/// Whether the kernel accounts for swap by control groups of version 2: the agent's own cgroup then has the limit's file.
+pub fn accounts_for_swap() -> bool {
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return false;
+    }
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    own.is_some_and(|own| Path::new("/sys/fs/cgroup").join(own).join("memory.swap.max").exists())
+}
+
 /// Device nodes of the host but for those that every container has, and terminals.
 pub(super) fn devices() -> Vec<HostDevice> {
     let mut found = Vec::new();

@@ -6,7 +6,7 @@
 mod cgroup;
 mod client;
 pub mod fake;
-mod host;
+pub mod host;
 mod launch;
 mod layout;
 mod measured;

@@ -355,7 +355,8 @@ fn bind(source: &Path, destination: &Path, read_only: bool) -> Value {
 }
 
 fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
-    let Resources { cpu_shares, cpu_quota_us, cpu_period_us, memory_limit, pids_limit, .. } = &spec.resources;
+    let Resources { cpu_shares, cpu_quota_us, cpu_period_us, memory_limit, swap_limit, pids_limit, .. } =
+        &spec.resources;
     // The deny rule comes first: without it a v2 host allows what is not named.
     let mut devices = vec![json!({ "allow": spec.privileged, "access": "rwm" })];
     if !spec.privileged {
@@ -388,9 +389,9 @@ fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
         if let Some(shares) = cpu_shares {
             unified.insert("cpu.weight".to_owned(), json!(cpu_weight(*shares).to_string()));
         }
-        if memory_limit.is_some() {
-            // A limit on swap that equals the one on memory would leave swap without a limit in v2.
-            unified.insert("memory.swap.max".to_owned(), json!("0"));
+        // Without a word about swap a limit of memory is one of both.
+        if let Some(swap) = swap_limit.or(memory_limit.map(|_| 0)) {
+            unified.insert("memory.swap.max".to_owned(), json!(swap.to_string()));
         }
     } else if let Some(shares) = cpu_shares {
         cpu.insert("shares".to_owned(), json!(shares));

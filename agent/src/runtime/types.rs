@@ -46,6 +46,8 @@ pub struct Resources {
     pub cpu_period_us: Option<u64>,
     /// Memory limit, bytes.
     pub memory_limit: Option<i64>,
+    /// Limit on swap beyond the memory, bytes; cgroup v2 alone has one of its own.
+    pub swap_limit: Option<i64>,
     /// Limit on processes and threads.
     pub pids_limit: Option<i64>,
     /// `oom_score_adj`, −1000..=1000; applied where the agent is permitted to.

@@ -25,6 +25,7 @@ mod debug;
 mod exec;
 pub(crate) mod exposition;
 pub(crate) mod host;
+mod log_query;
 mod logs;
 mod metrics;
 mod options;
@@ -58,9 +59,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kelp_streams::{channels, spdy};
+use log_query::{Asked, LogQuery};
 use parking_lot::RwLock;
 use query::Query;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -224,7 +227,17 @@ impl<R: Runtime + Clone> Server<R> {
             ("statusz", [], _) if get => self.status_page(),
             ("logs", _, _) if get => {
                 let rest = uri.path().strip_prefix("/logs").unwrap_or_default().to_owned();
-                system_logs::serve("/var/log".into(), rest).await
+                let logs = PathBuf::from("/var/log");
+                let asked = match settings.enable_system_log_query {
+                    true => LogQuery::parse(&query, &logs),
+                    false => Ok(Asked::Path),
+                };
+                match asked {
+                    Ok(Asked::Path) => system_logs::serve(logs, rest).await,
+                    Ok(Asked::File(file)) => system_logs::serve(logs, file).await,
+                    Ok(Asked::Services(asked)) => asked.answer(logs).await,
+                    Err(error) => log_query::refused(error),
+                }
             }
             ("containerLogs", [namespace, pod, container], _) if get => match LogOptions::parse(&query) {
                 Ok(options) => self.logs(namespace, pod, container, options).await,

@@ -1,10 +1,11 @@
 //! cgroup values of pods and containers, as upstream computes them.
 
+use crate::eviction::is_critical;
 use crate::pod::qos::{Qos, qos_class};
 use crate::pod::quantity;
 use crate::pod::spec::{Kind, containers};
 use crate::quantity::Quantity as Amount;
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 
@@ -19,6 +20,8 @@ pub struct Limits {
     pub cpu_period_us: Option<u64>,
     /// Memory, bytes.
     pub memory: Option<i64>,
+    /// Swap beyond the memory, bytes.
+    pub swap: Option<i64>,
     /// `oom_score_adj`, −1000..=1000.
     pub oom_score_adj: Option<i32>,
 }
@@ -83,8 +86,36 @@ pub fn container_limits(pod: &Pod, container: &Container, node_memory: u64) -> L
         cpu_quota_us: cpu_limit.map(quota),
         cpu_period_us: cpu_limit.map(|_| PERIOD_US),
         memory: limit(&resources, "memory").and_then(|v| i64::try_from(v).ok()),
+        swap: None,
         oom_score_adj: Some(oom_score_adj(pod, container, node_memory)),
     }
+}
+
+/// Swap that containers get (`memorySwap` of the KubeletConfiguration).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swap {
+    /// `LimitedSwap`: some get a part of it. Else none gets any.
+    pub limited: bool,
+    /// Swap of the node, bytes.
+    pub total: u64,
+}
+
+/// How much swap a container may use, bytes. With `LimitedSwap` it is as large a part of the node's swap as its request is
+/// of the node's memory, for containers of burstable pods that are not critical and may use more memory than they ask for.
+pub fn swap_limit(pod: &Pod, container: &Container, swap: Swap, node_memory: u64) -> i64 {
+    let resources = requirements(container);
+    let asked = request(&resources, "memory").unwrap_or(0);
+    let limited = get(resources.limits.as_ref(), "memory", false).unwrap_or(0);
+    if !swap.limited || qos_class(pod) != Qos::Burstable || is_critical(pod) || asked == limited {
+        return 0;
+    }
+    let (asked, memory) = (u64::try_from(asked).unwrap_or(0), node_memory);
+    if memory == 0 || asked > memory {
+        return 0;
+    }
+    // Upstream's arithmetic, in binary fractions.
+    let part = asked as f64 / memory as f64 * swap.total as f64;
+    part as i64
 }
 
 /// cgroup values of the pod as a whole: requests summed, limits only when every container has one.
@@ -127,6 +158,7 @@ pub fn pod_limits(pod: &Pod) -> Limits {
         cpu_quota_us: cpu_limit.map(quota),
         cpu_period_us: cpu_limit.map(|_| PERIOD_US),
         memory: whole_limit("memory").and_then(|v| i64::try_from(v).ok()),
+        swap: None,
         oom_score_adj: None,
     }
 }
@@ -179,8 +211,9 @@ pub fn status_allocated(pod: &Pod) -> List {
     whole(pod, &|r| r.requests.clone())
 }
 
-/// `status.resources` of a pod: what its cgroup is set to.
-pub fn status_resources(pod: &Pod) -> ResourceRequirements {
+/// `status.resources` of a pod: what its cgroup is set to. No cgroup says how much memory was asked for, so that a pod which
+/// ran by its last status (`old`) keeps showing what it showed then, as under upstream.
+pub fn status_resources(pod: &Pod, old: &PodStatus) -> ResourceRequirements {
     let limits = pod_limits(pod);
     let mut list = whole(pod, &|r| r.limits.clone());
     // Without a limit on every container the pod has none.
@@ -192,6 +225,10 @@ pub fn status_resources(pod: &Pod) -> ResourceRequirements {
     });
     let mut requests = status_allocated(pod);
     requests.remove("ephemeral-storage");
+    let shown = old.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("memory"));
+    if let Some(memory) = shown.filter(|_| old.phase.as_deref() == Some("Running")) {
+        requests.insert("memory".into(), memory.clone());
+    }
     let some = |list: List| (!list.is_empty()).then_some(list);
     ResourceRequirements { limits: some(list), requests: some(requests), claims: None }
 }
@@ -256,11 +293,55 @@ mod tests {
                 cpu_quota_us: Some(10_000),
                 cpu_period_us: Some(100_000),
                 memory: Some(64 << 20),
+                swap: None,
                 oom_score_adj: Some(-997)
             }
         );
         assert_eq!(pod_limits(&p), Limits { oom_score_adj: None, ..limits });
         assert_eq!(pod_cgroup(&p), "kubepods/podu");
+    }
+
+    #[test]
+    fn limited_swap_is_for_burstable_containers_in_proportion() {
+        let swap = Swap { limited: true, total: 8 << 30 };
+        let of = |resources: serde_json::Value, swap: Swap| {
+            let pod = pod(json!([{"name": "c", "resources": resources}]));
+            swap_limit(&pod, &pod.spec.as_ref().unwrap().containers[0], swap, 16 << 30)
+        };
+        let burstable = json!({"requests": {"memory": "2Gi"}, "limits": {"memory": "4Gi"}});
+        assert_eq!(of(burstable.clone(), swap), 1 << 30);
+        assert_eq!(of(json!({"requests": {"memory": "2Gi"}}), swap), 1 << 30);
+        assert_eq!(of(burstable.clone(), Swap { limited: false, ..swap }), 0, "NoSwap");
+        assert_eq!(of(json!({}), swap), 0, "best effort");
+        assert_eq!(of(json!({"requests": {"cpu": "1"}}), swap), 0, "it asks for no memory");
+        let whole =
+            json!({"requests": {"memory": "2Gi", "cpu": "1"}, "limits": {"memory": "2Gi", "cpu": "2"}});
+        assert_eq!(of(whole, swap), 0, "it may use no more than it asks for");
+        assert_eq!(of(json!({"requests": {"memory": "32Gi"}}), swap), 0, "more than the node has");
+        let mut critical = pod(json!([{"name": "c", "resources": burstable}]));
+        critical.spec.as_mut().unwrap().priority = Some(2_000_000_000);
+        let container = critical.spec.as_ref().unwrap().containers[0].clone();
+        assert_eq!(swap_limit(&critical, &container, swap, 16 << 30), 0);
+    }
+
+    #[test]
+    fn a_running_pod_shows_the_memory_request_from_before_a_resize() {
+        let of = |request: &str, limit: &str| {
+            pod(json!([{"name": "c", "resources": {"requests": {"cpu": "1", "memory": request},
+                "limits": {"memory": limit}}}]))
+        };
+        let memory = |r: &ResourceRequirements| {
+            let of = |list: &Option<List>| list.as_ref().unwrap()["memory"].0.clone();
+            (of(&r.requests), of(&r.limits))
+        };
+        let texts = |request: &str, limit: &str| (request.to_owned(), limit.to_owned());
+        let first = status_resources(&of("64Mi", "128Mi"), &PodStatus::default());
+        assert_eq!(memory(&first), texts("64Mi", "128Mi"));
+        let mut old =
+            PodStatus { phase: Some("Running".into()), resources: Some(first), ..PodStatus::default() };
+        assert_eq!(memory(&status_resources(&of("96Mi", "256Mi"), &old)), texts("64Mi", "256Mi"));
+        old.phase = Some("Pending".into());
+        assert_eq!(memory(&status_resources(&of("96Mi", "256Mi"), &old)), texts("96Mi", "256Mi"));
     }
 
     #[test]

@@ -152,7 +152,7 @@ pub fn pod_status(
         ephemeral_container_statuses: some(ephemeral),
         qos_class: Some(qos_class(pod).as_str().to_owned()),
         allocated_resources: Some(status_allocated(pod)).filter(|list| !list.is_empty()),
-        resources: Some(status_resources(pod)).filter(|r| r.limits.is_some() || r.requests.is_some()),
+        resources: Some(status_resources(pod, old)).filter(|r| r.limits.is_some() || r.requests.is_some()),
         ..old.clone()
     }
 }

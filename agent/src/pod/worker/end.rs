@@ -84,8 +84,15 @@ impl<R: Runtime, N: PodNetwork> Kill<R, N> {
     async fn run(mut self) {
         if let Some(hook) = self.pre_stop.take() {
             let mut deadline = self.deadline.clone();
-            let hook =
-                hooks::run(&self.context.runtime, &self.pod, &self.container, &self.id, self.ip, &hook);
+            let hook = hooks::run(
+                &self.context.runtime,
+                &self.pod,
+                &self.container,
+                &self.id,
+                self.ip,
+                &hook,
+                &self.context.events,
+            );
             let result = tokio::select! {
                 result = hook => result,
                 () = passed(&mut deadline) => Err("it did not end within the grace period".to_owned()),

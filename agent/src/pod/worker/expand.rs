@@ -45,7 +45,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                         "MountVolume.NodeExpandVolume succeeded for volume {:?} {node}",
                         wanted.name()
                     );
-                    events.pod(&self.reference, Kind::Normal, "FileSystemResizeSuccessful", text);
+                    let reason = "FileSystemResizeSuccessful";
+                    if let Some(claim) = newest.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) {
+                        events.claim(claim, Kind::Normal, reason, text.clone());
+                    }
+                    events.pod(&self.reference, Kind::Normal, reason, text);
                 }
                 Err((step, why)) => {
                     let text = format!("{step} for volume {:?} : {why}", wanted.name());

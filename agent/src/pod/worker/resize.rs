@@ -12,7 +12,7 @@ use crate::runtime::{Resources, Runtime};
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequirements};
 use kelp_model::pod::admission::lacks;
 use kelp_model::pod::quantity;
-use kelp_model::pod::resources::{container_limits, pod_limits};
+use kelp_model::pod::resources::pod_limits;
 use kelp_model::pod::spec::{self, Kind, containers};
 use kelp_model::pod::view::{Observed, State};
 use kelp_model::scheduling::{self, NodeInfo, PodInfo};
@@ -103,6 +103,7 @@ fn loosest(a: &Resources, b: &Resources) -> Resources {
         cpu_quota_us: a.cpu_quota_us.zip(b.cpu_quota_us).map(|(a, b)| a.max(b)),
         cpu_period_us: b.cpu_period_us.or(a.cpu_period_us),
         memory_limit: a.memory_limit.zip(b.memory_limit).map(|(a, b)| a.max(b)),
+        swap_limit: a.swap_limit.zip(b.swap_limit).map(|(a, b)| a.max(b)),
         pids_limit: b.pids_limit,
         oom_score_adj: b.oom_score_adj,
     }
@@ -301,9 +302,9 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             let now = container.resources.clone().unwrap_or_default();
             let then = before.get(&container.name).cloned().unwrap_or_default();
             // One without limits of its own has those of the pod.
-            let limits = container_limits(&pod, container, self.context.node_memory);
+            let limits = self.context.container_limits(&pod, container);
             let were = old.spec.as_ref().and_then(|s| spec::find(s, &container.name));
-            let were = were.map(|(_, c)| container_limits(old, c, self.context.node_memory));
+            let were = were.map(|(_, c)| self.context.container_limits(old, c));
             if !matches!(record.state, State::Running(_)) || now == then && were.as_ref() == Some(&limits) {
                 continue;
             }

@@ -12,7 +12,6 @@ use crate::runtime::{ContainerSpec, Runtime, RuntimeError};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 use kelp_model::pod::backoff;
-use kelp_model::pod::resources::container_limits;
 use kelp_model::pod::spec;
 
 /// How often an image was not there.
@@ -182,7 +181,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             mounts,
             devices,
             user: &user,
-            limits: container_limits(&self.pod, container, self.context.node_memory),
+            limits: self.context.container_limits(&self.pod, container),
             termination,
         })
         .map_err(create_error)?;
@@ -214,7 +213,8 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let (container, id, ip) =
             (container.clone(), id.to_owned(), self.downward().pod_ips.first().copied());
         let task = tokio::spawn(async move {
-            let result = hooks::run(&context.runtime, &pod, &container, &id, ip, &hook).await;
+            let result =
+                hooks::run(&context.runtime, &pod, &container, &id, ip, &hook, &context.events).await;
             let _ = sender.send(Message::PostStart { name: container.name, attempt, result }).await;
         });
         self.probes.hook(task.abort_handle());

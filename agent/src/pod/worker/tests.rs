@@ -270,6 +270,7 @@ impl World {
             users: UserNamespaces::open(&self.dir.path().join("data/pods"), 110),
             node_milli_cpu: 2000,
             node_memory: 1 << 34,
+            swap: None,
         });
         let manager = Manager::new(context, Default::default(), shutdown.clone());
         Node {

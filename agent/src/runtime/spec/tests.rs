@@ -116,6 +116,7 @@ fn limits_in_both_versions() {
             cpu_quota_us: Some(20_000),
             cpu_period_us: Some(100_000),
             memory_limit: Some(64 << 20),
+            swap_limit: None,
             pids_limit: Some(100),
             oom_score_adj: Some(-997),
         },
@@ -131,6 +132,10 @@ fn limits_in_both_versions() {
     let v2 = generate(&spec, &Surroundings { unified: true, ..around() });
     let unified = &v2["linux"]["resources"]["unified"];
     assert_eq!(unified["memory.swap.max"], "0");
+    let resources = Resources { memory_limit: None, swap_limit: Some(4096), ..spec.resources.clone() };
+    let swapping = ContainerSpec { resources, ..spec.clone() };
+    let swapping = generate(&swapping, &Surroundings { unified: true, ..around() });
+    assert_eq!(swapping["linux"]["resources"]["unified"]["memory.swap.max"], "4096");
     assert_eq!(unified["cpu.weight"], "20");
     assert!(v2["linux"]["resources"]["cpu"].get("shares").is_none());
 }

@@ -156,6 +156,7 @@ impl Host {
             users: UserNamespaces::open(&self.config.data_dir.join("pods"), 110),
             node_milli_cpu: 2000,
             node_memory: 1 << 34,
+            swap: None,
             config: self.config.clone(),
         });
         Agent { manager: Manager::new(context, Default::default(), shutdown.clone()), runtime, shutdown }
