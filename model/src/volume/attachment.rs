@@ -143,9 +143,10 @@ pub fn steps<'a>(
     }
     for (volume, attachment) in here {
         let needed = !gone && wanted.iter().any(|w| w.volume == volume);
+        // What is attached to no volume that there is was not made here, as upstream: it is somebody else's.
+        let Some((driver, handle)) = handle(volume) else { continue };
         // A volume that the node still has mounted is not pulled away from under it.
-        let used = !gone
-            && handle(volume).is_some_and(|(driver, handle)| in_use.contains(&unique_name(&driver, &handle)));
+        let used = !gone && in_use.contains(&unique_name(&driver, &handle));
         if !needed && attachment.metadata.deletion_timestamp.is_none() {
             let name = attachment.metadata.name.clone().unwrap_or_default();
             steps.push(if used { Step::InUse(name) } else { Step::Detach(name) });
@@ -209,6 +210,9 @@ mod tests {
             plan(&[a], std::slice::from_ref(&here), &["kubernetes.io/csi/d^h-a"], true),
             [Step::Detach("x".into())]
         );
+        let strange =
+            steps("n1", &BTreeSet::new(), std::iter::once(&here), |_| None, &BTreeSet::new(), false);
+        assert_eq!(strange, [], "the attachment of a volume that is none is not ours");
     }
 
     #[test]
