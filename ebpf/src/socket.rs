@@ -195,11 +195,20 @@ fn set_v6(ctx: *mut bpf_sock_addr, address: &Address, port: u16) {
     }
 }
 
+/// To connect a UDP socket sends nothing, so nothing can refuse it: programs do it to learn their own address. What is sent
+/// then meets the packet path.
 #[inline(always)]
-fn forward_v4(ctx: &SockAddrContext) -> i32 {
+fn is_udp(ctx: *mut bpf_sock_addr) -> bool {
+    // SAFETY: the context is valid for the whole run of the program.
+    unsafe { (*ctx).protocol == u32::from(UDP) }
+}
+
+#[inline(always)]
+fn forward_v4(ctx: &SockAddrContext, connects: bool) -> i32 {
     let (address, port) = destination_v4(ctx.sock_addr);
     match decide(ctx.sock_addr, address, port) {
         Decision::Leave => ALLOW,
+        Decision::Refuse | Decision::Deny(_) if connects && is_udp(ctx.sock_addr) => ALLOW,
         Decision::Refuse => fail(counter::REFUSED, ECONNREFUSED),
         Decision::Deny(reason) => fail(reason, EHOSTUNREACH),
         Decision::Use(address, port) => {
@@ -210,10 +219,11 @@ fn forward_v4(ctx: &SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn forward_v6(ctx: &SockAddrContext) -> i32 {
+fn forward_v6(ctx: &SockAddrContext, connects: bool) -> i32 {
     let (address, port) = destination_v6(ctx.sock_addr);
     match decide(ctx.sock_addr, address, port) {
         Decision::Leave => ALLOW,
+        Decision::Refuse | Decision::Deny(_) if connects && is_udp(ctx.sock_addr) => ALLOW,
         Decision::Refuse => fail(counter::REFUSED, ECONNREFUSED),
         Decision::Deny(reason) => fail(reason, EHOSTUNREACH),
         Decision::Use(address, port) => {
@@ -244,25 +254,25 @@ fn backward_v6(ctx: &SockAddrContext) -> i32 {
 /// `connect(2)`, IPv4.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    forward_v4(&ctx)
+    forward_v4(&ctx, true)
 }
 
 /// `connect(2)`, IPv6 and v4-mapped.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    forward_v6(&ctx)
+    forward_v6(&ctx, true)
 }
 
 /// `sendto(2)` and `sendmsg(2)` with a destination, IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    forward_v4(&ctx)
+    forward_v4(&ctx, false)
 }
 
 /// `sendto(2)` and `sendmsg(2)` with a destination, IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    forward_v6(&ctx)
+    forward_v6(&ctx, false)
 }
 
 /// The source `recvfrom(2)` shows, IPv4.

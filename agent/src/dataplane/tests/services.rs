@@ -429,3 +429,24 @@ fn a_smaller_uplink_is_found_out_on_every_path() {
     world.with_sockets(one, || much(at("10.96.0.40", 80)));
     world.outside.run(|| much(at(NODE4, 30_080)));
 }
+
+/// Programs connect a UDP socket to learn their own address. That sends nothing, so nothing refuses it; what is sent is
+/// refused by the packet path.
+#[test]
+fn a_udp_socket_connects_to_what_refuses() {
+    let world = world();
+    let addresses = ["10.96.0.10", "fd00:10:96::10"];
+    world.start(vec![service("empty", &addresses, 0)], vec![on_nodes("empty", &[])]);
+    let pod = &world.pods[0];
+    world.with_sockets(&pod.net, || {
+        for (any, service) in ["0.0.0.0:0", "[::]:0"].into_iter().zip(addresses) {
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(at(service, 80)).unwrap();
+            assert!(pod.endpoint.addresses.contains(&socket.local_addr().unwrap().ip()), "{service}");
+            socket.send(b"?").unwrap();
+            let error = socket.recv(&mut [0; 8]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{service}");
+        }
+    });
+}

@@ -4,9 +4,12 @@
 //! The input is what this server wrote itself (checked JSON in canonical form). Values that do not fit the schema are
 //! left out, as unset fields are.
 
+mod apart;
+
 use serde_json::Value;
 use std::borrow::Cow;
 
+use self::apart::Apart;
 use super::encode;
 use super::proto::MAGIC;
 use super::scalar;
@@ -302,51 +305,24 @@ impl<'a> Cursor<'a> {
         if depth > MAX_DEPTH {
             return self.skip();
         }
-        // Fields of inlined messages are spread over the object: they are gathered apart and come last.
-        let mut apart: Vec<Vec<u8>> = Vec::new();
+        let mut apart = Apart::default();
         self.members(|cursor, key| {
             cursor.member(out, ty, key, &mut apart, depth);
             true
         });
-        if ty.inlined.iter().all(|(number, _)| *number == 0) {
-            return;
-        }
-        for (index, (number, _)) in ty.inlined.iter().enumerate().filter(|(_, (number, _))| *number > 0) {
-            put_bytes(out, *number, apart.get(index).map(Vec::as_slice).unwrap_or_default());
-        }
+        apart.put(out, ty);
     }
 
-    fn member(
-        &mut self,
-        out: &mut Vec<u8>,
-        ty: &TypeSchema,
-        key: &[u8],
-        apart: &mut Vec<Vec<u8>>,
-        depth: usize,
-    ) {
+    fn member(&mut self, out: &mut Vec<u8>, ty: &TypeSchema, key: &[u8], apart: &mut Apart, depth: usize) {
         let Some(field) = std::str::from_utf8(key).ok().and_then(|name| ty.field(name)) else {
             return self.skip();
         };
         if field.number > 0 {
             return self.field(out, field.number, &field.ty, depth);
         }
-        let home = ty
-            .inlined
-            .iter()
-            .enumerate()
-            .filter(|(_, (number, _))| *number > 0)
-            .find_map(|(index, (_, inner))| Some((index, inner.get().field(&field.name)?)));
-        match home {
-            Some((index, inner)) if inner.number > 0 => {
-                if apart.len() <= index {
-                    apart.resize_with(ty.inlined.len(), Vec::new);
-                }
-                match apart.get_mut(index) {
-                    Some(part) => self.field(part, inner.number, &inner.ty, depth),
-                    None => self.skip(),
-                }
-            }
-            _ => self.skip(),
+        match apart.place(ty, &field.name) {
+            Some((part, field)) => self.field(part, field.number, &field.ty, depth),
+            None => self.skip(),
         }
     }
 
@@ -534,6 +510,15 @@ mod tests {
         let crd = json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"type": "object", "minimum": 1.5,
             "properties": {"x": {"items": {"type": "string"}, "additionalProperties": true, "default": {"a": [1]}}}}}}]}});
         agree(&crd, schema::by_name("apiextensions.v1.CustomResourceDefinition").expect("type"));
+        // Messages that JSON inlines, one of them within another.
+        let policy = json!({"spec": {"matchConstraints": {"resourceRules": [{"resourceNames": ["n"], "apiGroups": ["apps"],
+            "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["deployments"], "scope": "*"}]}}});
+        let ty = schema::by_name("admissionregistration.v1.ValidatingAdmissionPolicy").expect("type");
+        agree(&policy, ty);
+        let decoded =
+            super::super::proto::decode(&message(policy.to_string().as_bytes(), ty), ty).expect("decodes");
+        let rules = |value: &Value| value["spec"]["matchConstraints"]["resourceRules"].clone();
+        assert_eq!(rules(&decoded), rules(&policy));
     }
 
     #[test]

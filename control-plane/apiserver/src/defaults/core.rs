@@ -46,6 +46,14 @@ pub(super) fn service(object: &mut Value) {
     }
 }
 
+pub(super) fn endpoints(object: &mut Value) {
+    for subset in items(object, "subsets") {
+        for port in items(subset, "ports") {
+            default(port, "protocol", "TCP");
+        }
+    }
+}
+
 pub(super) fn endpoint_slice(object: &mut Value) {
     for port in items(object, "ports") {
         default_pointer(port, "name", "");

@@ -24,7 +24,7 @@ pub fn apply(gvk: &GroupVersionKind, object: &mut Value) {
         }
         ("", "PodTemplate") => pod::template(object.get_mut("template")),
         ("", "Service") => core::service(object),
-        ("", "Endpoints") => {}
+        ("", "Endpoints") => core::endpoints(object),
         ("discovery.k8s.io", "EndpointSlice") => core::endpoint_slice(object),
         ("", "Namespace") => core::namespace(object),
         ("", "Node") => {

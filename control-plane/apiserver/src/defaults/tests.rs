@@ -19,6 +19,13 @@ fn defaulted(group: &str, kind: &str, body: Value) -> Value {
 }
 
 #[test]
+fn endpoints() {
+    let subset = |port: Value| json!([{"addresses": [{"ip": "10.0.0.1"}], "ports": [port]}]);
+    let endpoints = defaulted("", "Endpoints", json!({"subsets": subset(json!({"port": 80}))}));
+    assert_eq!(endpoints["subsets"], subset(json!({"port": 80, "protocol": "TCP"})));
+}
+
+#[test]
 fn pods() {
     let pod = defaulted(
         "",

@@ -106,7 +106,8 @@ impl Context {
     fn negotiate(&self, list: bool, watch: bool, object: &str) -> Result<Accepted, ApiError> {
         let protobuf =
             self.resource.custom.is_none() && crate::schema::by_gvk(&self.resource.gvk()).is_some();
-        let endpoint = Endpoint { protobuf, transforms: true, list, watch, object };
+        let tables = !review::is_review(&self.resource);
+        let endpoint = Endpoint { protobuf, transforms: true, tables, list, watch, object };
         negotiate(self.accept.as_deref(), self.pretty, &endpoint)
     }
 

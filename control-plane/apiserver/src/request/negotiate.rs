@@ -77,8 +77,10 @@ const FORMATS: [Format; 3] = [Format::Json, Format::Yaml, Format::Protobuf];
 pub struct Endpoint<'a> {
     /// Its objects have a protobuf form.
     pub protobuf: bool,
-    /// It serves Table and PartialObjectMetadata.
+    /// It serves PartialObjectMetadata.
     pub transforms: bool,
+    /// It serves Table, too.
+    pub tables: bool,
     /// The answer is a collection.
     pub list: bool,
     /// The answer is a watch stream.
@@ -90,7 +92,7 @@ pub struct Endpoint<'a> {
 impl Endpoint<'_> {
     /// Errors and what is no resource: any format, nothing transformed.
     pub const PLAIN: Endpoint<'static> =
-        Endpoint { protobuf: true, transforms: false, list: false, watch: false, object: "" };
+        Endpoint { protobuf: true, transforms: false, tables: false, list: false, watch: false, object: "" };
 }
 
 struct Clause<'a> {
@@ -170,7 +172,9 @@ fn view(
     };
     match kind {
         // A Table has no protobuf form.
-        Some("Table") => (format != Format::Protobuf).then_some((View::Table(version), Some("Table"))),
+        Some("Table") => {
+            (endpoint.tables && format != Format::Protobuf).then_some((View::Table(version), Some("Table")))
+        }
         Some("PartialObjectMetadata") => Some((View::Partial(version), Some("PartialObjectMetadata"))),
         Some("PartialObjectMetadataList") => {
             Some((View::Partial(version), Some("PartialObjectMetadataList")))
@@ -226,7 +230,11 @@ pub fn accept(
     watch: bool,
     object: &str,
 ) -> Result<Accepted, ApiError> {
-    negotiate(header, pretty, &Endpoint { protobuf: true, transforms: true, list, watch, object })
+    negotiate(
+        header,
+        pretty,
+        &Endpoint { protobuf: true, transforms: true, tables: true, list, watch, object },
+    )
 }
 
 #[cfg(test)]
@@ -294,7 +302,12 @@ mod tests {
             Err("you requested PartialObjectMetadata, but the requested object is a list (*core.Pod)"
                 .to_owned())
         );
-        let custom = Endpoint { protobuf: false, transforms: true, ..Endpoint::PLAIN };
+        // What is answered and not stored has no table, but metadata.
+        let review = Endpoint { transforms: true, ..Endpoint::PLAIN };
+        let asked = |kind: &str| format!("application/json;as={kind};v=v1;g=meta.k8s.io");
+        assert_eq!(negotiate(Some(&asked("Table")), false, &review).unwrap_err().code(), 406);
+        assert!(negotiate(Some(&asked("PartialObjectMetadata")), false, &review).is_ok());
+        let custom = Endpoint { protobuf: false, transforms: true, tables: true, ..Endpoint::PLAIN };
         let typed = "application/vnd.kubernetes.protobuf,application/json";
         assert_eq!(negotiate(Some(typed), false, &custom).map(|a| a.format), Ok(Format::Json));
         assert!(negotiate(Some("application/vnd.kubernetes.protobuf"), false, &custom).is_err());

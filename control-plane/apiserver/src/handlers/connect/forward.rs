@@ -1,5 +1,6 @@
 //! Passing a request on: as HTTP, or as bytes once both sides have upgraded their connections.
 
+use super::html;
 use super::rewrite::Rewriter;
 use super::transport::{Connection, Target};
 use super::{BodyError, Raw, RawBody};
@@ -236,8 +237,17 @@ pub(super) async fn forward(
         && let Ok(value) = HeaderValue::from_str(&rewriter.rewrite(place))
     {
         response.headers_mut().insert(header::LOCATION, value);
+        return Ok(reply(response));
     }
-    Ok(reply(response))
+    let is_page = raw.method != "HEAD" && html::is_page(response.headers());
+    let headers = if is_page { response.headers().clone() } else { HeaderMap::new() };
+    let mut reply = reply(response);
+    if is_page && let ReplyBody::Stream(page) = reply.body {
+        reply.body = ReplyBody::Stream(html::rewritten(&headers, page, rewriter));
+        // Its length is another one.
+        reply.headers.retain(|(name, _)| *name != header::CONTENT_LENGTH);
+    }
+    Ok(reply)
 }
 
 /// An answer that is passed on as it comes.

@@ -2,6 +2,7 @@
 //! services and nodes to what listens there. What was upgraded is piped; the rest is forwarded as HTTP.
 
 mod forward;
+mod html;
 mod location;
 mod node;
 mod options;
