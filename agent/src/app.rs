@@ -9,6 +9,7 @@
 //! | [`gc`] | the disk, images | images |
 //! | [`eviction`](crate::eviction) | the host, the pods' use | the node's state, images, orders to end pods |
 //! | [`certificates`](crate::certificates) | its requests for certificates | the serving certificate |
+//! | [`cpus`](crate::cpus) | the machine's CPUs, pods | which CPUs are containers' alone |
 //! | [`device`] | sockets of plugins, pods | devices, answers about pods' resources |
 //! | [`shutdown`](crate::shutdown) | logind | the node's state, orders to end pods |
 //! | [`csi::registry`](crate::csi::registry) | sockets in `plugins_registry` | CSI drivers, CSINode, labels of the Node |
@@ -20,6 +21,7 @@
 
 use crate::certificates::serving::ServingCertificate;
 use crate::config::AgentConfig;
+use crate::cpus::{Cpus, CpusError};
 use crate::csi::{Csi, registry};
 use crate::dataplane::PodDatapath;
 use crate::device::{self, Devices};
@@ -100,6 +102,9 @@ pub enum AgentError {
         "kubelet is configured to not run on a host using cgroup v1; set failCgroupV1 to false or boot with cgroup v2"
     )]
     CgroupV1,
+    /// CPUs cannot be given to containers alone.
+    #[error(transparent)]
+    Cpus(#[from] CpusError),
     /// The kubelet API's port is taken.
     #[error("cannot listen on port {port}; is another kubelet running on this host?")]
     Listen {
@@ -180,6 +185,7 @@ where
     };
     let states = States::default();
     let devices = Devices::new(&config.data_dir);
+    let cpus = Cpus::open(settings, &config.kubelet_dir)?;
     let (status, write_status) = StatusManager::new(client.clone(), shutdown.clone());
     let (services, follow_services) = Services::new(client.clone(), shutdown.clone());
     let (present, node_receiver) = watch::channel(None);
@@ -202,6 +208,7 @@ where
         status,
         events: events.clone(),
         devices: devices.clone(),
+        cpus: cpus.clone(),
         states: states.clone(),
         classes: Classes::new(client.clone(), config.runtime_handlers.clone()),
         users: UserNamespaces::open(&config.data_dir.join("pods"), config.max_pods),
@@ -290,7 +297,7 @@ where
     tasks.spawn(node::run(node, shutdown.clone()));
     tasks.spawn(node::keep_lease(client.clone(), config.node_name.clone(), lease, shutdown.clone()));
     tasks.spawn(eviction.run(shutdown.clone()));
-    tasks.spawn(serve_plugins(devices, pods, config.kubelet_dir.clone(), shutdown.clone()));
+    tasks.spawn(serve_plugins(devices, cpus, pods, config.kubelet_dir.clone(), shutdown.clone()));
     tasks.spawn(graceful.run(shutdown.clone()));
     tasks.spawn(network::keep_node_routes(client.clone(), config.node_name.clone(), shutdown.clone()));
     tasks.spawn(follow_cidrs(cidrs_receiver, parts.on_pod_cidrs, shutdown.clone()));
@@ -309,10 +316,16 @@ where
 }
 
 /// Reads: plugins, pods. Writes: devices, answers to those who ask about pods' resources.
-async fn serve_plugins(devices: Devices, pods: PodIndex, dir: PathBuf, shutdown: CancellationToken) {
+async fn serve_plugins(
+    devices: Devices,
+    cpus: Cpus,
+    pods: PodIndex,
+    dir: PathBuf,
+    shutdown: CancellationToken,
+) {
     let plugins = device::serve(devices.clone(), dir.join("device-plugins"), shutdown.clone());
     let socket = dir.join("pod-resources/kubelet.sock");
-    let resources = device::serve_pod_resources(devices, pods, socket, shutdown);
+    let resources = device::serve_pod_resources(devices, cpus, pods, socket, shutdown);
     let told = |what: &str, result: std::io::Result<()>| {
         if let Err(error) = result {
             tracing::warn!(%error, dir = %dir.display(), "{what} are not served");

@@ -6,6 +6,7 @@
 pub mod app;
 pub mod certificates;
 pub mod config;
+pub mod cpus;
 pub mod csi;
 pub mod dataplane;
 pub mod device;

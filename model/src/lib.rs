@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod controllers;
+pub mod cpus;
 pub mod devices;
 pub mod dns;
 pub mod duration;

@@ -3,12 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use hyper::body::Incoming;
 use kelp_agent::device::api::{
-    AllocateRequest, AllocateResponse, Allocated, Device, DeviceSpec, Empty, Listed, Options,
-    PodResourcesList, Register,
+    AllocatableResources, AllocateRequest, AllocateResponse, Allocated, Device, DeviceSpec, Empty, Listed,
+    Options, PodResourcesList, Register,
 };
 use kelp_agent::grpc::{self, Status};
 use kelp_tests::{Cluster, eventually};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ kind: KubeletConfiguration
 apiVersion: kubelet.config.k8s.io/v1beta1
 maxPods: 7
 kubeReserved: {cpu: 100m, memory: 64Mi}
+cpuManagerPolicy: static
 evictionHard: {memory.available: 32Mi}
 serverTLSBootstrap: true
 registerWithTaints: [{key: example.test/new, value: v, effect: PreferNoSchedule}]
@@ -59,7 +61,8 @@ fn a_node_by_its_configuration() -> Result<()> {
     what_it_shows(&cluster)?;
     its_certificate(&cluster)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    devices(&cluster, &runtime)
+    devices(&cluster, &runtime)?;
+    cpus(&cluster, &runtime)
 }
 
 fn what_it_offers(cluster: &Cluster) -> Result<()> {
@@ -197,4 +200,65 @@ fn devices(cluster: &Cluster, runtime: &tokio::runtime::Runtime) -> Result<()> {
     ensure!(cluster.field("pod/first", "{.status.phase}")? == "Running", "the pod went with the plugin");
     cluster.kubectl(&["delete", "pod", "first", "--wait=true"])?;
     Ok(())
+}
+
+/// CPUs in the kernel's list format.
+fn cpu_set(text: &str) -> Result<BTreeSet<i64>> {
+    let mut found = BTreeSet::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        found.extend(first.parse::<i64>()?..=last.parse()?);
+    }
+    Ok(found)
+}
+
+/// The CPUs that the container of a pod may run on, as the kernel tells of its process.
+fn cpus_of(pod: &str) -> Result<BTreeSet<i64>> {
+    let is_own = |entry: &std::fs::DirEntry| {
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|v| v == format!("CPUS_OF={pod}").as_bytes())
+    };
+    let process = std::fs::read_dir("/proc")?.flatten().find(is_own).context("the pod has no process")?;
+    let status = std::fs::read_to_string(process.path().join("status"))?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    cpu_set(list.context("no list of CPUs")?)
+}
+
+/// A container of a guaranteed pod has a CPU to itself, which others that run leave to it.
+fn cpus(cluster: &Cluster, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let all = cpu_set(&std::fs::read_to_string("/sys/devices/system/cpu/online")?)?;
+    let pod = |name: &str, resources: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 0, \
+             containers: [{{name: c, image: 'kelp/hello:dev', imagePullPolicy: Never, \
+             env: [{{name: CPUS_OF, value: {name}}}], resources: {resources}}}]}}}}"
+        )
+    };
+    cluster.apply(&pod("shares", "{}"))?;
+    cluster.wait("pod/shares", "condition=Ready", 30)?;
+    ensure!(cpus_of("shares")? == all, "nobody has CPUs alone");
+    cluster.apply(&pod("alone", "{limits: {cpu: '1', memory: 64Mi}}"))?;
+    cluster.wait("pod/alone", "condition=Ready", 30)?;
+    let own = cpus_of("alone")?;
+    ensure!(own.len() == 1, "{own:?}");
+    let rest = &all - &own;
+    eventually("the others on the other CPUs", || Ok((cpus_of("shares")? == rest).then_some(())))?;
+    let socket = cluster.node(1).kubelet_dir().join("pod-resources/kubelet.sock");
+    let asked = runtime.block_on(async {
+        let client = grpc::Client::connect(&socket).await?;
+        let list: PodResourcesList = client.unary("/v1.PodResourcesLister/List", Empty {}, LIMIT).await?;
+        let path = "/v1.PodResourcesLister/GetAllocatableResources";
+        let all: AllocatableResources = client.unary(path, Empty {}, LIMIT).await?;
+        Ok::<_, Status>((list, all))
+    });
+    let (list, allocatable) = asked.map_err(|e| anyhow::anyhow!(grpc::text(&e)))?;
+    let shown = list.pod_resources.iter().find(|p| p.name == "alone").context("the pod's resources")?;
+    ensure!(shown.containers[0].cpu_ids.iter().copied().collect::<BTreeSet<_>>() == own, "{shown:?}");
+    // One is kept for the node's daemons.
+    ensure!(allocatable.cpu_ids.len() == all.len() - 1, "{allocatable:?}");
+    let file = std::fs::read_to_string(cluster.node(1).kubelet_dir().join("cpu_manager_state"))?;
+    ensure!(file.contains("\"policyName\":\"static\"") && file.contains("\"entries\""), "{file}");
+    cluster.kubectl(&["delete", "pod", "alone", "--wait=true"])?;
+    eventually("the CPU back", || Ok((cpus_of("shares")? == all).then_some(())))?;
+    cluster.kubectl(&["delete", "pod", "shares", "--wait=true"]).map(drop)
 }

@@ -180,7 +180,13 @@ async fn devices_are_offered_given_kept_and_freed() {
     let index = PodIndex::default();
     index.write().insert(("n".into(), "u1".into()), Arc::new(first.clone()));
     let socket = dir.path().join("pod-resources/kubelet.sock");
-    tokio::spawn(serve_pod_resources(devices.clone(), index, socket.clone(), shutdown.clone()));
+    tokio::spawn(serve_pod_resources(
+        devices.clone(),
+        Default::default(),
+        index,
+        socket.clone(),
+        shutdown.clone(),
+    ));
     while !socket.exists() {
         tokio::task::yield_now().await;
     }

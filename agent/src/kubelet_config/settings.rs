@@ -115,6 +115,11 @@ pub struct Settings {
     pub eviction_minimum_reclaim: BTreeMap<String, String>,
     /// Start although swap is on.
     pub fail_swap_on: bool,
+    /// Whether containers get CPUs to themselves: `none` or `static`.
+    pub cpu_manager_policy: String,
+    /// How they are chosen.
+    #[serde(default)]
+    pub cpu_manager_policy_options: BTreeMap<String, String>,
     /// Swap of containers.
     #[serde(default)]
     pub memory_swap: MemorySwap,

@@ -66,15 +66,15 @@ fn thresholds_are_merged_when_asked() {
 #[test]
 fn nothing_is_ignored_silently() {
     let config =
-        load("cpuManagerPolicy: static\nfoo: 1\nauthentication: {webhook: {bar: 1}}\nmaxPods: 5\n", &[]);
+        load("memoryManagerPolicy: Static\nfoo: 1\nauthentication: {webhook: {bar: 1}}\nmaxPods: 5\n", &[]);
     let warnings = config.unwrap().warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].ends_with(
         "Using lenient decoding as strict decoding failed: strict decoding error: unknown field \"authentication.webhook.bar\", unknown field \"foo\""
     ));
-    assert!(warnings[1].ends_with("no effect here: cpuManagerPolicy"));
+    assert!(warnings[1].ends_with("no effect here: memoryManagerPolicy"));
     // The default, written out, is no reason for a word.
-    assert!(load("cpuManagerPolicy: none\nsyncFrequency: 1m0s\n", &[]).unwrap().warnings.is_empty());
+    assert!(load("memoryManagerPolicy: None\nsyncFrequency: 1m0s\n", &[]).unwrap().warnings.is_empty());
 }
 
 #[test]

@@ -156,6 +156,7 @@ pub fn resources(limits: &Limits) -> Resources {
         cpu_shares: limits.cpu_shares,
         cpu_quota_us: limits.cpu_quota_us,
         cpu_period_us: limits.cpu_period_us,
+        cpus: None,
         memory_limit: limits.memory,
         swap_limit: limits.swap,
         pids_limit: None,

@@ -1,6 +1,7 @@
 //! What every pod worker shares.
 
 use crate::config::AgentConfig;
+use crate::cpus::Cpus;
 use crate::device::Devices;
 use crate::image::{ImageConfig, ImageError, ImageStore};
 use crate::node::state::States;
@@ -98,6 +99,8 @@ pub struct Context<R, N> {
     pub node: watch::Receiver<Option<Arc<Node>>>,
     /// Devices of plugins.
     pub devices: Devices,
+    /// CPUs of containers alone.
+    pub cpus: Cpus,
     /// What the node is short of, and whether it shuts down.
     pub states: States,
     /// Handlers of RuntimeClasses.
@@ -113,6 +116,11 @@ pub struct Context<R, N> {
 }
 
 impl<R, N> Context<R, N> {
+    /// Whether the CPU time of a container, or of the pod as a whole, is limited where it has a limit.
+    pub fn limits_time(&self, uid: &str, container: Option<&str>) -> bool {
+        self.config.kubelet.settings.cpu_cfs_quota && !self.cpus.has_own(uid, container)
+    }
+
     /// cgroup values of a container.
     pub fn container_limits(&self, pod: &Pod, container: &Container) -> Limits {
         let swap = self.swap.map(|swap| swap_limit(pod, container, swap, self.node_memory));

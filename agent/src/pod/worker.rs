@@ -23,6 +23,7 @@ use crate::probe::Verdict;
 use crate::runtime::{ContainerState, ContainerStatus, Runtime, SandboxStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kelp_model::cpus::CpuSet;
 use kelp_model::pod::admission::is_static;
 use kelp_model::pod::spec;
 use kelp_model::pod::status::{self, pod_status};
@@ -113,6 +114,10 @@ pub struct Worker<R, N> {
     disruption: Option<String>,
     /// Seconds to stop in, when the pod is not asked.
     grace: Option<i64>,
+    /// CPUs that are shared on the node.
+    shared_cpus: watch::Receiver<CpuSet>,
+    /// CPUs that containers are held to: of an attempt.
+    held_cpus: HashMap<String, (u32, Option<String>)>,
     /// When its use of the disk is looked at next.
     measure_at: Wake,
     /// When its volumes are looked at next, whether they have grown.
@@ -178,8 +183,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let file = context.config.pod_dir(&reference.uid).join("allocated.json");
         let resize = resize::Resize::load(&file, &slot.pod);
         let seen = Timestamp::now().to_string();
+        let shared_cpus = context.cpus.follow();
         let worker = Self {
             context,
+            shared_cpus,
+            held_cpus: HashMap::new(),
             reference,
             gone: slot.gone,
             phase: Phase::Sync,
@@ -244,6 +252,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.context.objects.declare(&self.reference.uid, &Default::default(), &self.objects_changed);
                 self.context.objects.tokens.forget(&self.reference.uid);
                 self.context.devices.release(&self.reference.uid);
+                self.context.cpus.release(&self.reference.uid);
                 crate::metrics::forget_pod(&self.reference);
                 self.resize.end();
                 self.context.status.forget(&self.reference.uid);
@@ -278,6 +287,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.adopt();
             }
             Some(message) = self.inbox.recv() => self.take(message),
+            Ok(()) = self.shared_cpus.changed() => {}
             () = self.objects_changed.notified() => {
                 self.volumes = None;
                 self.memories.values_mut().for_each(|m| m.retry_at = None);

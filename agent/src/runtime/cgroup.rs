@@ -285,6 +285,7 @@ fn v1_values(resources: &Resources) -> Vec<(&'static str, String)> {
     add("cpu.shares", resources.cpu_shares.map(|v| v.to_string()));
     add("cpu.cfs_period_us", resources.cpu_period_us.map(|v| v.to_string()));
     add("cpu.cfs_quota_us", resources.cpu_quota_us.map(|v| v.to_string()));
+    add("cpuset.cpus", resources.cpus.clone());
     add("memory.limit_in_bytes", resources.memory_limit.map(|v| v.to_string()));
     add("pids.max", resources.pids_limit.map(limit_or_max));
     values
@@ -300,6 +301,7 @@ fn unified_values(resources: &Resources) -> Vec<(&'static str, String)> {
             .cpu_quota_us
             .map(|quota| format!("{} {}", limit_or_max(quota), resources.cpu_period_us.unwrap_or(100_000))),
     );
+    add("cpuset.cpus", resources.cpus.clone());
     add("memory.max", resources.memory_limit.map(limit_or_max));
     add("memory.swap.max", resources.swap_limit.map(limit_or_max));
     add("pids.max", resources.pids_limit.map(limit_or_max));
@@ -465,6 +467,7 @@ mod tests {
             cpu_shares: Some(1024),
             cpu_quota_us: Some(50_000),
             cpu_period_us: None,
+            cpus: Some("1-2".into()),
             memory_limit: Some(1 << 20),
             swap_limit: Some(1 << 19),
             pids_limit: Some(-1),
@@ -475,7 +478,8 @@ mod tests {
         assert!(unified.contains(&("cpu.weight", "39".to_owned())));
         assert!(unified.contains(&("pids.max", "max".to_owned())));
         assert!(unified.contains(&("memory.swap.max", "524288".to_owned())));
-        assert_eq!(v1_values(&resources).len(), 4);
+        assert!(unified.contains(&("cpuset.cpus", "1-2".to_owned())));
+        assert_eq!(v1_values(&resources).len(), 5);
         assert_eq!((cpu_weight(2), cpu_weight(262_144), cpu_weight(0)), (1, 10_000, 1));
     }
 }

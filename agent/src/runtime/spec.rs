@@ -355,8 +355,9 @@ fn bind(source: &Path, destination: &Path, read_only: bool) -> Value {
 }
 
 fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
-    let Resources { cpu_shares, cpu_quota_us, cpu_period_us, memory_limit, swap_limit, pids_limit, .. } =
-        &spec.resources;
+    let Resources {
+        cpu_shares, cpu_quota_us, cpu_period_us, cpus, memory_limit, swap_limit, pids_limit, ..
+    } = &spec.resources;
     // The deny rule comes first: without it a v2 host allows what is not named.
     let mut devices = vec![json!({ "allow": spec.privileged, "access": "rwm" })];
     if !spec.privileged {
@@ -396,9 +397,11 @@ fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
     } else if let Some(shares) = cpu_shares {
         cpu.insert("shares".to_owned(), json!(shares));
     }
-    for (key, value) in
-        [("quota", cpu_quota_us.map(|v| json!(v))), ("period", cpu_period_us.map(|v| json!(v)))]
-    {
+    for (key, value) in [
+        ("quota", cpu_quota_us.map(|v| json!(v))),
+        ("period", cpu_period_us.map(|v| json!(v))),
+        ("cpus", cpus.as_ref().map(|v| json!(v))),
+    ] {
         if let Some(value) = value {
             cpu.insert(key.to_owned(), value);
         }

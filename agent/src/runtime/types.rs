@@ -44,6 +44,8 @@ pub struct Resources {
     pub cpu_quota_us: Option<i64>,
     /// CPU period, µs.
     pub cpu_period_us: Option<u64>,
+    /// CPUs that it may run on, in the kernel's list format.
+    pub cpus: Option<String>,
     /// Memory limit, bytes.
     pub memory_limit: Option<i64>,
     /// Limit on swap beyond the memory, bytes; cgroup v2 alone has one of its own.

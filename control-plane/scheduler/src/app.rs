@@ -83,7 +83,7 @@ impl WaitingPods {
     }
 }
 
-/// Schedules pods until `shutdown`. Reads pods, nodes, namespaces, claims, volumes, storage classes and CSINodes; writes pod
+/// Schedules pods until `shutdown`. Reads pods, nodes, namespaces, claims, volumes, storage classes, CSINodes, CSIDrivers and CSIStorageCapacities; writes pod
 /// bindings, pod conditions (`PodScheduled`, and `DisruptionTarget` of evicted pods), `status.nominatedNodeName`,
 /// reservations of volumes, the chosen nodes of claims, and events; deletes pods it preempts.
 pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {

@@ -289,6 +289,7 @@ impl Core {
             StorageKind::Volume => Change::Volume,
             StorageKind::Class => Change::StorageClass,
             StorageKind::CsiNode => Change::CsiNode,
+            StorageKind::CsiDriver | StorageKind::CsiCapacity => Change::Capacity,
         };
         self.retry_after(change, now);
     }

@@ -7,7 +7,7 @@ use crate::cluster::{StorageKind, StorageObject};
 use crate::core::Event;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use kelp_model::scheduling::{LabelMap, NodeInfo, PodInfo};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
@@ -126,6 +126,8 @@ storage!(Claims, PersistentVolumeClaim, Claim);
 storage!(Volumes, PersistentVolume, Volume);
 storage!(Classes, StorageClass, Class);
 storage!(CsiNodes, CSINode, CsiNode);
+storage!(CsiDrivers, CSIDriver, CsiDriver);
+storage!(CsiCapacities, CSIStorageCapacity, CsiCapacity);
 
 impl<S: StorageSource> Kind for S {
     type Object = S::Object;
@@ -161,6 +163,8 @@ pub fn start(client: &Client, events: &Sender<Event>, tasks: &TaskTracker, shutd
     spawn::<Volumes>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
     spawn::<Classes>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
     spawn::<CsiNodes>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
+    spawn::<CsiDrivers>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
+    spawn::<CsiCapacities>(Api::all(client.clone()), watcher::Config::default(), events, tasks, shutdown);
 }
 
 fn spawn<K: Kind>(

@@ -2,11 +2,12 @@
 
 use super::{NodeInfo, PodInfo};
 use crate::quantity::Quantity;
+use crate::selector::Selector;
 use crate::volume::{
     NO_PROVISIONER, SELECTED_NODE, claim_class, find_volume, is_fully_bound, matches_node, pods, volume_name,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ pub const NO_VOLUME: &str = "node(s) didn't find available persistent volumes to
 pub const UNREACHABLE: &str = "node(s) didn't match PersistentVolume's node affinity";
 /// A claim names a volume that is not there.
 pub const MISSING: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
+/// A volume could be made, but where the node can reach it there is too little room.
+pub const NO_ROOM: &str = "node(s) did not have enough free storage";
 /// Labels that tie a volume to a zone or region.
 const ZONES: [&str; 4] = [
     "topology.kubernetes.io/zone",
@@ -35,6 +38,10 @@ pub struct Storage {
     pub classes: HashMap<String, Arc<StorageClass>>,
     /// What drivers say about nodes.
     pub csi_nodes: HashMap<String, Arc<CSINode>>,
+    /// Drivers.
+    pub drivers: HashMap<String, Arc<CSIDriver>>,
+    /// How much room drivers have where; by `namespace/name`.
+    pub capacities: HashMap<String, Arc<CSIStorageCapacity>>,
 }
 
 /// A pod's claims, by what is still to be done for them.
@@ -211,8 +218,9 @@ impl Storage {
                     taken.insert(found);
                     decision.bindings.extend(self.volumes.get(found).map(|v| (v.clone(), claim.clone())));
                 }
-                None if self.can_provision(claim, node) => decision.provisions.push(claim.clone()),
-                None => return Err(vec![NO_VOLUME]),
+                None if !self.can_provision(claim, node) => return Err(vec![NO_VOLUME]),
+                None if !self.has_capacity(claim, node) => return Err(vec![NO_ROOM]),
+                None => decision.provisions.push(claim.clone()),
             }
         }
         Ok(decision)
@@ -231,6 +239,27 @@ impl Storage {
                     node.labels.get(&e.key).is_some_and(|value| e.values.iter().any(|v| **v == **value))
                 })
             })
+    }
+
+    /// Whether the driver of a claim's class has room for it where the node can reach it, as far as it says so.
+    fn has_capacity(&self, claim: &PersistentVolumeClaim, node: &NodeInfo) -> bool {
+        let name = claim_class(claim);
+        let Some(driver) = self.classes.get(name).and_then(|class| self.drivers.get(&class.provisioner))
+        else {
+            return true;
+        };
+        if driver.spec.storage_capacity != Some(true) {
+            return true;
+        }
+        let wanted = size(claim);
+        self.capacities.values().filter(|c| c.storage_class_name == name).any(|capacity| {
+            // The size of the largest volume says more than what is left as a whole.
+            let limit = capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref());
+            let enough = limit.and_then(|q| Quantity::parse(&q.0).ok()).is_some_and(|limit| limit >= wanted);
+            let topology = Selector::from_label_selector(capacity.node_topology.as_ref());
+            let reaches = topology.is_ok_and(|selector| selector.matches(&node.labels));
+            enough && capacity.node_topology.is_some() && reaches
+        })
     }
 
     /// Whether a node is in the zones and regions of the pod's volumes.

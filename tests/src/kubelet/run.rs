@@ -499,6 +499,8 @@ impl Runner {
                 }
             }
             "stop the kubelet" => {
+                self.wait(pod, "ready", Duration::from_secs(60)).await?;
+                tokio::time::sleep(seconds).await;
                 self.follow_node(case, verdict).await?;
                 let host = self.host.clone();
                 tokio::task::spawn_blocking(move || crate::stop_host(&host)).await??;

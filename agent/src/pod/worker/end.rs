@@ -377,6 +377,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         let dir = self.context.config.pod_dir(&self.reference.uid);
         let deleted = self.gone || self.pod.metadata.deletion_timestamp.is_some();
         self.context.devices.release(&self.reference.uid);
+        self.context.cpus.release(&self.reference.uid);
         let begin = std::time::Instant::now();
         let had = dir.join("volumes").exists();
         let removed = self.tear_down_volumes().await;

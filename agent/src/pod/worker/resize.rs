@@ -12,7 +12,7 @@ use crate::runtime::{Resources, Runtime};
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequirements};
 use kelp_model::pod::admission::lacks;
 use kelp_model::pod::quantity;
-use kelp_model::pod::resources::pod_limits;
+use kelp_model::pod::resources::{Limits, pod_limits};
 use kelp_model::pod::spec::{self, Kind, containers};
 use kelp_model::pod::view::{Observed, State};
 use kelp_model::scheduling::{self, NodeInfo, PodInfo};
@@ -102,6 +102,7 @@ fn loosest(a: &Resources, b: &Resources) -> Resources {
         cpu_shares: a.cpu_shares.max(b.cpu_shares),
         cpu_quota_us: a.cpu_quota_us.zip(b.cpu_quota_us).map(|(a, b)| a.max(b)),
         cpu_period_us: b.cpu_period_us.or(a.cpu_period_us),
+        cpus: b.cpus.clone(),
         memory_limit: a.memory_limit.zip(b.memory_limit).map(|(a, b)| a.max(b)),
         swap_limit: a.swap_limit.zip(b.swap_limit).map(|(a, b)| a.max(b)),
         pids_limit: b.pids_limit,
@@ -315,12 +316,22 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             } else {
                 let id = format!("{}.{}", container.name, record.attempt);
                 runtime
-                    .update_resources(&uid, Some(&id), &resources(&limits))
+                    .update_resources(&uid, Some(&id), &self.held(&container.name, &limits))
                     .await
                     .map_err(|e| chain(&e))?;
             }
         }
         runtime.update_resources(&uid, None, &is).await.map_err(|e| chain(&e))
+    }
+
+    /// Limits of a container, and the CPUs that it may run on.
+    pub(super) fn held(&self, container: &str, limits: &Limits) -> Resources {
+        let cpus = self.context.cpus.of(&self.reference.uid, container);
+        let mut held = Resources { cpus, ..resources(limits) };
+        if !self.context.limits_time(&self.reference.uid, Some(container)) {
+            held.cpu_quota_us = None;
+        }
+        held
     }
 
     fn finish_resize(&mut self, observed: &Observed) {

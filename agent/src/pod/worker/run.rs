@@ -29,22 +29,26 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.phase = Phase::Terminating;
                 return Ok(None);
             }
-            if let Err(text) = self.allocate_devices().await {
-                self.refuse(&text);
+            if let Err((reason, text)) = self.allocate().await {
+                self.refuse(reason, text);
                 return Ok(None);
             }
             self.consider_resize(&observed).await?;
-            let (too_much, measure) = self.uses_too_much(&observed).await;
-            if too_much {
-                self.phase = Phase::Terminating;
-                return Ok(None);
-            }
             let now = Timestamp::now();
             let plan = match self.replacing && observed.sandbox == Sandbox::Lost {
                 // Decided when the sandbox was lost, whatever becomes of its containers meanwhile.
                 true => Plan::replace_sandbox(),
                 false => pod_actions(&self.pod, Some(&self.last), &observed, &self.memories, now),
             };
+            // A pod that has ended by itself is not ended once more for what it has written.
+            let (too_much, measure) = match plan.finished {
+                true => (false, None),
+                false => self.uses_too_much(&observed).await,
+            };
+            if too_much {
+                self.phase = Phase::Terminating;
+                return Ok(None);
+            }
             match self.replacing || self.is_between(&plan) {
                 true => self.note(&observed, plan.finished, false),
                 false => self.publish(&observed, plan.finished, false),
@@ -59,6 +63,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 self.publish(&observed, false, false);
             }
             self.watch_containers(&observed);
+            self.hold_to_cpus(&observed).await;
             self.refresh_volumes(&observed).await;
             let measure = earlier(measure, self.expand_volumes().await);
             wake = earlier(measure, earlier(plan.wake_at, self.deadline()));
@@ -90,21 +95,49 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         })
     }
 
-    /// Devices are chosen before anything of the pod starts.
-    async fn allocate_devices(&self) -> Result<(), String> {
-        match self.context.devices.is_needed(&self.pod) {
-            true => self.context.devices.allocate(&self.pod).await,
-            false => Ok(()),
+    /// Devices and CPUs are chosen before anything of the pod starts. An error has a reason and a message.
+    async fn allocate(&self) -> Result<(), (&'static str, String)> {
+        if self.context.devices.is_needed(&self.pod)
+            && let Err(why) = self.context.devices.allocate(&self.pod).await
+        {
+            let text = format!("Allocate failed due to {why}, which is unexpected");
+            return Err(("UnexpectedAdmissionError", text));
         }
+        self.context.cpus.allocate(&self.pod).map_err(|refusal| (refusal.reason, refusal.message))
     }
 
     /// The node cannot have the pod after all.
-    fn refuse(&mut self, why: &str) {
-        let (reason, text) =
-            ("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"));
+    fn refuse(&mut self, reason: &'static str, text: String) {
         self.context.events.pod(&self.reference, Kind::Warning, reason, text.clone());
         self.failure = Some((reason.into(), format!("Pod was rejected: {text}")));
         self.phase = Phase::Terminating;
+    }
+
+    /// Holds running containers to the CPUs that they may run on: those that share some have others now.
+    async fn hold_to_cpus(&mut self, observed: &Observed) {
+        let pod = self.pod.clone();
+        for (_, container) in pod.spec.iter().flat_map(spec::containers) {
+            let Some(record) = observed.latest(&container.name) else { continue };
+            let cpus = self.context.cpus.of(&self.reference.uid, &container.name);
+            let held = self.held_cpus.get(&container.name) == Some(&(record.attempt, cpus.clone()));
+            if cpus.is_none() || held || !matches!(record.state, State::Running(_)) {
+                continue;
+            }
+            let limits = self.context.container_limits(&pod, container);
+            let id = format!("{}.{}", container.name, record.attempt);
+            let resources = self.held(&container.name, &limits);
+            let runtime = &self.context.runtime;
+            let updated = runtime.update_resources(&self.reference.uid, Some(&id), &resources).await;
+            match updated {
+                Ok(()) => {
+                    self.held_cpus.insert(container.name.clone(), (record.attempt, cpus));
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(pod = %self.reference, container = container.name, error, "container not held to its CPUs");
+                }
+            }
+        }
     }
 
     fn deadline(&self) -> Wake {
@@ -341,7 +374,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     fn pod_resources(&self) -> crate::runtime::Resources {
         let most = self.context.config.kubelet.settings.pod_pids_limit;
         let own = resources(&pod_limits(&self.pod));
-        let cpu_quota_us = own.cpu_quota_us.filter(|_| self.context.config.kubelet.settings.cpu_cfs_quota);
+        let cpu_quota_us = own.cpu_quota_us.filter(|_| self.context.limits_time(&self.reference.uid, None));
         let pids_limit = (most > 0).then_some(most).or(own.pids_limit);
         crate::runtime::Resources { pids_limit, cpu_quota_us, ..own }
     }

@@ -186,9 +186,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         })
         .map_err(create_error)?;
         spec.joins = self.target_of(&container.name);
-        if !self.context.config.kubelet.settings.cpu_cfs_quota {
+        if !self.context.limits_time(&self.reference.uid, Some(&container.name)) {
             spec.resources.cpu_quota_us = None;
         }
+        spec.resources.cpus = self.context.cpus.of(&self.reference.uid, &container.name);
         let grants = self.context.devices.start(&self.reference.uid, &container.name).await;
         for grant in grants.map_err(config_error)? {
             container::add_devices(&mut spec, grant);

@@ -257,6 +257,7 @@ impl World {
             node: tokio::sync::watch::channel(None).1,
             states: Default::default(),
             devices: Default::default(),
+            cpus: Default::default(),
             pods: Default::default(),
             config,
             runtime,

@@ -115,6 +115,7 @@ fn limits_in_both_versions() {
             cpu_shares: Some(512),
             cpu_quota_us: Some(20_000),
             cpu_period_us: Some(100_000),
+            cpus: Some("2-3".into()),
             memory_limit: Some(64 << 20),
             swap_limit: None,
             pids_limit: Some(100),
@@ -126,6 +127,7 @@ fn limits_in_both_versions() {
     let resources = v1.linux().as_ref().unwrap().resources().clone().unwrap();
     assert_eq!(resources.cpu().as_ref().unwrap().shares(), Some(512));
     assert_eq!(resources.cpu().as_ref().unwrap().quota(), Some(20_000));
+    assert_eq!(resources.cpu().as_ref().unwrap().cpus().as_deref(), Some("2-3"));
     assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(64 << 20));
     assert_eq!(resources.pids().as_ref().unwrap().limit(), 100);
     assert!(v1.process().as_ref().unwrap().oom_score_adj().is_none(), "the helper sets it");

@@ -2,7 +2,7 @@
 
 use super::Cluster;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use kelp_model::scheduling::volumes::{Storage, key};
 use kube::ResourceExt;
 use std::collections::HashMap;
@@ -19,11 +19,16 @@ pub enum StorageKind {
     Class,
     /// CSINode.
     CsiNode,
+    /// CSIDriver.
+    CsiDriver,
+    /// CSIStorageCapacity.
+    CsiCapacity,
 }
 
 impl StorageKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Claim, Self::Volume, Self::Class, Self::CsiNode];
+    pub const ALL: [Self; 6] =
+        [Self::Claim, Self::Volume, Self::Class, Self::CsiNode, Self::CsiDriver, Self::CsiCapacity];
 }
 
 /// An object about storage.
@@ -37,6 +42,10 @@ pub enum StorageObject {
     Class(Arc<StorageClass>),
     /// What drivers say about a node.
     CsiNode(Arc<CSINode>),
+    /// A driver.
+    CsiDriver(Arc<CSIDriver>),
+    /// How much room a driver has somewhere.
+    CsiCapacity(Arc<CSIStorageCapacity>),
 }
 
 impl StorageObject {
@@ -47,16 +56,20 @@ impl StorageObject {
             Self::Volume(_) => StorageKind::Volume,
             Self::Class(_) => StorageKind::Class,
             Self::CsiNode(_) => StorageKind::CsiNode,
+            Self::CsiDriver(_) => StorageKind::CsiDriver,
+            Self::CsiCapacity(_) => StorageKind::CsiCapacity,
         }
     }
 
-    /// `namespace/name` of a claim, the name of the others.
+    /// `namespace/name` of a claim or a capacity, the name of the others.
     pub fn key(&self) -> String {
         match self {
             Self::Claim(o) => key(o),
             Self::Volume(o) => o.name_any(),
             Self::Class(o) => o.name_any(),
             Self::CsiNode(o) => o.name_any(),
+            Self::CsiDriver(o) => o.name_any(),
+            Self::CsiCapacity(o) => format!("{}/{}", o.namespace().unwrap_or_default(), o.name_any()),
         }
     }
 }
@@ -81,6 +94,8 @@ impl Cluster {
             StorageObject::Volume(o) => put(&mut storage.volumes, key, o),
             StorageObject::Class(o) => put(&mut storage.classes, key, o),
             StorageObject::CsiNode(o) => put(&mut storage.csi_nodes, key, o),
+            StorageObject::CsiDriver(o) => put(&mut storage.drivers, key, o),
+            StorageObject::CsiCapacity(o) => put(&mut storage.capacities, key, o),
         }
     }
 
@@ -92,6 +107,8 @@ impl Cluster {
             StorageKind::Volume => drop(storage.volumes.remove(key)),
             StorageKind::Class => drop(storage.classes.remove(key)),
             StorageKind::CsiNode => drop(storage.csi_nodes.remove(key)),
+            StorageKind::CsiDriver => drop(storage.drivers.remove(key)),
+            StorageKind::CsiCapacity => drop(storage.capacities.remove(key)),
         }
     }
 
@@ -104,6 +121,8 @@ impl Cluster {
             StorageKind::Volume => storage.volumes.retain(|key, _| keys.contains(key)),
             StorageKind::Class => storage.classes.retain(|key, _| keys.contains(key)),
             StorageKind::CsiNode => storage.csi_nodes.retain(|key, _| keys.contains(key)),
+            StorageKind::CsiDriver => storage.drivers.retain(|key, _| keys.contains(key)),
+            StorageKind::CsiCapacity => storage.capacities.retain(|key, _| keys.contains(key)),
         }
         let mut changed = objects;
         changed.retain(|object| self.apply_storage(object.clone()));

@@ -72,4 +72,6 @@ pub enum Change<'a> {
     StorageClass,
     /// What drivers say about a node came or changed.
     CsiNode,
+    /// What a driver says about its room came or changed.
+    Capacity,
 }

@@ -118,7 +118,8 @@ impl EnqueueExtensions for InterPodAffinity {
             | Change::Claim(_)
             | Change::Volume
             | Change::StorageClass
-            | Change::CsiNode => false,
+            | Change::CsiNode
+            | Change::Capacity => false,
         }
     }
 }

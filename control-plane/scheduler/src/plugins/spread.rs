@@ -120,7 +120,8 @@ impl EnqueueExtensions for PodTopologySpread {
             | Change::Claim(_)
             | Change::Volume
             | Change::StorageClass
-            | Change::CsiNode => false,
+            | Change::CsiNode
+            | Change::Capacity => false,
         }
     }
 }

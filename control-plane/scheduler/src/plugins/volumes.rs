@@ -188,7 +188,7 @@ impl EnqueueExtensions for VolumeBinding {
     fn may_help(&self, pod: &PodInfo, change: &Change<'_>, _: &Cluster) -> bool {
         match change {
             Change::Claim(key) => uses(pod, key),
-            Change::Volume | Change::StorageClass | Change::CsiNode => true,
+            Change::Volume | Change::StorageClass | Change::CsiNode | Change::Capacity => true,
             Change::Node { what, .. } => what.added || what.labels,
             _ => false,
         }

@@ -38,7 +38,7 @@ fn storage(
         claims: claims.iter().map(|c| (key(c), c.clone())).collect(),
         volumes: volumes.iter().map(|v| (name(v).to_owned(), v.clone())).collect(),
         classes: [("late".to_owned(), Arc::new(serde_json::from_value(class).expect("class")))].into(),
-        csi_nodes: HashMap::new(),
+        ..Storage::default()
     }
 }
 
@@ -145,4 +145,32 @@ fn zones_and_limits() {
     assert!(s.has_room(&pod("q", &["x"]), &n), "the volume is there already");
     assert!(!s.has_room(&pod("q", &["y"]), &n));
     assert!(s.has_room(&pod("q", &["c"]), &n));
+}
+
+#[test]
+fn room_that_drivers_tell_of() {
+    let wanted = claim("c", json!({}));
+    let mut s = storage(std::slice::from_ref(&wanted), &[], "d.example.com");
+    let claims = s.claims_of(&pod("p", &["c"])).unwrap();
+    let decide = |s: &Storage, name: &str| {
+        s.decide(&claims, &node(name), &Assumed::default()).map(|d| d.provisions.len())
+    };
+    assert_eq!(decide(&s, "n1"), Ok(1), "the driver says nothing");
+    let driver = json!({"metadata": {"name": "d.example.com"}, "spec": {"storageCapacity": true}});
+    s.drivers.insert("d.example.com".into(), Arc::new(serde_json::from_value(driver).unwrap()));
+    assert_eq!(decide(&s, "n1"), Err(vec![NO_ROOM]), "nobody told of room");
+    let capacity = |name: &str, host: &str, class: &str, more: Value| {
+        let mut json = json!({"metadata": {"name": name}, "storageClassName": class,
+            "nodeTopology": {"matchLabels": {"host": host}}});
+        json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        (name.to_owned(), Arc::new(serde_json::from_value(json).unwrap()))
+    };
+    s.capacities = HashMap::from([
+        capacity("a", "n1", "late", json!({"capacity": "2Gi"})),
+        capacity("b", "n2", "late", json!({"capacity": "9Gi", "maximumVolumeSize": "512Mi"})),
+        capacity("c", "n2", "other", json!({"capacity": "9Gi"})),
+    ]);
+    assert_eq!(decide(&s, "n1"), Ok(1));
+    assert_eq!(decide(&s, "n2"), Err(vec![NO_ROOM]), "no volume may be that large");
+    assert_eq!(decide(&s, "n3"), Err(vec![NO_VOLUME]), "the class does not reach it");
 }

@@ -141,6 +141,7 @@ impl Host {
             node: tokio::sync::watch::channel(None).1,
             states: Default::default(),
             devices: Default::default(),
+            cpus: Default::default(),
             pods: Default::default(),
             network: MortalNetwork {
                 inner: Network::new(NoDatapath, &self.config.data_dir, cidrs, 1500).unwrap(),
