@@ -34,7 +34,7 @@ fn object(cluster: &Cluster, name: &str) -> Result<Value> {
 }
 
 fn pod(name: &str, script: &str) -> String {
-    let script = format!("{script}; trap 'exit 0' TERM; while true; do sleep 0.1; done");
+    let script = format!("{script}; trap 'exit 3' TERM; while true; do sleep 0.1; done");
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"terminationGracePeriodSeconds": 1,
         "containers": [{"name": "c", "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sh", "-c", script],
             "volumeMounts": [{"name": "d", "mountPath": "/d"}]}],

@@ -76,11 +76,8 @@ pub fn pod_status(
         Some(_) => "Failed",
         // However its containers ended: the pod goes on.
         None if begins_anew => "Running",
-        None => match phase(spec, &init, &main, main_started, context.ending) {
-            // The node has ended it: that its containers took it well does not make it a success.
-            "Succeeded" if context.evicted.is_some() => "Failed",
-            phase => phase,
-        },
+        // Also of a pod that its node ends: one whose containers take it well has succeeded, as upstream.
+        None => phase(spec, &init, &main, main_started, context.ending),
     };
     let old_phase = old.phase.as_deref().unwrap_or("Pending");
     let phase = if is_terminal_phase(old_phase) {

@@ -354,18 +354,17 @@ fn addresses_are_told_with_the_first_container() {
 }
 
 #[test]
-fn a_pod_that_its_node_ends_has_failed_however_its_containers_end() {
+fn what_becomes_of_a_pod_that_its_node_ends_is_told_by_its_containers() {
     let p = pod(json!({"restartPolicy": "Always", "containers": [{"name": "a"}]}));
     let why =
         ("Terminated".to_owned(), "Pod was terminated in response to imminent node shutdown.".to_owned());
     let context = Context { evicted: Some(why.clone()), ending: true, stopped: true, ..context() };
-    let seen = Observed { sandbox: Sandbox::Lost, containers: vec![record("a", 0, exited(0))] };
     let before = PodStatus { phase: Some("Running".into()), ..PodStatus::default() };
-    let status = pod_status(&p, &before, &seen, &healthy(&["a"]), &context, at(3));
-    assert_eq!((status.phase.as_deref(), status.reason), (Some("Failed"), Some(why.0)));
-    assert_eq!(status.message, Some(why.1));
-    // One that was over before stays what it was.
-    let before = PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() };
-    let status = pod_status(&p, &before, &seen, &healthy(&["a"]), &context, at(3));
-    assert_eq!(status.phase.as_deref(), Some("Succeeded"));
+    let ended = |code: i32| {
+        let seen = Observed { sandbox: Sandbox::Lost, containers: vec![record("a", 0, exited(code))] };
+        let status = pod_status(&p, &before, &seen, &healthy(&["a"]), &context, at(3));
+        (status.phase.unwrap_or_default(), status.reason, status.message)
+    };
+    assert_eq!(ended(137), ("Failed".to_owned(), Some(why.0.clone()), Some(why.1.clone())));
+    assert_eq!(ended(0), ("Succeeded".to_owned(), None, None));
 }

@@ -81,18 +81,24 @@ pub(super) fn rewritten(
 /// The coding of a page, undone before and done again after its links are rewritten.
 enum Coder {
     Plain,
-    Gzip(GzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>),
-    Deflate(DeflateDecoder<Vec<u8>>, DeflateEncoder<Vec<u8>>),
+    Gzip(Box<Gzip>),
+    Deflate(Box<Deflate>),
 }
+
+type Gzip = (GzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>);
+type Deflate = (DeflateDecoder<Vec<u8>>, DeflateEncoder<Vec<u8>>);
 
 impl Coder {
     fn of(headers: &HeaderMap) -> Option<Self> {
         let level = Compression::fast();
         match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
             None | Some(b"") => Some(Self::Plain),
-            Some(b"gzip") => Some(Self::Gzip(GzDecoder::new(Vec::new()), GzEncoder::new(Vec::new(), level))),
+            Some(b"gzip") => {
+                Some(Self::Gzip(Box::new((GzDecoder::new(Vec::new()), GzEncoder::new(Vec::new(), level)))))
+            }
             Some(b"deflate") => {
-                Some(Self::Deflate(DeflateDecoder::new(Vec::new()), DeflateEncoder::new(Vec::new(), level)))
+                let both = (DeflateDecoder::new(Vec::new()), DeflateEncoder::new(Vec::new(), level));
+                Some(Self::Deflate(Box::new(both)))
             }
             Some(_) => None,
         }
@@ -101,7 +107,8 @@ impl Coder {
     fn decode<'a>(&mut self, coded: &'a [u8], last: bool) -> io::Result<Cow<'a, [u8]>> {
         Ok(match self {
             Self::Plain => Cow::Borrowed(coded),
-            Self::Gzip(decoder, _) => {
+            Self::Gzip(both) => {
+                let decoder = &mut both.0;
                 decoder.write_all(coded)?;
                 if last {
                     decoder.try_finish()?
@@ -110,7 +117,8 @@ impl Coder {
                 }
                 Cow::Owned(std::mem::take(decoder.get_mut()))
             }
-            Self::Deflate(decoder, _) => {
+            Self::Deflate(both) => {
+                let decoder = &mut both.0;
                 decoder.write_all(coded)?;
                 if last {
                     decoder.try_finish()?
@@ -125,7 +133,8 @@ impl Coder {
     fn encode(&mut self, plain: Vec<u8>, last: bool) -> io::Result<Vec<u8>> {
         Ok(match self {
             Self::Plain => plain,
-            Self::Gzip(_, encoder) => {
+            Self::Gzip(both) => {
+                let encoder = &mut both.1;
                 encoder.write_all(&plain)?;
                 if last {
                     encoder.try_finish()?
@@ -134,7 +143,8 @@ impl Coder {
                 }
                 std::mem::take(encoder.get_mut())
             }
-            Self::Deflate(_, encoder) => {
+            Self::Deflate(both) => {
+                let encoder = &mut both.1;
                 encoder.write_all(&plain)?;
                 if last {
                     encoder.try_finish()?
