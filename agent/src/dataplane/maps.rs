@@ -62,10 +62,23 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// # Errors
     /// When the map is full or the kernel refuses.
     pub fn put(&self, key: &K, value: &V) -> Result<(), DatapathError> {
-        sys::map_update(self.map.as_fd(), key, value).map_err(|error| match error.raw_os_error() {
+        sys::map_update(self.map.as_fd(), key, value).map_err(|error| self.refused(error))
+    }
+
+    /// Writes many entries in their order. Where one is refused, those before it are written and those behind it are not.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses an entry; its place is told.
+    pub fn put_all(&self, keys: &[K], values: &[V]) -> Result<(), Refused> {
+        sys::map_update_batch(self.map.as_fd(), keys, values)
+            .map_err(|(done, error)| Refused { done, error: self.refused(error) })
+    }
+
+    fn refused(&self, error: std::io::Error) -> DatapathError {
+        match error.raw_os_error() {
             Some(libc::E2BIG | libc::ENOSPC) => DatapathError::Full { map: self.name },
             _ => failed(format!("write the map {}", self.name))(error),
-        })
+        }
     }
 
     /// Writes an entry unless it is there. Returns whether it was written.
@@ -98,7 +111,15 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// # Errors
     /// When the kernel refuses.
     pub fn delete_all(&self, keys: &[K]) -> Result<(), DatapathError> {
-        sys::map_delete_batch(self.map.as_fd(), keys).map_err(failed(format!("change the map {}", self.name)))
+        self.delete_in_order(keys).map_err(|refused| refused.error)
+    }
+
+    /// [`Self::delete_all`], which tells how far it came.
+    fn delete_in_order(&self, keys: &[K]) -> Result<(), Refused> {
+        sys::map_delete_batch(self.map.as_fd(), keys).map_err(|(done, error)| Refused {
+            done,
+            error: failed(format!("change the map {}", self.name))(error),
+        })
     }
 
     /// Visits every entry of a hash map.
@@ -110,6 +131,15 @@ impl<K: Plain, V: Plain> Table<K, V> {
     }
 }
 
+/// An operation, or an entry, that was refused.
+#[derive(Debug)]
+pub struct Refused {
+    /// How many before it were done. None behind it was.
+    pub done: usize,
+    /// Why.
+    pub error: DatapathError,
+}
+
 /// The maps of services. Each operation can be repeated.
 pub trait Datapath: Send + 'static {
     /// The content of the maps.
@@ -118,11 +148,11 @@ pub trait Datapath: Send + 'static {
     /// When the kernel refuses.
     fn read(&mut self) -> Result<Actual, DatapathError>;
 
-    /// Executes one operation.
+    /// Executes operations in their order, those of one kind together.
     ///
     /// # Errors
-    /// When a map is full or the kernel refuses.
-    fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError>;
+    /// When a map is full or the kernel refuses: the first that was not executed is told, and none behind it was.
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), Refused>;
 
     /// Forgets the clients of session affinity but those of these tables and backends.
     ///
@@ -158,14 +188,72 @@ impl KernelDatapath {
             clients: Table::open(kernel, maps::AFFINITIES)?,
         })
     }
+
+    /// Executes operations of one kind.
+    fn apply_run(&self, ops: &[MapOp]) -> Result<(), Refused> {
+        match ops.first() {
+            None => Ok(()),
+            Some(MapOp::PutBackend(..)) => put(&self.backends, ops, |op| match op {
+                MapOp::PutBackend(id, backend) => Some((*id, *backend)),
+                _ => None,
+            }),
+            Some(MapOp::PutSlot(..)) => put(&self.slots, ops, |op| match op {
+                MapOp::PutSlot(key, backend) => Some((*key, *backend)),
+                _ => None,
+            }),
+            Some(MapOp::PutRange(_)) => put(&self.ranges, ops, |op| match op {
+                MapOp::PutRange(key) => Some((*key, 1)),
+                _ => None,
+            }),
+            Some(MapOp::PutFrontend(..)) => put(&self.frontends, ops, |op| match op {
+                MapOp::PutFrontend(key, value) => Some((*key, *value)),
+                _ => None,
+            }),
+            Some(MapOp::DeleteFrontend(_)) => delete(&self.frontends, ops, |op| match op {
+                MapOp::DeleteFrontend(key) => Some(*key),
+                _ => None,
+            }),
+            Some(MapOp::DeleteRange(_)) => delete(&self.ranges, ops, |op| match op {
+                MapOp::DeleteRange(key) => Some(*key),
+                _ => None,
+            }),
+            Some(MapOp::DeleteSlot(_)) => delete(&self.slots, ops, |op| match op {
+                MapOp::DeleteSlot(key) => Some(*key),
+                _ => None,
+            }),
+            Some(MapOp::DeleteBackend(_)) => delete(&self.backends, ops, |op| match op {
+                MapOp::DeleteBackend(id) => Some(*id),
+                _ => None,
+            }),
+        }
+    }
+}
+
+/// Writes the entries of operations that are all of one kind.
+fn put<K: Plain, V: Plain>(
+    table: &Table<K, V>,
+    ops: &[MapOp],
+    entry: impl Fn(&MapOp) -> Option<(K, V)>,
+) -> Result<(), Refused> {
+    let (keys, values): (Vec<K>, Vec<V>) = ops.iter().filter_map(entry).unzip();
+    table.put_all(&keys, &values)
+}
+
+/// Removes the entries of operations that are all of one kind.
+fn delete<K: Plain, V: Plain>(
+    table: &Table<K, V>,
+    ops: &[MapOp],
+    key: impl Fn(&MapOp) -> Option<K>,
+) -> Result<(), Refused> {
+    let keys: Vec<K> = ops.iter().filter_map(key).collect();
+    table.delete_in_order(&keys)
 }
 
 fn content<K: Plain + Ord, V: Plain>(table: &Table<K, V>) -> Result<BTreeMap<K, V>, DatapathError> {
-    let mut entries = BTreeMap::new();
-    table.scan(|key, value| {
-        entries.insert(*key, *value);
-    })?;
-    Ok(entries)
+    let mut entries = Vec::new();
+    table.scan(|key, value| entries.push((*key, *value)))?;
+    // Sorted first: entry by entry, in the order of a hash map, a large tree would take most of a restart.
+    Ok(entries.into_iter().collect())
 }
 
 impl Datapath for KernelDatapath {
@@ -178,17 +266,13 @@ impl Datapath for KernelDatapath {
         })
     }
 
-    fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
-        match op {
-            MapOp::PutBackend(id, backend) => self.backends.put(id, backend),
-            MapOp::PutSlot(key, backend) => self.slots.put(key, backend),
-            MapOp::PutRange(key) => self.ranges.put(key, &1),
-            MapOp::PutFrontend(key, value) => self.frontends.put(key, value),
-            MapOp::DeleteFrontend(key) => self.frontends.delete(key),
-            MapOp::DeleteRange(key) => self.ranges.delete(key),
-            MapOp::DeleteSlot(key) => self.slots.delete(key),
-            MapOp::DeleteBackend(id) => self.backends.delete(id),
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), Refused> {
+        let mut done = 0;
+        for run in ops.chunk_by(MapOp::is_like) {
+            self.apply_run(run).map_err(|refused| Refused { done: done + refused.done, ..refused })?;
+            done += run.len();
         }
+        Ok(())
     }
 
     fn retain_clients(&mut self, keep: &Stickiness) -> Result<(), DatapathError> {
@@ -238,9 +322,11 @@ impl Datapath for FakeDatapath {
         Ok(self.content.lock().clone())
     }
 
-    fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
-        self.room(op)?;
-        self.content.lock().apply(op);
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), Refused> {
+        for (done, op) in ops.iter().enumerate() {
+            self.room(op).map_err(|error| Refused { done, error })?;
+            self.content.lock().apply(op);
+        }
         Ok(())
     }
 
@@ -264,19 +350,22 @@ impl<D: Datapath> Datapath for FaultyDatapath<D> {
         self.inner.read()
     }
 
-    fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
-        match self.successes.as_mut() {
-            Some(0) => {
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), Refused> {
+        match self.successes {
+            Some(left) if left < ops.len() => {
                 self.successes = None;
-                Err(failed("write a map")(std::io::Error::from_raw_os_error(libc::ENOMEM)))
+                self.inner.apply(&ops[..left])?;
+                let error = failed("write a map")(std::io::Error::from_raw_os_error(libc::ENOMEM));
+                Err(Refused { done: left, error })
             }
             Some(left) => {
-                *left -= 1;
-                self.inner.apply(op)
+                self.successes = Some(left - ops.len());
+                self.inner.apply(ops)
             }
-            None => self.inner.apply(op),
+            None => self.inner.apply(ops),
         }
     }
+
     fn retain_clients(&mut self, keep: &Stickiness) -> Result<(), DatapathError> {
         self.inner.retain_clients(keep)
     }

@@ -200,9 +200,8 @@ impl Rig {
             .unwrap(),
         );
         let mut maps = KernelDatapath::open(&rig.kernel).unwrap();
-        for op in plan(&index.desired(), &maps.read().unwrap()).0 {
-            maps.apply(&op).unwrap();
-        }
+        let ops = plan(&index.desired(), &maps.read().unwrap()).0;
+        maps.apply(&ops).unwrap();
         assert!(plan(&index.desired(), &maps.read().unwrap()).0.is_empty(), "the maps hold what was written");
         rig
     }

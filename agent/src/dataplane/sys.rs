@@ -6,7 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+mod batch;
 pub mod query;
+
+pub use batch::{map_delete_batch, map_scan, map_update_batch};
 
 const MAP_LOOKUP_ELEM: i32 = 1;
 const MAP_UPDATE_ELEM: i32 = 2;
@@ -16,8 +19,6 @@ const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const PROG_TEST_RUN: i32 = 10;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
-const MAP_LOOKUP_BATCH: i32 = 24;
-const MAP_DELETE_BATCH: i32 = 27;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
 
@@ -134,19 +135,6 @@ struct LinkUpdateAttr {
 
 #[repr(C)]
 #[derive(Default)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    element_flags: u64,
-    flags: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
 struct InfoAttr {
     fd: u32,
     length: u32,
@@ -244,86 +232,6 @@ pub fn map_delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     }
 }
 
-/// Visits all entries of a hash map in batches. An entry that is added or removed meanwhile may or may not be seen.
-pub fn map_scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
-    let mut capacity = 1024_usize;
-    // Opaque to us: for hash maps the kernel keeps a bucket number there.
-    let mut position = [0_u64; 8];
-    let mut started = false;
-    loop {
-        let mut keys = Vec::<K>::with_capacity(capacity);
-        let mut values = Vec::<V>::with_capacity(capacity);
-        let mut next = [0_u64; 8];
-        let mut attr = BatchAttr {
-            in_batch: if started { address(&position) } else { 0 },
-            out_batch: next.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: capacity as u32,
-            map_fd: raw(map),
-            ..BatchAttr::default()
-        };
-        let result = bpf(MAP_LOOKUP_BATCH, &mut attr);
-        let last = match result {
-            Ok(_) => false,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT) => true,
-                // A bucket has more entries than the buffers.
-                Some(libc::ENOSPC) if capacity < 1 << 20 => {
-                    capacity *= 4;
-                    continue;
-                }
-                Some(libc::EINTR) => continue,
-                // The map has no batches on this kernel.
-                Some(ENOTSUPP | libc::EINVAL) if !started => return map_walk(map, visit),
-                _ => return Err(error),
-            },
-        };
-        let count = (attr.count as usize).min(capacity);
-        // SAFETY: the kernel wrote this many keys and values; any bytes are a value of a plain type.
-        unsafe {
-            keys.set_len(count);
-            values.set_len(count);
-        }
-        for (key, value) in keys.iter().zip(&values) {
-            visit(key, value);
-        }
-        if last {
-            return Ok(());
-        }
-        position = next;
-        started = true;
-    }
-}
-
-/// The kernel's own "not supported", which has no name for users.
-const ENOTSUPP: i32 = 524;
-
-/// Visits all entries one by one. One that is removed meanwhile may make the walk begin again: entries may be seen twice.
-fn map_walk<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
-    let mut last: Option<K> = None;
-    loop {
-        let mut next = std::mem::MaybeUninit::<K>::uninit();
-        let mut attr = ElementAttr {
-            map_fd: raw(map),
-            key: last.as_ref().map_or(0, address),
-            value: next.as_mut_ptr() as u64,
-            ..ElementAttr::default()
-        };
-        match bpf(MAP_GET_NEXT_KEY, &mut attr) {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        // SAFETY: the kernel wrote a key; any bytes are a value of a plain type.
-        let key = unsafe { next.assume_init() };
-        if let Some(value) = map_lookup(map, &key)? {
-            visit(&key, &value);
-        }
-        last = Some(key);
-    }
-}
-
 /// Writes one entry unless it is there. Returns whether it was written.
 pub fn map_insert<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
     const NOEXIST: u64 = 1;
@@ -339,31 +247,6 @@ pub fn map_insert<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Removes many entries; those that are not there are no error. The slower way is taken where batches do not work.
-pub fn map_delete_batch<K: Plain>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
-    let mut rest = keys;
-    while !rest.is_empty() {
-        let mut attr = BatchAttr {
-            keys: rest.as_ptr() as u64,
-            count: rest.len() as u32,
-            map_fd: raw(map),
-            ..BatchAttr::default()
-        };
-        match bpf(MAP_DELETE_BATCH, &mut attr) {
-            Ok(_) => return Ok(()),
-            Err(error) => {
-                // The kernel stops at the first key that is not there.
-                let done = (attr.count as usize).min(rest.len() - 1);
-                if error.raw_os_error() != Some(libc::ENOENT) {
-                    map_delete(map, &rest[done])?;
-                }
-                rest = &rest[done + 1..];
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Pins an object.

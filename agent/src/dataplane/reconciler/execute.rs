@@ -29,6 +29,11 @@ struct Missing {
 }
 
 impl Missing {
+    /// Whether everything found room.
+    fn is_empty(&self) -> bool {
+        self.backends.is_empty() && self.tables.is_empty()
+    }
+
     /// Whether an operation has to be left out because of others that were.
     fn forbids(&mut self, op: &MapOp, actual: &Actual) -> bool {
         match op {
@@ -76,26 +81,54 @@ pub fn execute<D: Datapath>(
 ) -> Result<Outcome, DatapathError> {
     let mut outcome = Outcome::default();
     let mut missing = Missing::default();
-    for op in ops {
-        if missing.forbids(op, actual) {
-            missing.note(op);
-            outcome.skipped += 1;
+    // Operations of one kind do not depend on each other, so that they go to the kernel together.
+    for run in ops.chunk_by(MapOp::is_like) {
+        if missing.is_empty() {
+            execute_run(run, actual, datapath, &mut missing, &mut outcome)?;
             continue;
         }
-        match datapath.apply(op) {
-            Ok(()) => {
-                actual.apply(op);
-                outcome.operations += 1;
-            }
-            Err(DatapathError::Full { map }) => {
+        let mut allowed = Vec::new();
+        for op in run {
+            if missing.forbids(op, actual) {
                 missing.note(op);
-                outcome.full.insert(map);
                 outcome.skipped += 1;
+            } else {
+                allowed.push(op.clone());
             }
-            Err(error) => return Err(error),
         }
+        execute_run(&allowed, actual, datapath, &mut missing, &mut outcome)?;
     }
     Ok(outcome)
+}
+
+/// Executes operations of one kind; one for which there is no room does not keep the others from it.
+fn execute_run<D: Datapath>(
+    ops: &[MapOp],
+    actual: &mut Actual,
+    datapath: &mut D,
+    missing: &mut Missing,
+    outcome: &mut Outcome,
+) -> Result<(), DatapathError> {
+    let mut rest = ops;
+    while !rest.is_empty() {
+        let (done, error) = match datapath.apply(rest) {
+            Ok(()) => (rest.len(), None),
+            Err(refused) => (refused.done.min(rest.len() - 1), Some(refused.error)),
+        };
+        actual.apply_all(&rest[..done]);
+        outcome.operations += done;
+        rest = match error {
+            None => return Ok(()),
+            Some(DatapathError::Full { map }) => {
+                missing.note(&rest[done]);
+                outcome.full.insert(map);
+                outcome.skipped += 1;
+                &rest[done + 1..]
+            }
+            Some(error) => return Err(error),
+        };
+    }
+    Ok(())
 }
 
 /// The clients that may stay with their backends.
