@@ -68,6 +68,12 @@ pub const FLOW_ESTABLISHED: u32 = 2;
 pub const FLOW_FIN: u32 = 4;
 /// TCP: a reset was seen, or a FIN in both directions; a SYN starts a new flow.
 pub const FLOW_CLOSED: u32 = 8;
+/// Packets go to a backend of another node in an envelope; answers are not seen here, and there is no entry for them.
+pub const FLOW_DSR: u32 = 16;
+/// Packets come from another node in an envelope.
+pub const FLOW_WRAPPED: u32 = 32;
+/// TCP: a flow whose answers are not seen here, after the end of what the client sends.
+pub const FLOW_HALF_SEEN: u32 = FLOW_DSR | FLOW_FIN;
 
 /// Seconds that a flow with these `FLOW_*` bits lives without a packet. TCP's established time is netfilter's in kube-proxy's
 /// defaults; SCTP's is several of its heartbeats.
@@ -76,6 +82,8 @@ pub const FLOW_CLOSED: u32 = 8;
 pub const fn lifetime(protocol: u32, flags: u32) -> u32 {
     match protocol as u8 {
         TCP if flags & FLOW_CLOSED != 0 => 10,
+        // The client has no more to say, but acknowledges. That the other side has finished is not seen here.
+        TCP if flags & FLOW_HALF_SEEN == FLOW_HALF_SEEN => 3_600,
         TCP if flags & FLOW_ESTABLISHED != 0 => 86_400,
         TCP => 60,
         SCTP if flags & FLOW_CLOSED != 0 => 10,

@@ -11,6 +11,7 @@
 pub mod address;
 pub mod flow;
 pub mod limits;
+pub mod maglev;
 pub mod maps;
 pub mod name;
 pub mod node;

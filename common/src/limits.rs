@@ -6,6 +6,8 @@ pub const FRONTENDS: u32 = 262_144;
 pub const SLOTS: u32 = 2_097_152;
 /// Distinct backends.
 pub const BACKENDS: u32 = 1_048_576;
+/// Tables of consistent hashing, of 64 KiB each with the usual number of places.
+pub const MAGLEV: u32 = 1_024;
 /// Clients with session affinity; the least recently used is forgotten.
 pub const AFFINITIES: u32 = 65_536;
 /// Directions of translated flows; the least recently used is forgotten.

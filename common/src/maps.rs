@@ -17,7 +17,7 @@ pub const ENDPOINTS: &str = "ENDPOINTS_V2";
 /// [`crate::Address`] → 1.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRS_V1";
 /// 0 → [`crate::NodeConfig`].
-pub const NODE_CONFIG: &str = "NODE_CONFIG_V2";
+pub const NODE_CONFIG: &str = "NODE_CONFIG_V3";
 /// `counter` → a count per CPU; see [`counter`](mod@counter).
 pub const COUNTERS: &str = "COUNTERS_V3";
 /// [`crate::SourceRangeKey`] → 1.
@@ -43,12 +43,14 @@ pub const CONNECTIONS: &str = "CONNECTIONS_V1";
 pub const SERVICE_NAMES: &str = "SERVICE_NAMES_V1";
 /// [`crate::Address`] of a pod on this node → [`crate::PodName`]; for people.
 pub const POD_NAMES: &str = "POD_NAMES_V1";
+/// Slot table → array map of [`crate::maglev::Row`]s.
+pub const MAGLEV: &str = "MAGLEV_V1";
 
 /// Name of [`ENDPOINTS`] before endpoints had policies: [`crate::Address`] → [`crate::node::EndpointValueV1`].
 pub const ENDPOINTS_BEFORE_POLICIES: &str = "ENDPOINTS_V1";
 
 /// All of them.
-pub const ALL: [&str; 21] = [
+pub const ALL: [&str; 22] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -70,6 +72,7 @@ pub const ALL: [&str; 21] = [
     CONNECTIONS,
     SERVICE_NAMES,
     POD_NAMES,
+    MAGLEV,
 ];
 
 /// Indexes of [`COUNTERS`].

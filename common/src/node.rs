@@ -29,12 +29,34 @@ pub struct NodeConfig {
     pub nat_port_max: u16,
     /// Largest IP packet that the uplink takes, bytes; 0 when that is not known.
     pub uplink_mtu: u32,
+    /// UDP port of envelopes for backends of other nodes ([`NODE_DSR`]), network byte order.
+    pub dsr_port: u16,
+    /// Zero; fills the structure.
+    pub unused: [u16; 3],
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 16 + 6 * 32 + 4 * 16 + 8);
+const _: () = assert!(size_of::<NodeConfig>() == 16 + 6 * 32 + 4 * 16 + 16);
 
 /// Traffic of pods to the outside takes the node's address.
 pub const NODE_MASQUERADE: u32 = 1;
+
+/// Backends of other nodes answer clients outside the cluster themselves: packets go there in an envelope (Geneve). Every
+/// node opens envelopes, whether it sends them or not.
+pub const NODE_DSR: u32 = 2;
+
+/// Bytes of an envelope: IP, UDP and Geneve.
+#[inline(always)]
+#[must_use]
+pub const fn dsr_overhead(v4: bool) -> u32 {
+    if v4 { 36 } else { 56 }
+}
+
+/// Whether envelopes come from this port (network byte order): 512–1023, which a node only gives to those who may.
+#[inline(always)]
+#[must_use]
+pub const fn is_dsr_source(port: u16) -> bool {
+    matches!(u16::from_be(port), 512..=1023)
+}
 
 /// A pod on this node; the key is its address.
 #[repr(C)]

@@ -49,6 +49,8 @@ pub const FRONTEND_NODE_PORT: u32 = 4;
 pub const FRONTEND_DROP: u32 = 8;
 /// Only clients with a [`SourceRangeKey`] for the frontend's table may use it.
 pub const FRONTEND_SOURCE_RANGES: u32 = 16;
+/// Clients outside the cluster are led by consistent hashing ([`crate::maglev`]) and not by chance.
+pub const FRONTEND_MAGLEV: u32 = 32;
 
 /// The clients of a frontend with [`FRONTEND_SOURCE_RANGES`].
 #[repr(C)]

@@ -12,14 +12,17 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use kelp_common::flow::{FLOW_DSR, FLOW_WRAPPED};
+use kelp_common::maglev::flow_hash;
 use kelp_common::maps::counter;
-use kelp_common::node::NODE_MASQUERADE;
-use kelp_common::service::{FRONTEND_DROP, FRONTEND_LOCAL_ONLY};
+use kelp_common::node::{NODE_DSR, NODE_MASQUERADE};
+use kelp_common::service::{FRONTEND_DROP, FRONTEND_LOCAL_ONLY, FRONTEND_MAGLEV};
 use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
 
+use crate::lb::Choice;
 use crate::maps::{ENDPOINTS, NODE_CONFIG, count, forward_room, is_node_address, packet_room};
 use crate::packet::{Kind, NotParsed, Packet, parse};
-use crate::{flow, fragment, lb, policy, reject, related, rewrite, route};
+use crate::{dsr, flow, fragment, lb, policy, reject, related, rewrite, route};
 
 /// The endpoint with an address, if it is a pod on this node.
 #[inline(always)]
@@ -136,7 +139,7 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
             return Ok(send(ctx, config, packet, to));
         }
     } else if packet.kind == Kind::IcmpError
-        && let Some(destination) = translated_error(ctx, packet)?
+        && let Some(destination) = translated_error(ctx, packet, None)?
     {
         return Ok(deliver(ctx, config, packet, &destination));
     }
@@ -236,7 +239,7 @@ fn reply_of_host(ctx: &TcContext) -> Result<Option<&'static Packet>, i32> {
     }
     compiler_fence(Ordering::SeqCst);
     if !packet.flow {
-        let known = packet.kind == Kind::IcmpError && translated_error(ctx, packet)?.is_some();
+        let known = packet.kind == Kind::IcmpError && translated_error(ctx, packet, None)?.is_some();
         return Ok((!known).then_some(packet));
     }
     match flow::lookup(packet) {
@@ -248,17 +251,27 @@ fn reply_of_host(ctx: &TcContext) -> Result<Option<&'static Packet>, i32> {
     }
 }
 
-/// Translates an ICMP error about a packet of a translated flow; returns where it goes.
+/// Translates an ICMP error about a packet of a translated flow; returns where it goes. One about a flow that another node
+/// answers goes there, if it may (`onward`).
 #[inline(always)]
-fn translated_error(ctx: &TcContext, packet: &Packet) -> Result<Option<Address>, i32> {
+fn translated_error(
+    ctx: &TcContext,
+    packet: &Packet,
+    onward: Option<&NodeConfig>,
+) -> Result<Option<Address>, i32> {
     let mut destination = Address::ANY_V6;
-    match related::translate(ctx, packet, &mut destination) {
+    let mut port = 0;
+    match related::translate(ctx, packet, &mut destination, &mut port) {
         related::Outcome::Unknown => Ok(None),
         related::Outcome::Translated => Ok(Some(destination)),
         related::Outcome::Failed => {
             count(counter::REWRITE);
             Err(TC_ACT_SHOT)
         }
+        related::Outcome::Elsewhere => match onward {
+            Some(config) => Err(dsr::send(ctx, config, packet, &destination, port)),
+            None => Ok(None),
+        },
     }
 }
 
@@ -272,18 +285,36 @@ pub fn from_net(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
-    let packet = parsed(ctx)?;
+    let mut packet = parsed(ctx)?;
     let config = NODE_CONFIG.get(0).ok_or(TC_ACT_OK)?;
+    if dsr::is_envelope(config, packet) && endpoint(&packet.key.destination).is_some() {
+        let opened = dsr::open(ctx);
+        compiler_fence(Ordering::SeqCst);
+        match opened {
+            dsr::Opened::Not => {}
+            dsr::Opened::Packet => packet = packet_room().ok_or(TC_ACT_SHOT)?,
+            dsr::Opened::Begins => {
+                let packet = packet_room().ok_or(TC_ACT_SHOT)?;
+                let forward = forward_room().ok_or(TC_ACT_SHOT)?;
+                admit_translated(packet, None, forward)?;
+                return begin(ctx, config, packet, forward, false);
+            }
+            dsr::Opened::Refused => return Err(TC_ACT_SHOT),
+        }
+    }
     if packet.kind == Kind::Neighbour || packet.key.destination.is_link_scoped() {
         return Ok(TC_ACT_OK);
     }
     if packet.flow {
         if let Some(to) = flow::lookup(packet) {
+            if to.flags & FLOW_DSR != 0 {
+                return Ok(dsr::send(ctx, config, packet, &to.destination, to.destination_port));
+            }
             admit_translated(packet, None, to)?;
             return Ok(send(ctx, config, packet, to));
         }
     } else if packet.kind == Kind::IcmpError
-        && let Some(destination) = translated_error(ctx, packet)?
+        && let Some(destination) = translated_error(ctx, packet, Some(config))?
     {
         return Ok(deliver(ctx, config, packet, &destination));
     }
@@ -300,6 +331,13 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
         }
     } else if let Some(frontend) = service(packet, true) {
         translated = choose(ctx, config, packet, frontend, true, forward)?;
+        if forward.flags & FLOW_DSR != 0 {
+            if flow::create_one_way(&packet.key, forward).is_none() {
+                count(counter::NO_NAT_PORT);
+                return Err(TC_ACT_SHOT);
+            }
+            return Ok(dsr::send(ctx, config, packet, &forward.destination, forward.destination_port));
+        }
         admit_translated(packet, None, forward)?;
     } else if lb::is_service_address(config, &destination) {
         // A fragment that overtook its first one cannot be told from one to nowhere.
@@ -338,6 +376,7 @@ fn untranslated(packet: &Packet) -> Result<&'static mut FlowValue, i32> {
     forward.source_port = packet.key.source_port;
     forward.destination_port = packet.key.destination_port;
     forward.backend = 0;
+    forward.flags = 0;
     Ok(forward)
 }
 
@@ -355,7 +394,17 @@ fn choose(
         count(counter::SOURCE_RANGE);
         return Err(TC_ACT_SHOT);
     }
-    let Some((id, backend)) = lb::select(frontend, &packet.key.source, None) else {
+    let choice = if external && frontend.flags & FRONTEND_MAGLEV != 0 {
+        let key = &packet.key;
+        // A client that stays with a backend does so whatever its ports are.
+        let (client, service) =
+            if frontend.affinity_seconds == 0 { (key.source_port, key.destination_port) } else { (0, 0) };
+        let number = flow_hash(&key.source, client, service, key.protocol as u8);
+        Choice { number, consistent: true }
+    } else {
+        Choice::random()
+    };
+    let Some((id, backend)) = lb::select_by(frontend, &packet.key.source, choice) else {
         if frontend.flags & FRONTEND_DROP != 0 {
             count(counter::NO_LOCAL_ENDPOINT);
             return Err(TC_ACT_SHOT);
@@ -377,6 +426,12 @@ fn choose(
     // The reply must come back through this node, unless the backend's node knows the way to the pod.
     let direct = !external && in_cluster(config, &backend.address);
     if direct || frontend.flags & FRONTEND_LOCAL_ONLY != 0 {
+        return Ok(false);
+    }
+    // A pod's node opens envelopes; what other backends are is not known.
+    if external && config.flags & NODE_DSR != 0 && config.uplink != 0 && in_cluster(config, &backend.address)
+    {
+        forward.flags = FLOW_DSR;
         return Ok(false);
     }
     take_node_address(ctx, config, packet, forward)?;
@@ -434,6 +489,10 @@ fn send(ctx: &TcContext, config: &NodeConfig, packet: &Packet, to: &FlowValue) -
     if let Err(verdict) = translate(ctx, packet, to) {
         return verdict;
     }
+    // What the client sends comes in envelopes: it learns at once how large its segments may be.
+    if to.flags & FLOW_WRAPPED != 0 {
+        rewrite::clamp_segments(ctx, packet, config.uplink_mtu);
+    }
     match pod {
         Some(pod) => route::to_pod(ctx, pod),
         None if leaves => route::send_up(ctx, config, packet),
@@ -458,14 +517,14 @@ fn deliver(ctx: &TcContext, config: &NodeConfig, packet: &Packet, destination: &
 }
 
 #[inline(always)]
-fn in_cluster(config: &NodeConfig, address: &Address) -> bool {
+pub fn in_cluster(config: &NodeConfig, address: &Address) -> bool {
     config.cluster[0].contains(address) || config.cluster[1].contains(address)
 }
 
 /// The address of the packet's family. Both are read before one is chosen: an index computed from the packet would
 /// need a proof of its range, which the optimiser removes.
 #[inline(always)]
-fn of_family(addresses: &[Address; 2], v4: bool) -> Address {
+pub fn of_family(addresses: &[Address; 2], v4: bool) -> Address {
     // SAFETY: the references are valid for reads.
     let (first, second) = unsafe {
         (core::ptr::read_volatile(&raw const addresses[0]), core::ptr::read_volatile(&raw const addresses[1]))

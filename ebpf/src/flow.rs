@@ -2,7 +2,9 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use kelp_common::flow::{FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN, FLOW_REPLY, lifetime};
+use kelp_common::flow::{
+    FLOW_CLOSED, FLOW_DSR, FLOW_ESTABLISHED, FLOW_FIN, FLOW_HALF_SEEN, FLOW_REPLY, FLOW_WRAPPED, lifetime,
+};
 use kelp_common::{FlowKey, FlowValue, NodeConfig, SCTP, TCP, UDP};
 
 use crate::lb::now;
@@ -24,8 +26,12 @@ pub fn lookup(packet: &Packet) -> Option<&'static FlowValue> {
     let reply = flags & FLOW_REPLY != 0;
     if !reply {
         let fresh_syn = packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        if fresh_syn && flags & FLOW_CLOSED != 0 {
+        if fresh_syn && (flags & FLOW_CLOSED != 0 || flags & FLOW_HALF_SEEN == FLOW_HALF_SEEN) {
             return None;
+        }
+        // A client goes on only after an answer.
+        if flags & FLOW_DSR != 0 && !fresh_syn {
+            flags |= FLOW_ESTABLISHED;
         }
         // A datagram to a removed backend goes to another one, and so does a new connection.
         if entry.backend != 0 && (fresh_syn || protocol == u32::from(UDP)) && !backend_is(entry) {
@@ -115,13 +121,14 @@ pub fn create(config: &NodeConfig, key: &FlowKey, forward: &mut FlowValue, trans
     let protocol = key.protocol;
     let expires = now + lifetime(protocol, 0);
     forward.expires = expires;
-    forward.flags = 0;
+    let wrapped = forward.flags & FLOW_WRAPPED;
+    forward.flags = wrapped;
     let reply = FlowValue {
         source: key.destination,
         destination: key.source,
         source_port: key.destination_port,
         destination_port: key.source_port,
-        flags: FLOW_REPLY,
+        flags: FLOW_REPLY | wrapped,
         expires,
         backend: forward.backend,
     };
@@ -146,6 +153,14 @@ pub fn create(config: &NodeConfig, key: &FlowKey, forward: &mut FlowValue, trans
     if !reserved {
         return None;
     }
+    FLOWS.insert(key, &*forward, u64::from(BPF_ANY)).ok()
+}
+
+/// Remembers a new flow whose answers are another node's affair.
+#[inline(always)]
+pub fn create_one_way(key: &FlowKey, forward: &mut FlowValue) -> Option<()> {
+    forward.flags = FLOW_DSR;
+    forward.expires = now() + lifetime(key.protocol, FLOW_DSR);
     FLOWS.insert(key, &*forward, u64::from(BPF_ANY)).ok()
 }
 

@@ -1,7 +1,10 @@
 //! Choosing a backend; used by both paths.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_map_lookup_elem};
 use aya_ebpf::maps::lpm_trie::Key;
+use kelp_common::maglev::{self, HEADER_SIZE, LANES, Row};
 use kelp_common::service::{
     BACKEND_DRAINING, FRONTEND_SOURCE_RANGES, FRONTEND_TWO_SCOPES, SCOPE_CLUSTER, SCOPE_EXTERNAL,
 };
@@ -10,7 +13,7 @@ use kelp_common::{
     SourceRange, SourceRangeKey,
 };
 
-use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, SLOTS, SOURCE_RANGES};
+use crate::maps::{AFFINITIES, BACKENDS, FRONTENDS, MAGLEV, SLOTS, SOURCE_RANGES};
 
 /// Seconds of the monotonic clock.
 #[inline(always)]
@@ -54,24 +57,75 @@ pub fn is_service_address(config: &NodeConfig, address: &Address) -> bool {
     config.services[0].contains(address) || config.services[1].contains(address)
 }
 
+/// How a backend is chosen. (Not an enumeration: the compiler would leave the number of some of its forms unwritten, which
+/// the verifier does not allow.)
+#[derive(Clone, Copy)]
+pub struct Choice {
+    /// The number that decides.
+    pub number: u32,
+    /// Whether it picks the place in the table of consistent hashing, and not the slot.
+    pub consistent: bool,
+}
+
+impl Choice {
+    /// By chance.
+    #[inline(always)]
+    pub fn random() -> Self {
+        // SAFETY: the helper has no preconditions.
+        Self { number: unsafe { bpf_get_prandom_u32() }, consistent: false }
+    }
+}
+
 /// Chooses a backend. `hash` picks the slot; without one it is random. `None` means that there is none: refuse.
 #[inline(always)]
 pub fn select(frontend: &FrontendValue, client: &Address, hash: Option<u32>) -> Option<(u32, Backend)> {
+    let choice = match hash {
+        Some(number) => Choice { number, consistent: false },
+        None => Choice::random(),
+    };
+    select_by(frontend, client, choice)
+}
+
+/// [`select`] in any way.
+#[inline(always)]
+pub fn select_by(frontend: &FrontendValue, client: &Address, choice: Choice) -> Option<(u32, Backend)> {
     if frontend.count == 0 {
         return None;
     }
     if frontend.affinity_seconds != 0 {
-        return select_with_affinity(frontend, client, hash);
+        return select_with_affinity(frontend, client, choice);
     }
-    pick(frontend, hash)
+    pick(frontend, choice)
+}
+
+/// The backend at the place of a flow in its table of consistent hashing. Nothing for a frontend without one: it has no
+/// choice, or there was no room for its table.
+#[inline(always)]
+fn consistent(table: u32, hash: u32) -> Option<(u32, Backend)> {
+    let map: *mut c_void = MAGLEV.get_ptr(&table)?.cast_mut().cast();
+    let row = |index: u32| -> Option<&'static Row> {
+        // SAFETY: what a map of maps holds is a map, and this one has indexes for keys and rows for values. The kernel
+        // keeps it until the program ends.
+        unsafe { bpf_map_lookup_elem(map, (&raw const index).cast()).cast::<Row>().as_ref() }
+    };
+    let size = row(0)?.0[HEADER_SIZE];
+    let (index, lane) = maglev::place(maglev::place_of(hash, size));
+    // The mask tells the verifier what it cannot know of a remainder.
+    let id = row(index)?.0[lane & (LANES - 1)];
+    // SAFETY: the value is copied at once.
+    let backend = *unsafe { BACKENDS.get(&id) }?;
+    Some((id, backend))
 }
 
 #[inline(always)]
-fn pick(frontend: &FrontendValue, hash: Option<u32>) -> Option<(u32, Backend)> {
-    // SAFETY: the helper has no preconditions.
-    let hash = hash.unwrap_or_else(|| unsafe { bpf_get_prandom_u32() });
+fn pick(frontend: &FrontendValue, choice: Choice) -> Option<(u32, Backend)> {
+    if choice.consistent
+        && let Some(found) = consistent(frontend.table, choice.number)
+    {
+        return Some(found);
+    }
     // A multiplication in place of a division: the count is far below 2³².
-    let slot = ((u64::from(hash) * u64::from(frontend.count)) >> 32) as u32;
+    let slot = ((u64::from(choice.number) * u64::from(frontend.count)) >> 32) as u32;
     // SAFETY: the value is copied at once.
     let id = *unsafe { SLOTS.get(&SlotKey { table: frontend.table, slot }) }?;
     // SAFETY: the value is copied at once.
@@ -83,7 +137,7 @@ fn pick(frontend: &FrontendValue, hash: Option<u32>) -> Option<(u32, Backend)> {
 fn select_with_affinity(
     frontend: &FrontendValue,
     client: &Address,
-    hash: Option<u32>,
+    choice: Choice,
 ) -> Option<(u32, Backend)> {
     let key = AffinityKey { client: *client, table: frontend.table };
     let now = now();
@@ -101,7 +155,7 @@ fn select_with_affinity(
             }
         }
     }
-    let chosen = pick(frontend, hash)?;
+    let chosen = pick(frontend, choice)?;
     // A full map evicts; a failed write only loses the affinity of this client.
     let _ = AFFINITIES.insert(&key, &AffinityValue { backend: chosen.0, used: now }, 0);
     Some(chosen)

@@ -30,7 +30,7 @@ pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::pinned(limi
 pub static ENDPOINTS: HashMap<Address, EndpointValue> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map(name = "NODE_ADDRS_V1")]
 pub static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(limits::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
-#[map(name = "NODE_CONFIG_V2")]
+#[map(name = "NODE_CONFIG_V3")]
 pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map(name = "COUNTERS_V3")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(counter::COUNT, 0);
@@ -50,6 +50,10 @@ pub static RULES: HashMap<RuleKey, u32> = HashMap::pinned(limits::RULES, BPF_F_N
 pub static PORTS: LpmTrie<PortNumber, u32> = LpmTrie::pinned(limits::PORTS, 0);
 #[map(name = "REVISION_V1")]
 pub static REVISION: Array<u32> = Array::pinned(1, 0);
+/// A map of maps, which the agent makes: what is found is the map of a table, see [`crate::lb`]. (Only its keys count
+/// here.)
+#[map(name = "MAGLEV_V1")]
+pub static MAGLEV: HashMap<u32, u32> = HashMap::pinned(limits::MAGLEV, 0);
 #[map(name = "CONNECTIONS_V1")]
 pub static CONNECTIONS: LruHashMap<FlowKey, ConnectionValue> = LruHashMap::pinned(limits::CONNECTIONS, 0);
 

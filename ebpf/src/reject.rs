@@ -60,7 +60,7 @@ fn finish(ctx: &TcContext, done: Result<(), ()>, direction: u64) -> i32 {
 
 /// The ones' complement sum of words, not folded.
 #[inline(always)]
-fn sum<const N: usize>(words: &[u32; N]) -> u64 {
+pub fn sum<const N: usize>(words: &[u32; N]) -> u64 {
     let mut total = 0_u64;
     let mut index = 0;
     while index < N {
@@ -72,7 +72,7 @@ fn sum<const N: usize>(words: &[u32; N]) -> u64 {
 
 /// The checksum of a sum.
 #[inline(always)]
-fn fold(mut total: u64) -> u16 {
+pub fn fold(mut total: u64) -> u16 {
     total = (total & 0xffff_ffff) + (total >> 32);
     total = (total & 0xffff_ffff) + (total >> 32);
     total = (total & 0xffff) + (total >> 16);
@@ -82,7 +82,7 @@ fn fold(mut total: u64) -> u16 {
 
 /// Four header bytes as they are in memory.
 #[inline(always)]
-const fn word(bytes: [u8; 4]) -> u32 {
+pub const fn word(bytes: [u8; 4]) -> u32 {
     u32::from_ne_bytes(bytes)
 }
 
@@ -92,8 +92,9 @@ fn resize(ctx: &TcContext, length: usize) -> Result<(), ()> {
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) } == 0 { Ok(()) } else { Err(()) }
 }
 
+/// Writes words as they are in memory.
 #[inline(always)]
-fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Result<(), ()> {
+pub fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Result<(), ()> {
     // SAFETY: the helper checks the bounds of the packet; the source is the array.
     let result = unsafe {
         bpf_skb_store_bytes(ctx.skb.skb, at as u32, words.as_ptr().cast::<c_void>(), (N * 4) as u32, 0)

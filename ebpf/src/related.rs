@@ -2,6 +2,7 @@
 //! quotation is translated back: its sender must recognise it, or "fragmentation needed" would never reach it.
 
 use aya_ebpf::programs::TcContext;
+use kelp_common::flow::FLOW_DSR;
 use kelp_common::{Address, FlowValue};
 
 use crate::maps::{FLOWS, quoted_room};
@@ -18,11 +19,13 @@ pub enum Outcome {
     Translated,
     /// It could not be rewritten.
     Failed,
+    /// It is about a flow whose backend's node translates: it goes there.
+    Elsewhere,
 }
 
-/// Translates an ICMP error; `destination` becomes the address it goes to.
+/// Translates an ICMP error; `destination` and `port` become those of the end it goes to.
 #[inline(never)]
-pub fn translate(ctx: &TcContext, packet: &Packet, destination: &mut Address) -> Outcome {
+pub fn translate(ctx: &TcContext, packet: &Packet, destination: &mut Address, port: &mut u16) -> Outcome {
     let Some(quoted) = quoted_room() else { return Outcome::Unknown };
     if read_quoted(ctx, packet, quoted).is_none() {
         return Outcome::Unknown;
@@ -31,10 +34,14 @@ pub fn translate(ctx: &TcContext, packet: &Packet, destination: &mut Address) ->
     let Some(to): Option<&FlowValue> = (unsafe { FLOWS.get(&quoted.answer) }) else {
         return Outcome::Unknown;
     };
+    *destination = to.destination;
+    *port = to.destination_port;
+    if to.flags & FLOW_DSR != 0 {
+        return Outcome::Elsewhere;
+    }
     if rewrite::translate_error(ctx, packet, quoted, to).is_err() {
         return Outcome::Failed;
     }
-    *destination = to.destination;
     Outcome::Translated
 }
 

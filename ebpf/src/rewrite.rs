@@ -5,9 +5,10 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
+use kelp_common::node::dsr_overhead;
 use kelp_common::{Address, FlowValue, ICMP, SCTP, TCP, UDP};
 
-use crate::packet::{Kind, L2, Packet, Quoted};
+use crate::packet::{Kind, L2, Packet, Quoted, TCP_ACK, TCP_SYN};
 use crate::sctp;
 
 /// Where addresses are in a network header.
@@ -151,6 +152,23 @@ fn sctp_ports(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), ()
             ) != 0
     };
     if failed { Err(()) } else { Ok(()) }
+}
+
+/// Lowers the largest segment that the second SYN of a connection announces (RFC 9293, 3.7.1) to what fits into an envelope
+/// through an uplink, if it is its first option, where everybody has it. One that stays as it is costs a "too big".
+#[inline(never)]
+pub fn clamp_segments(ctx: &TcContext, packet: &Packet, mtu: u32) {
+    if packet.key.protocol != u32::from(TCP) || packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN | TCP_ACK {
+        return;
+    }
+    let at = packet.l4 + 20;
+    let Ok(option) = ctx.load::<u32>(at) else { return };
+    let option = u32::from_be(option);
+    let most = mtu.wrapping_sub(dsr_overhead(packet.v4) + if packet.v4 { 40 } else { 60 });
+    // The kind and the length; an uplink of unknown size makes `most` larger than anything.
+    if option >> 16 == 0x0204 && option & 0xffff > most {
+        let _ = port(ctx, (option as u16).to_be(), (most as u16).to_be(), at + 2, packet.l4 + 16, 0);
+    }
 }
 
 #[inline(always)]

@@ -78,7 +78,7 @@ pub fn send_up(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> i32 {
 
 /// Counts this hop. `false` when the packet may go no further.
 #[inline(always)]
-fn decrement_ttl(ctx: &TcContext, packet: &Packet) -> bool {
+pub fn decrement_ttl(ctx: &TcContext, packet: &Packet) -> bool {
     let at = if packet.v4 { L2 + 8 } else { L2 + 7 };
     let Ok(ttl) = ctx.load::<u8>(at) else { return false };
     if ttl <= 1 {

@@ -2,7 +2,9 @@
 
 use crate::look::{CtCommand, EndpointCommand, ServiceCommand};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kelp_agent::dataplane::config::sizable_maps;
+use kelp_agent::dataplane::config::{
+    Balancing, DSR_PORT, MAGLEV_SIZE, MAGLEV_SIZES, is_maglev_size, sizable_maps,
+};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -232,6 +234,23 @@ pub struct NodeArgs {
     /// its size changes. `/metrics` tells how full they are.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = map_size)]
     pub bpf_map_size: Vec<(&'static str, u32)>,
+    /// How new connections from outside the cluster are led to endpoints. The same on all nodes, `maglev` leads a
+    /// connection to the same endpoint whichever node its packets reach. A Service says otherwise for itself by the
+    /// annotation `kelp.dev/load-balancing`.
+    #[arg(long, value_enum, default_value_t = Algorithm::Random)]
+    pub lb_algorithm: Algorithm,
+    /// Places of a table of `maglev`: a prime number from 251 to 131071, a hundred times the endpoints of a Service or more.
+    /// The same on all nodes.
+    #[arg(long, value_name = "PLACES", default_value_t = MAGLEV_SIZE, value_parser = maglev_size)]
+    pub maglev_table_size: u32,
+    /// How clients outside the cluster reach pods of other nodes: `snat` through this node and with its address, `dsr` with
+    /// their own, and answered by the pod's node itself (direct server return). For nodes on one L2 whose routers let
+    /// answers with another node's address pass; set it when every node runs a version that has it.
+    #[arg(long, value_enum, default_value_t = LbMode::Snat)]
+    pub lb_mode: LbMode,
+    /// UDP port by which nodes hand each other packets in mode `dsr` (Geneve). The same on all nodes.
+    #[arg(long, value_name = "PORT", default_value_t = DSR_PORT)]
+    pub dsr_port: u16,
     /// Port of the node's addresses on which cluster DNS is answered (UDP and TCP).
     #[arg(long, value_name = "PORT", default_value_t = kelp_agent::dns::DEFAULT_PORT)]
     pub dns_port: u16,
@@ -250,6 +269,41 @@ pub struct NodeArgs {
     /// Directory with manifests of static pods.
     #[arg(long)]
     pub pod_manifest_path: Option<PathBuf>,
+}
+
+/// How an endpoint is chosen for a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Algorithm {
+    /// By chance.
+    Random,
+    /// By consistent hashing.
+    Maglev,
+}
+
+/// How clients outside the cluster reach pods of other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LbMode {
+    /// Through the node that they reach, with its address.
+    Snat,
+    /// Through the node that they reach, which the answers do not pass.
+    Dsr,
+}
+
+impl NodeArgs {
+    /// What the dataplane is told of [`Algorithm`].
+    #[must_use]
+    pub fn balancing(&self) -> Balancing {
+        Balancing { consistent: self.lb_algorithm == Algorithm::Maglev, table_size: self.maglev_table_size }
+    }
+}
+
+/// A number of places.
+fn maglev_size(text: &str) -> Result<u32, String> {
+    let (least, most) = MAGLEV_SIZES;
+    text.parse()
+        .ok()
+        .filter(|size| is_maglev_size(*size))
+        .ok_or_else(|| format!("not a prime number from {least} to {most}"))
 }
 
 /// `kelp image …`.
@@ -427,6 +481,14 @@ mod tests {
         assert_eq!(map_size("source-ranges=7").map(|(_, entries)| entries), Ok(7));
         for bad in ["backends", "backends=0", "backends=x", "backends=-1", "counters=9"] {
             assert!(map_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tables_of_hashing_have_prime_sizes() {
+        assert_eq!(maglev_size("16381"), Ok(16_381));
+        for bad in ["", "16384", "241", "131101", "-251", "x"] {
+            assert!(maglev_size(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Starting the node agent with its runtime and dataplane.
 
-use crate::cli::{Cidr, ClusterArgs, Dns, NodeArgs};
+use crate::cli::{Cidr, ClusterArgs, Dns, LbMode, NodeArgs};
 use crate::host::Host;
 use crate::node_address;
 use crate::parts::Parts;
@@ -89,6 +89,9 @@ pub async fn start(
         // Pods of another agent are not attached here.
         network_policies: !dataplane_only,
         map_sizes: node.bpf_map_size.iter().copied().collect(),
+        balancing: node.balancing(),
+        dsr: node.lb_mode == LbMode::Dsr,
+        dsr_port: node.dsr_port,
         local_dns: local_dns.context("cannot read the addresses of cluster DNS")?,
         ..dataplane::Config::default()
     };

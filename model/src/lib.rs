@@ -8,6 +8,7 @@ pub mod dns;
 pub mod duration;
 pub mod eviction;
 pub mod json;
+pub mod maglev;
 pub mod names;
 pub mod plan;
 pub mod pod;

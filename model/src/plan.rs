@@ -1,16 +1,18 @@
 //! From the state the maps have to the state they should have, without losing a connection on the way.
 //!
-//! The order: backends, then slots and client ranges, then frontends, then stale frontends, ranges, slots and backends.
-//! So at every step a frontend leads to slots that exist, a slot to a backend that exists, and a restricted frontend
+//! The order: backends, then slots, tables of consistent hashing and client ranges, then frontends, then what is stale:
+//! frontends, ranges, tables of consistent hashing, slots and backends. So at every step a frontend leads to slots that exist, a slot to a backend that exists, and a restricted frontend
 //! knows its clients. Ids are stable: a backend and a table keep the id they have in the maps, also after a restart of
 //! the agent. (The reverse of a translation is kept with the flow, so there is no table of it to keep in step.)
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use kelp_common::service::BACKEND_DRAINING;
 use kelp_common::{Backend, FrontendKey, FrontendValue, SlotKey, SourceRangeKey};
 
-use crate::service::{BackendKey, Desired, TableName};
+use crate::maglev::{Maglev, Member};
+use crate::service::{BackendKey, Desired, Lookup, TableName};
 
 mod changes;
 
@@ -27,15 +29,19 @@ pub struct Actual {
     pub backends: BTreeMap<u32, Backend>,
     /// Clients of restricted frontends.
     pub ranges: BTreeSet<SourceRangeKey>,
+    /// Table → [`Maglev::fingerprint`] of its table of consistent hashing.
+    pub lookups: BTreeMap<u32, u64>,
 }
 
 /// One change of one map. Each can be repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MapOp {
     /// Writes a backend.
     PutBackend(u32, Backend),
     /// Writes a slot.
     PutSlot(SlotKey, u32),
+    /// Makes a table of consistent hashing and puts it in the place of the one that is there.
+    PutLookup(u32, Arc<Maglev>),
     /// Writes a range of clients.
     PutRange(SourceRangeKey),
     /// Writes a frontend.
@@ -44,6 +50,8 @@ pub enum MapOp {
     DeleteFrontend(FrontendKey),
     /// Removes a range of clients.
     DeleteRange(SourceRangeKey),
+    /// Removes a table of consistent hashing.
+    DeleteLookup(u32),
     /// Removes a slot.
     DeleteSlot(SlotKey),
     /// Removes a backend.
@@ -83,30 +91,36 @@ impl Actual {
 
     /// What the maps hold after an operation.
     pub fn apply(&mut self, op: &MapOp) {
-        match *op {
+        match op {
             MapOp::PutBackend(id, backend) => {
-                self.backends.insert(id, backend);
+                self.backends.insert(*id, *backend);
             }
             MapOp::PutSlot(key, backend) => {
-                self.slots.insert(key, backend);
+                self.slots.insert(*key, *backend);
+            }
+            MapOp::PutLookup(table, lookup) => {
+                self.lookups.insert(*table, lookup.fingerprint());
             }
             MapOp::PutRange(key) => {
-                self.ranges.insert(key);
+                self.ranges.insert(*key);
             }
             MapOp::PutFrontend(key, value) => {
-                self.frontends.insert(key, value);
+                self.frontends.insert(*key, *value);
             }
             MapOp::DeleteFrontend(key) => {
-                self.frontends.remove(&key);
+                self.frontends.remove(key);
             }
             MapOp::DeleteRange(key) => {
-                self.ranges.remove(&key);
+                self.ranges.remove(key);
+            }
+            MapOp::DeleteLookup(table) => {
+                self.lookups.remove(table);
             }
             MapOp::DeleteSlot(key) => {
-                self.slots.remove(&key);
+                self.slots.remove(key);
             }
             MapOp::DeleteBackend(id) => {
-                self.backends.remove(&id);
+                self.backends.remove(id);
             }
         }
     }
@@ -143,18 +157,10 @@ fn key_of(backend: &Backend) -> BackendKey {
 /// again from where it stopped leads to the same end. With them the ids that `desired` has afterwards.
 #[must_use]
 pub fn plan(desired: &Desired, actual: &Actual) -> (Vec<MapOp>, Ids) {
-    let (backend_ids, fresh_backends) = backend_ids(desired, actual);
-    let (table_ids, fresh_tables) = table_ids(desired, actual);
     let mut ops = Vec::new();
+    let (backend_ids, fresh_backends) = plan_backends(desired, actual, &mut ops);
+    let (table_ids, fresh_tables) = table_ids(desired, actual);
 
-    for (key, draining) in &desired.backends {
-        let Some(id) = backend_ids.get(key) else { continue };
-        let flags = if *draining { BACKEND_DRAINING } else { 0 };
-        let backend = Backend { address: key.address, port: key.port, protocol: key.protocol, flags };
-        if actual.backends.get(id) != Some(&backend) {
-            ops.push(MapOp::PutBackend(*id, backend));
-        }
-    }
     let mut lengths = BTreeMap::new();
     for (name, backends) in &desired.tables {
         let Some(table) = table_ids.get(name) else { continue };
@@ -165,6 +171,15 @@ pub fn plan(desired: &Desired, actual: &Actual) -> (Vec<MapOp>, Ids) {
             if actual.slots.get(&key) != Some(id) {
                 ops.push(MapOp::PutSlot(key, *id));
             }
+        }
+    }
+    let mut lookups = BTreeSet::new();
+    for (name, lookup) in &desired.lookups {
+        let (Some(table), Some(backends)) = (table_ids.get(name), desired.tables.get(name)) else { continue };
+        lookups.insert(*table);
+        let made = made(lookup, backends, |backend| backend_ids.get(backend).copied());
+        if actual.lookups.get(table) != Some(&made.fingerprint()) {
+            ops.push(MapOp::PutLookup(*table, Arc::new(made)));
         }
     }
     let mut ranges = BTreeSet::new();
@@ -195,30 +210,48 @@ pub fn plan(desired: &Desired, actual: &Actual) -> (Vec<MapOp>, Ids) {
     let stale = actual.frontends.keys().filter(|key| !desired.frontends.contains_key(key));
     ops.extend(stale.map(|key| MapOp::DeleteFrontend(*key)));
     ops.extend(actual.ranges.difference(&ranges).map(|key| MapOp::DeleteRange(*key)));
+    let stale = actual.lookups.keys().filter(|table| !lookups.contains(table));
+    ops.extend(stale.map(|table| MapOp::DeleteLookup(*table)));
     let stale =
         actual.slots.keys().filter(|key| lengths.get(&key.table).is_none_or(|length| key.slot >= *length));
     ops.extend(stale.map(|key| MapOp::DeleteSlot(*key)));
-    let used: BTreeSet<u32> = backend_ids.values().copied().collect();
-    let stale = actual.backends.keys().filter(|id| !used.contains(id));
-    ops.extend(stale.map(|id| MapOp::DeleteBackend(*id)));
+    let stale = actual.backends.iter().filter(|(id, backend)| backend_ids.get(&key_of(backend)) != Some(id));
+    ops.extend(stale.map(|(id, _)| MapOp::DeleteBackend(*id)));
     (ops, Ids::new((table_ids, fresh_tables), (backend_ids, fresh_backends)))
 }
 
-/// An id for every backend: the one it has, else a new one.
-fn backend_ids(desired: &Desired, actual: &Actual) -> (BTreeMap<BackendKey, u32>, Fresh) {
-    let mut ids = BTreeMap::new();
+/// A table of consistent hashing over backends with these ids.
+fn made(lookup: &Lookup, backends: &[BackendKey], mut id: impl FnMut(&BackendKey) -> Option<u32>) -> Maglev {
+    let members = backends.iter().zip(&lookup.weights);
+    let members =
+        members.filter_map(|(key, weight)| Some(Member { key: *key, weight: *weight, id: id(key)? }));
+    Maglev::new(lookup.size, members)
+}
+
+/// An id for every backend: the one it has, else a new one. What is to be written goes to `ops`.
+fn plan_backends(
+    desired: &Desired,
+    actual: &Actual,
+    ops: &mut Vec<MapOp>,
+) -> (HashMap<BackendKey, u32>, Fresh) {
+    let mut known = HashMap::with_capacity(actual.backends.len());
     for (id, backend) in actual.backends.iter().filter(|(id, _)| **id != 0) {
-        let key = key_of(backend);
-        if desired.backends.contains_key(&key) {
-            // Two ids for one backend can only be left by a foreign writer: the lower stays.
-            ids.entry(key).or_insert(*id);
-        }
+        // Two ids for one backend can only be left by a foreign writer: the lower stays.
+        known.entry(key_of(backend)).or_insert((*id, backend.flags));
     }
     // An id that a slot still names is not free, even when its backend is gone.
     let taken: BTreeSet<u32> = actual.backends.keys().chain(actual.slots.values()).copied().collect();
     let mut fresh = Fresh::new(taken);
-    for key in desired.backends.keys() {
-        ids.entry(*key).or_insert_with(|| fresh.next());
+    let mut ids = HashMap::with_capacity(desired.backends.len());
+    for (key, draining) in &desired.backends {
+        let flags = if *draining { BACKEND_DRAINING } else { 0 };
+        let known = known.get(key);
+        let id = known.map_or_else(|| fresh.next(), |(id, _)| *id);
+        if known.is_none_or(|(_, before)| *before != flags) {
+            let backend = Backend { address: key.address, port: key.port, protocol: key.protocol, flags };
+            ops.push(MapOp::PutBackend(id, backend));
+        }
+        ids.insert(*key, id);
     }
     (ids, fresh)
 }
@@ -251,6 +284,7 @@ fn table_ids(desired: &Desired, actual: &Actual) -> (BTreeMap<TableName, u32>, F
         .copied()
         .chain(actual.slots.keys().map(|key| key.table))
         .chain(actual.ranges.iter().map(|key| key.range.table))
+        .chain(actual.lookups.keys().copied())
         .collect();
     let mut fresh = Fresh::new(taken);
     for name in desired.tables.keys() {

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kelp_common::service::{
-    FRONTEND_DROP, FRONTEND_LOCAL_ONLY, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, FRONTEND_TWO_SCOPES,
-    SCOPE_CLUSTER, SCOPE_EXTERNAL,
+    FRONTEND_DROP, FRONTEND_LOCAL_ONLY, FRONTEND_MAGLEV, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES,
+    FRONTEND_TWO_SCOPES, SCOPE_CLUSTER, SCOPE_EXTERNAL,
 };
 use kelp_common::{Address, FrontendKey, UDP};
 
+mod balancing;
 pub mod endpoints;
 mod local_dns;
 mod merge;
@@ -23,6 +24,7 @@ pub(crate) mod names;
 mod pods;
 pub(crate) mod state;
 
+pub use balancing::{Balancing, Lookup};
 use endpoints::{Endpoints, Site};
 pub use local_dns::LocalDns;
 use merge::Merged;
@@ -30,6 +32,7 @@ pub use merge::Touched;
 use names::{NamedService, Names};
 use pods::PodState;
 pub use pods::SOCKET_ANNOTATION;
+pub use state::{ALGORITHM_ANNOTATION, WEIGHTS_ANNOTATION};
 use state::{Port, ServiceState, SliceState, name_of, service_state, slice_state};
 
 /// Label of a Node with its zone.
@@ -133,6 +136,8 @@ pub struct Desired {
     pub backends: BTreeMap<BackendKey, bool>,
     /// The clients of the tables behind frontends with [`FRONTEND_SOURCE_RANGES`].
     pub ranges: BTreeMap<TableName, BTreeSet<Range>>,
+    /// The tables behind frontends with [`FRONTEND_MAGLEV`] that have a choice.
+    pub lookups: BTreeMap<TableName, Lookup>,
     /// Addresses of pods whose sockets are left alone.
     pub opted_out: BTreeSet<Address>,
     /// Services with `healthCheckNodePort`.
@@ -157,6 +162,7 @@ pub struct Index {
     dirty: BTreeSet<(bool, ObjectName)>,
     names: Names,
     local_dns: Option<LocalDns>,
+    balancing: Balancing,
 }
 
 impl Index {
@@ -170,6 +176,13 @@ impl Index {
     #[must_use]
     pub fn with_local_dns(mut self, server: Option<LocalDns>) -> Self {
         self.local_dns = server;
+        self
+    }
+
+    /// With another way to lead clients outside the cluster than by chance.
+    #[must_use]
+    pub fn with_balancing(mut self, balancing: Balancing) -> Self {
+        self.balancing = balancing;
         self
     }
 
@@ -423,7 +436,11 @@ impl Index {
         for (port, v4) in service.ports.iter().flat_map(|port| [(port, true), (port, false)]) {
             if service.addresses.iter().any(|address| address.is_v4() == v4) {
                 let endpoints = Endpoints::new(&slices, port, v4, &self.site);
-                PortClaims { name, service, port, v4, endpoints: &endpoints }.make(desired);
+                let balancing = Balancing {
+                    consistent: service.consistent.unwrap_or(self.balancing.consistent),
+                    ..self.balancing
+                };
+                PortClaims { name, service, port, v4, endpoints: &endpoints, balancing }.make(desired);
             }
         }
     }
@@ -448,6 +465,7 @@ struct PortClaims<'a> {
     port: &'a Port,
     v4: bool,
     endpoints: &'a Endpoints<'a>,
+    balancing: Balancing,
 }
 
 impl PortClaims<'_> {
@@ -465,11 +483,13 @@ impl PortClaims<'_> {
             claim(*address, port.port, SCOPE_CLUSTER, service.internal_local, 0);
         }
         // Clients in the cluster reach all endpoints by every address; others only the node's own.
-        let scopes = if service.external_local { FRONTEND_TWO_SCOPES } else { 0 };
+        let consistent = if self.balancing.consistent { FRONTEND_MAGLEV } else { 0 };
         let mut outside = |address: Address, number: u16, flags: u32| {
-            claim(address, number, SCOPE_CLUSTER, false, flags | scopes);
             if service.external_local {
-                claim(address, number, SCOPE_EXTERNAL, true, flags | FRONTEND_LOCAL_ONLY);
+                claim(address, number, SCOPE_CLUSTER, false, flags | FRONTEND_TWO_SCOPES);
+                claim(address, number, SCOPE_EXTERNAL, true, flags | FRONTEND_LOCAL_ONLY | consistent);
+            } else {
+                claim(address, number, SCOPE_CLUSTER, false, flags | consistent);
             }
         };
         // First: an address that is both a load balancer's and external is restricted.
@@ -513,6 +533,16 @@ impl PortClaims<'_> {
                 };
                 let backends =
                     desired.tables.entry(table.clone()).or_insert_with(|| self.endpoints.choose(local));
+                if flags & FRONTEND_MAGLEV != 0 && backends.len() > 1 {
+                    let weight = |backend: &BackendKey| {
+                        let weights = &self.service.weights;
+                        let found = weights.binary_search_by_key(&backend.address, |(address, _)| *address);
+                        found.ok().and_then(|at| weights.get(at)).map_or(1, |(_, weight)| *weight)
+                    };
+                    let weights = backends.iter().map(weight).collect();
+                    let lookup = Lookup { size: self.balancing.table_size, weights };
+                    desired.lookups.insert(table.clone(), lookup);
+                }
                 // Upstream drops where another node would serve, and refuses where nobody would.
                 let drop = if backends.is_empty() && self.endpoints.exist() { FRONTEND_DROP } else { 0 };
                 if flags & FRONTEND_SOURCE_RANGES != 0 {

@@ -5,12 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use kelp_common::node::NODE_MASQUERADE;
+pub use kelp_common::maglev::{DEFAULT_SIZE as MAGLEV_SIZE, SIZES as MAGLEV_SIZES};
+use kelp_common::node::{NODE_DSR, NODE_MASQUERADE};
 use kelp_common::{Address, Cidr, NodeConfig};
+pub use kelp_model::maglev::is_size as is_maglev_size;
+pub use kelp_model::service::Balancing;
 use kelp_model::service::LocalDns;
 
 /// An address range: its first address and the length of its prefix.
 pub type Network = (IpAddr, u8);
+
+/// Geneve's port (RFC 8926).
+pub const DSR_PORT: u16 = 6_081;
 
 /// Settings of the dataplane; the lists hold at most one entry of each family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +53,13 @@ pub struct Config {
     /// How many entries maps hold, by their names in `kelp_common::maps`, where it is not the default. A map that is
     /// pinned with another size is replaced, and keeps its entries.
     pub map_sizes: BTreeMap<&'static str, u32>,
+    /// How clients outside the cluster are led to endpoints.
+    pub balancing: Balancing,
+    /// Whether pods of other nodes answer clients outside the cluster themselves (direct server return), and not through
+    /// this node.
+    pub dsr: bool,
+    /// UDP port by which nodes hand each other packets for it; the same on all nodes.
+    pub dsr_port: u16,
     /// Whether programs are attached to devices by filters of `clsact` qdiscs also where the kernel has tcx (6.6).
     pub clsact: bool,
 }
@@ -79,6 +92,9 @@ impl Default for Config {
             network_policies: true,
             local_dns: None,
             map_sizes: BTreeMap::new(),
+            balancing: Balancing::default(),
+            dsr: false,
+            dsr_port: DSR_PORT,
             clsact: false,
         }
     }
@@ -105,7 +121,7 @@ impl Config {
         NodeConfig {
             host_netns_cookie,
             uplink,
-            flags: if self.masquerade { NODE_MASQUERADE } else { 0 },
+            flags: if self.masquerade { NODE_MASQUERADE } else { 0 } | if self.dsr { NODE_DSR } else { 0 },
             services: ranges(&self.service_cidrs),
             cluster: ranges(&self.cluster_cidrs),
             pods: ranges(&self.pod_cidrs),
@@ -118,6 +134,8 @@ impl Config {
             nat_port_min: *self.nat_ports.start(),
             nat_port_max: *self.nat_ports.end(),
             uplink_mtu,
+            dsr_port: self.dsr_port.to_be(),
+            unused: [0; 3],
         }
     }
 }

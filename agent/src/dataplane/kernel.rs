@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfLoader};
-use kelp_common::maps;
+use kelp_common::{limits, maps};
 
 use super::DatapathError;
 use super::sys::{self, AttachType};
@@ -19,6 +19,7 @@ use attach::Devices;
 
 mod attach;
 pub(super) mod filter;
+pub(super) mod maglev;
 pub(super) mod resize;
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
@@ -90,6 +91,7 @@ impl Kernel {
             .map(|(name, usual)| (*name, sizes.get(name).copied().unwrap_or(*usual).max(1)))
             .collect();
         resize::put_aside(directory, &sizes)?;
+        maglev::ensure(&map_directory, sizes.get(maps::MAGLEV).copied().unwrap_or(limits::MAGLEV))?;
         let has_set_retval = u8::from(kernel_is_at_least(5, 18));
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs().ok();

@@ -12,6 +12,7 @@ use kelp_model::plan::{Actual, MapOp};
 use parking_lot::Mutex;
 
 use super::DatapathError;
+use super::kernel::maglev::Lookups;
 use super::kernel::{Kernel, check_shape, failed};
 use super::sys::{self, Plain};
 
@@ -171,6 +172,7 @@ pub struct KernelDatapath {
     slots: Table<SlotKey, u32>,
     backends: Table<u32, Backend>,
     ranges: Table<SourceRangeKey, u32>,
+    lookups: Lookups,
     clients: Table<AffinityKey, AffinityValue>,
 }
 
@@ -185,6 +187,7 @@ impl KernelDatapath {
             slots: Table::open(kernel, maps::SLOTS)?,
             backends: Table::open(kernel, maps::BACKENDS)?,
             ranges: Table::open(kernel, maps::SOURCE_RANGES)?,
+            lookups: Lookups::open(kernel)?,
             clients: Table::open(kernel, maps::AFFINITIES)?,
         })
     }
@@ -201,6 +204,16 @@ impl KernelDatapath {
                 MapOp::PutSlot(key, backend) => Some((*key, *backend)),
                 _ => None,
             }),
+            Some(MapOp::PutLookup(..)) => {
+                let tables: Vec<_> = ops
+                    .iter()
+                    .filter_map(|op| match op {
+                        MapOp::PutLookup(table, lookup) => Some((*table, lookup)),
+                        _ => None,
+                    })
+                    .collect();
+                self.lookups.put(&tables)
+            }
             Some(MapOp::PutRange(_)) => put(&self.ranges, ops, |op| match op {
                 MapOp::PutRange(key) => Some((*key, 1)),
                 _ => None,
@@ -217,6 +230,16 @@ impl KernelDatapath {
                 MapOp::DeleteRange(key) => Some(*key),
                 _ => None,
             }),
+            Some(MapOp::DeleteLookup(_)) => {
+                let tables: Vec<u32> = ops
+                    .iter()
+                    .filter_map(|op| match op {
+                        MapOp::DeleteLookup(table) => Some(*table),
+                        _ => None,
+                    })
+                    .collect();
+                self.lookups.delete(&tables)
+            }
             Some(MapOp::DeleteSlot(_)) => delete(&self.slots, ops, |op| match op {
                 MapOp::DeleteSlot(key) => Some(*key),
                 _ => None,
@@ -263,6 +286,7 @@ impl Datapath for KernelDatapath {
             slots: content(&self.slots)?,
             backends: content(&self.backends)?,
             ranges: content(&self.ranges)?.into_keys().collect(),
+            lookups: self.lookups.read()?,
         })
     }
 
@@ -295,6 +319,8 @@ pub struct FakeDatapath {
     pub clients: Arc<Mutex<Stickiness>>,
     /// How many backends, slots and frontends there may be; 0 is no limit.
     pub limits: (usize, usize, usize),
+    /// How many tables of consistent hashing there may be.
+    pub lookups: Option<usize>,
 }
 
 impl FakeDatapath {
@@ -310,6 +336,11 @@ impl FakeDatapath {
             }
             MapOp::PutFrontend(key, _) => {
                 (maps::FRONTENDS, self.limits.2, content.frontends.len(), content.frontends.contains_key(key))
+            }
+            MapOp::PutLookup(table, _) => {
+                let Some(limit) = self.lookups else { return Ok(()) };
+                let full = content.lookups.len() >= limit && !content.lookups.contains_key(table);
+                return if full { Err(DatapathError::Full { map: maps::MAGLEV }) } else { Ok(()) };
             }
             _ => return Ok(()),
         };

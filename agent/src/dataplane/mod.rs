@@ -247,7 +247,9 @@ pub async fn start_with(
         tokio::spawn(followed.clone().run(source, shutdown.clone()));
     }
     let datapath = KernelDatapath::open(&kernel)?;
-    let index = Index::new(&config.node_name).with_local_dns(config.local_dns.clone());
+    let index = Index::new(&config.node_name)
+        .with_local_dns(config.local_dns.clone())
+        .with_balancing(config.balancing);
     let index = Arc::new(RwLock::new(index));
     let reconciler = reconciler::Reconciler::with_index(index.clone(), datapath, reports)
         .with_names(ServiceNames::open(&kernel)?);

@@ -1,7 +1,9 @@
 //! The classifiers over single packets (`BPF_PROG_TEST_RUN`): nothing is sent anywhere.
 
+mod dsr;
 mod errors;
 mod frame;
+mod maglev;
 mod policies;
 mod services;
 
@@ -32,6 +34,7 @@ const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 /// Loaded programs with services: `web` (one pod), `far` (a pod of another node), `hosted` (on the node), `empty`.
 struct Rig {
     kernel: Kernel,
+    index: Index,
     directory: PathBuf,
 }
 
@@ -89,6 +92,22 @@ fn objects(
 
 impl Rig {
     fn new() -> Self {
+        Self::with(Index::new("here"))
+    }
+
+    /// With what an index knows already.
+    fn with(index: Index) -> Self {
+        let config = Config {
+            node_addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
+            pod_cidrs: vec![("10.244.0.0".parse().unwrap(), 24), ("fd00:10:244::".parse().unwrap(), 64)],
+            ..Config::default()
+        };
+        let pods = [(2, "10.244.0.2"), (3, "10.244.0.3"), (2, "fd00:10:244::2"), (3, "fd00:10:244::3")];
+        Self::of(index, &config, &pods)
+    }
+
+    /// A node with these pods.
+    fn of(mut index: Index, config: &Config, pods: &[(u8, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         super::tests::world::sweep();
         let tag =
@@ -96,32 +115,25 @@ impl Rig {
         let directory = PathBuf::from("/sys/fs/bpf").join(tag);
         ensure_bpffs(&directory).unwrap();
         let kernel = Kernel::load(&directory).unwrap();
-        let rig = Self { kernel, directory };
-        let config = Config {
-            node_addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
-            pod_cidrs: vec![("10.244.0.0".parse().unwrap(), 24), ("fd00:10:244::".parse().unwrap(), 64)],
-            ..Config::default()
-        };
-        rig.table::<u32, NodeConfig>(kelp_common::maps::NODE_CONFIG)
+        Table::<u32, NodeConfig>::open(&kernel, kelp_common::maps::NODE_CONFIG)
+            .unwrap()
             .put(&0, &config.for_kernel(DEVICE, 1_500, 1))
             .unwrap();
-        let addresses: Table<Address, u32> = rig.table(kelp_common::maps::NODE_ADDRESSES);
+        let addresses: Table<Address, u32> = Table::open(&kernel, kelp_common::maps::NODE_ADDRESSES).unwrap();
         for address in &config.node_addresses {
             addresses.put(&Address::from(*address), &1).unwrap();
         }
-        let endpoints: Table<Address, EndpointValue> = rig.table(kelp_common::maps::ENDPOINTS);
-        for (number, text) in
-            [(2, "10.244.0.2"), (3, "10.244.0.3"), (2, "fd00:10:244::2"), (3, "fd00:10:244::3")]
-        {
+        let endpoints: Table<Address, EndpointValue> =
+            Table::open(&kernel, kelp_common::maps::ENDPOINTS).unwrap();
+        for (number, text) in pods {
             let value = EndpointValue {
                 ifindex: DEVICE,
-                pod_mac: [2, 0, 0, 0, 1, number],
-                host_mac: [2, 0, 0, 0, 2, number],
+                pod_mac: [2, 0, 0, 0, 1, *number],
+                host_mac: [2, 0, 0, 0, 2, *number],
                 ..EndpointValue::default()
             };
             endpoints.put(&Address::from(text.parse::<IpAddr>().unwrap()), &value).unwrap();
         }
-        let mut index = Index::new("here");
         for (service, slices) in [
             objects(
                 "web",
@@ -199,11 +211,18 @@ impl Rig {
             }))
             .unwrap(),
         );
-        let mut maps = KernelDatapath::open(&rig.kernel).unwrap();
-        let ops = plan(&index.desired(), &maps.read().unwrap()).0;
-        maps.apply(&ops).unwrap();
-        assert!(plan(&index.desired(), &maps.read().unwrap()).0.is_empty(), "the maps hold what was written");
+        let rig = Self { kernel, index, directory };
+        rig.sync();
         rig
+    }
+
+    /// Brings the maps of services up to date.
+    fn sync(&self) {
+        let mut maps = KernelDatapath::open(&self.kernel).unwrap();
+        let ops = plan(&self.index.desired(), &maps.read().unwrap()).0;
+        maps.apply(&ops).unwrap();
+        let rest = plan(&self.index.desired(), &maps.read().unwrap()).0;
+        assert!(rest.is_empty(), "the maps hold what was written");
     }
 
     fn table<K: sys::Plain, V: sys::Plain>(&self, name: &'static str) -> Table<K, V> {

@@ -102,6 +102,7 @@ impl Status {
             (maps::SLOTS, actual.slots.len()),
             (maps::BACKENDS, actual.backends.len()),
             (maps::SOURCE_RANGES, actual.ranges.len()),
+            (maps::MAGLEV, actual.lookups.len()),
         ]);
     }
 

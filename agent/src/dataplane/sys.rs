@@ -11,6 +11,7 @@ pub mod query;
 
 pub use batch::{map_delete_batch, map_scan, map_update_batch};
 
+const MAP_CREATE: i32 = 0;
 const MAP_LOOKUP_ELEM: i32 = 1;
 const MAP_UPDATE_ELEM: i32 = 2;
 const MAP_DELETE_ELEM: i32 = 3;
@@ -48,6 +49,15 @@ pub enum AttachType {
     TcxEgress = 47,
 }
 
+/// The maps that are made here and not by the loader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapKind {
+    /// An array of [`kelp_common::maglev::Row`]s; the map of maps takes those of any length.
+    Rows,
+    /// A hash map from numbers to maps.
+    Maps,
+}
+
 /// A value the kernel reads or writes as bytes.
 ///
 /// # Safety
@@ -58,6 +68,9 @@ pub unsafe trait Plain: Copy + Send + Sync + 'static {}
 unsafe impl Plain for u32 {}
 // SAFETY: integers.
 unsafe impl Plain for u64 {}
+
+// SAFETY: an array of integers.
+unsafe impl Plain for kelp_common::maglev::Row {}
 
 macro_rules! plain {
     ($($name:ident),*) => {
@@ -102,6 +115,19 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; 16],
 }
 
 #[repr(C)]
@@ -184,6 +210,38 @@ fn path_of(path: &Path) -> io::Result<CString> {
 fn owned(fd: i64) -> OwnedFd {
     // SAFETY: the kernel has just returned this descriptor to us, and nobody else knows it.
     unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+/// Makes a map; `inner` is one like those that a map of maps takes.
+pub fn map_create(
+    kind: MapKind,
+    name: &str,
+    entries: u32,
+    inner: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
+    // `enum bpf_map_type`, and `BPF_F_INNER_MAP` (5.10): arrays of different lengths in one map of maps.
+    const ARRAY: u32 = 2;
+    const HASH_OF_MAPS: u32 = 13;
+    const INNER_MAP: u32 = 1 << 12;
+    let (map_type, value_size, map_flags) = match kind {
+        MapKind::Rows => (ARRAY, size_of::<kelp_common::maglev::Row>() as u32, INNER_MAP),
+        MapKind::Maps => (HASH_OF_MAPS, 4, 0),
+    };
+    let mut map_name = [0; 16];
+    for (to, from) in map_name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let mut attr = CreateAttr {
+        map_type,
+        key_size: 4,
+        value_size,
+        max_entries: entries,
+        map_flags,
+        inner_map_fd: inner.map_or(0, raw),
+        numa_node: 0,
+        map_name,
+    };
+    bpf(MAP_CREATE, &mut attr).map(owned)
 }
 
 /// Reads one entry.

@@ -1,7 +1,8 @@
 //! Plans for a change: as [`super::plan`], but only what the change touched is looked at, so that one endpoint of one
 //! Service costs as much in a cluster of ten thousand Services as in one of ten.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use kelp_common::service::BACKEND_DRAINING;
 use kelp_common::{Backend, FrontendValue, SlotKey, SourceRangeKey};
@@ -13,7 +14,7 @@ use crate::service::{BackendKey, Desired, TableName, Touched};
 #[derive(Debug, Clone, Default)]
 pub struct Ids {
     pub(super) tables: BTreeMap<TableName, u32>,
-    pub(super) backends: BTreeMap<BackendKey, u32>,
+    pub(super) backends: HashMap<BackendKey, u32>,
     /// The table of each id.
     names: BTreeMap<u32, TableName>,
     pub(super) fresh_tables: Fresh,
@@ -23,7 +24,7 @@ pub struct Ids {
 impl Ids {
     pub(super) fn new(
         (tables, fresh_tables): (BTreeMap<TableName, u32>, Fresh),
-        (backends, fresh_backends): (BTreeMap<BackendKey, u32>, Fresh),
+        (backends, fresh_backends): (HashMap<BackendKey, u32>, Fresh),
     ) -> Self {
         let names = tables.iter().map(|(name, id)| (*id, name.clone())).collect();
         Self { tables, backends, names, fresh_tables, fresh_backends }
@@ -70,10 +71,12 @@ impl Ids {
 struct Ops {
     puts: Vec<MapOp>,
     slots: Vec<MapOp>,
+    lookups: Vec<MapOp>,
     ranges: Vec<MapOp>,
     frontends: Vec<MapOp>,
     stale_frontends: Vec<MapOp>,
     stale_ranges: Vec<MapOp>,
+    stale_lookups: Vec<MapOp>,
     stale_slots: Vec<MapOp>,
     stale_backends: Vec<MapOp>,
 }
@@ -83,10 +86,12 @@ impl Ops {
         let parts = [
             self.puts,
             self.slots,
+            self.lookups,
             self.ranges,
             self.frontends,
             self.stale_frontends,
             self.stale_ranges,
+            self.stale_lookups,
             self.stale_slots,
             self.stale_backends,
         ];
@@ -156,6 +161,16 @@ pub fn plan_changes(desired: &Desired, actual: &Actual, touched: &Touched, ids: 
         }
         let stale = slots_of(actual, table).skip(new.len()).map(|(key, _)| MapOp::DeleteSlot(key));
         ops.stale_slots.extend(stale);
+        match desired.lookups.get(name) {
+            Some(lookup) => {
+                let made = super::made(lookup, backends, |backend| ids.backends.get(backend).copied());
+                if actual.lookups.get(&table) != Some(&made.fingerprint()) {
+                    ops.lookups.push(MapOp::PutLookup(table, Arc::new(made)));
+                }
+            }
+            None if actual.lookups.contains_key(&table) => ops.stale_lookups.push(MapOp::DeleteLookup(table)),
+            None => {}
+        }
         for (network, prefix) in desired.ranges.get(name).into_iter().flatten() {
             clients.insert(SourceRangeKey::new(table, *network, u32::from(*prefix)));
         }
@@ -179,6 +194,7 @@ pub fn plan_changes(desired: &Desired, actual: &Actual, touched: &Touched, ids: 
     }
     for id in &gone {
         ops.stale_slots.extend(slots_of(actual, *id).map(|(key, _)| MapOp::DeleteSlot(key)));
+        ops.stale_lookups.extend(actual.lookups.contains_key(id).then_some(MapOp::DeleteLookup(*id)));
         ids.forget_table(*id);
     }
     // There are few ranges, if any, and they are not in the order of the tables.

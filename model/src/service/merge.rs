@@ -5,9 +5,10 @@
 //! that wants it, a table exists while a frontend leads to it, and a backend while a table or an established connection
 //! may use it. [`Merged::set`] says what a change touched, so that a plan need not look at the rest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kelp_common::service::{FRONTEND_SOURCE_RANGES, SCOPE_CLUSTER};
+use kelp_common::service::{FRONTEND_MAGLEV, FRONTEND_SOURCE_RANGES, SCOPE_CLUSTER};
 use kelp_common::{Address, FrontendKey};
 
 use super::{BackendKey, Conflict, Desired, ObjectName, TableName};
@@ -40,9 +41,9 @@ impl Touched {
     }
 }
 
-/// How a frontend uses a table: whether only for the clients of its ranges.
-fn use_of(frontend: &super::DesiredFrontend) -> (TableName, bool) {
-    (frontend.table.clone(), frontend.flags & FRONTEND_SOURCE_RANGES != 0)
+/// How a frontend uses a table: its flags.
+fn use_of(frontend: &super::DesiredFrontend) -> (TableName, u32) {
+    (frontend.table.clone(), frontend.flags)
 }
 
 /// Frontends that lead to a table.
@@ -51,6 +52,24 @@ struct Users {
     all: usize,
     /// Those for the clients of ranges only.
     restricted: usize,
+    /// Those with consistent hashing.
+    consistent: usize,
+}
+
+impl Users {
+    /// Counts a frontend with these flags.
+    fn add(&mut self, flags: u32) {
+        self.all += 1;
+        self.restricted += usize::from(flags & FRONTEND_SOURCE_RANGES != 0);
+        self.consistent += usize::from(flags & FRONTEND_MAGLEV != 0);
+    }
+
+    /// Counts a frontend with these flags no longer.
+    fn remove(&mut self, flags: u32) {
+        self.all = self.all.saturating_sub(1);
+        self.restricted = self.restricted.saturating_sub(usize::from(flags & FRONTEND_SOURCE_RANGES != 0));
+        self.consistent = self.consistent.saturating_sub(usize::from(flags & FRONTEND_MAGLEV != 0));
+    }
 }
 
 /// What uses a backend.
@@ -59,6 +78,13 @@ struct Uses {
     tables: usize,
     /// Owners whose established connections may.
     lasting: usize,
+}
+
+impl Uses {
+    /// Whether the backend is there, and then whether for established connections only.
+    fn draining(self) -> Option<bool> {
+        (self.tables > 0 || self.lasting > 0).then_some(self.tables == 0)
+    }
 }
 
 /// All owners, and what they have together.
@@ -73,7 +99,7 @@ pub(super) struct Merged {
     contended: BTreeSet<FrontendKey>,
     owner_of: BTreeMap<TableName, Owner>,
     users: BTreeMap<TableName, Users>,
-    uses: BTreeMap<BackendKey, Uses>,
+    uses: HashMap<BackendKey, Uses>,
     opted_out: BTreeMap<Address, usize>,
 }
 
@@ -98,7 +124,7 @@ impl Merged {
         }
         if let Some((created, alone)) = new {
             let owner = Owner { is_pod, created, name: name.clone() };
-            self.put(&owner, &alone, touched);
+            self.put(&owner, &alone);
             frontends.extend(alone.frontends.keys().copied());
             tables.extend(alone.tables.keys().cloned());
             self.owners.insert((is_pod, name.clone()), owner.clone());
@@ -109,6 +135,12 @@ impl Merged {
         }
         for table in &tables {
             self.refresh(table, touched);
+        }
+        // After the tables: most of these are in one.
+        let own = self.owners.get(&(is_pod, name.clone())).and_then(|owner| self.alone.get(owner));
+        let lasting: Vec<BackendKey> = own.into_iter().flat_map(|own| own.backends.keys().copied()).collect();
+        for backend in lasting {
+            self.use_backend(backend, touched, |uses| uses.lasting += 1);
         }
         touched.frontends.extend(frontends);
         touched.tables.extend(tables);
@@ -146,15 +178,12 @@ impl Merged {
     }
 
     /// Takes over what counts by owner.
-    fn put(&mut self, owner: &Owner, alone: &Desired, touched: &mut Touched) {
+    fn put(&mut self, owner: &Owner, alone: &Desired) {
         for key in alone.frontends.keys() {
             self.claims.entry(*key).or_default().insert(owner.clone());
         }
         for table in alone.tables.keys() {
             self.owner_of.insert(table.clone(), owner.clone());
-        }
-        for backend in alone.backends.keys() {
-            self.use_backend(*backend, touched, |uses| uses.lasting += 1);
         }
         for address in &alone.opted_out {
             *self.opted_out.entry(*address).or_default() += 1;
@@ -165,16 +194,36 @@ impl Merged {
         without.1 += alone.without_local_endpoints.1;
     }
 
+    /// Counts the uses of a backend. In a large cluster this is most of what the first list costs: the ordered map is left
+    /// alone where the outcome is what it was.
     fn use_backend(&mut self, backend: BackendKey, touched: &mut Touched, change: impl FnOnce(&mut Uses)) {
-        let uses = self.uses.entry(backend).or_default();
-        change(uses);
-        let uses = *uses;
-        if uses.tables == 0 && uses.lasting == 0 {
-            self.uses.remove(&backend);
-            self.desired.backends.remove(&backend);
-        } else {
-            self.desired.backends.insert(backend, uses.tables == 0);
+        let (before, after) = match self.uses.entry(backend) {
+            Entry::Occupied(mut entry) => {
+                let before = entry.get().draining();
+                change(entry.get_mut());
+                let after = entry.get().draining();
+                if after.is_none() {
+                    entry.remove();
+                }
+                (before, after)
+            }
+            Entry::Vacant(entry) => {
+                let mut uses = Uses::default();
+                change(&mut uses);
+                let after = uses.draining();
+                if after.is_some() {
+                    entry.insert(uses);
+                }
+                (None, after)
+            }
+        };
+        if before == after {
+            return;
         }
+        match after {
+            Some(draining) => self.desired.backends.insert(backend, draining),
+            None => self.desired.backends.remove(&backend),
+        };
         touched.backends.insert(backend);
     }
 
@@ -194,16 +243,13 @@ impl Merged {
             None => self.desired.frontends.remove(&key),
         };
         let old_use = old.as_ref().map(use_of);
-        if let Some((table, restricted)) = new_use {
-            let users = self.users.entry(table.clone()).or_default();
-            users.all += 1;
-            users.restricted += usize::from(restricted);
+        if let Some((table, flags)) = new_use {
+            self.users.entry(table.clone()).or_default().add(flags);
             tables.insert(table);
         }
-        if let Some((table, restricted)) = old_use {
+        if let Some((table, flags)) = old_use {
             if let Some(users) = self.users.get_mut(&table) {
-                users.all = users.all.saturating_sub(1);
-                users.restricted = users.restricted.saturating_sub(usize::from(restricted));
+                users.remove(flags);
                 if users.all == 0 {
                     self.users.remove(&table);
                 }
@@ -217,10 +263,16 @@ impl Merged {
         let users = self.users.get(name).copied().unwrap_or_default();
         let alone = self.owner_of.get(name).filter(|_| users.all > 0).and_then(|owner| self.alone.get(owner));
         let ranges = alone.filter(|_| users.restricted > 0).and_then(|alone| alone.ranges.get(name)).cloned();
+        let lookup =
+            alone.filter(|_| users.consistent > 0).and_then(|alone| alone.lookups.get(name)).cloned();
         let new = alone.and_then(|alone| alone.tables.get(name)).cloned();
         match ranges {
             Some(ranges) => self.desired.ranges.insert(name.clone(), ranges),
             None => self.desired.ranges.remove(name),
+        };
+        match lookup {
+            Some(lookup) => self.desired.lookups.insert(name.clone(), lookup),
+            None => self.desired.lookups.remove(name),
         };
         let old = match &new {
             Some(new) => self.desired.tables.insert(name.clone(), new.clone()),

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kelp_common::{Address, Cidr, SCTP, TCP, UDP};
 
 use super::{ObjectName, Range};
+use crate::maglev::MAX_WEIGHT;
 
 /// Another proxy serves a Service with this label.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -17,6 +18,11 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// The Service an EndpointSlice belongs to.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// How clients outside the cluster are led to the endpoints of a Service with this annotation: `maglev` or `random`.
+pub const ALGORITHM_ANNOTATION: &str = "kelp.dev/load-balancing";
+/// Shares of endpoints in consistent hashing: `ADDRESS=WEIGHT,…`, 1–256; what is not named has the weight 1.
+pub const WEIGHTS_ANNOTATION: &str = "kelp.dev/endpoint-weights";
 
 /// A port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +53,10 @@ pub(super) struct ServiceState {
     pub source_ranges: Option<Vec<Range>>,
     /// `healthCheckNodePort`, host byte order.
     pub health_check_port: Option<u16>,
+    /// Whether clients outside are led by consistent hashing, where the Service says.
+    pub consistent: Option<bool>,
+    /// Weights of endpoints that are not 1.
+    pub weights: Vec<(Address, u16)>,
 }
 
 /// An endpoint of a slice.
@@ -115,6 +125,31 @@ fn range_of(text: &str) -> Option<Range> {
     let (network, prefix) = (network.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok()?);
     let (longest, mapped) = if network.is_ipv4() { (32, 96) } else { (128, 0) };
     (prefix <= longest).then(|| (Cidr::new(network, prefix).network, mapped + prefix))
+}
+
+/// What [`ALGORITHM_ANNOTATION`] asks for; another value asks for nothing.
+fn algorithm_of(metadata: &ObjectMeta) -> Option<bool> {
+    match metadata.annotations.as_ref()?.get(ALGORITHM_ANNOTATION)?.as_str() {
+        "maglev" => Some(true),
+        "random" => Some(false),
+        _ => None,
+    }
+}
+
+/// What [`WEIGHTS_ANNOTATION`] says; a part that cannot be read says nothing.
+fn weights_of(metadata: &ObjectMeta) -> Vec<(Address, u16)> {
+    let text = metadata.annotations.as_ref().and_then(|all| all.get(WEIGHTS_ANNOTATION));
+    let parts = text.into_iter().flat_map(|text| text.split(','));
+    let mut weights: Vec<(Address, u16)> = parts
+        .filter_map(|part| {
+            let (address, weight) = part.split_once('=')?;
+            let weight = weight.trim().parse().ok().filter(|weight| (1..=MAX_WEIGHT).contains(weight))?;
+            Some((address_of(address.trim())?, weight))
+        })
+        .collect();
+    weights.sort_unstable();
+    weights.dedup_by_key(|(address, _)| *address);
+    weights
 }
 
 /// The fields that matter, or nothing for a Service that is not load-balanced here.
@@ -201,6 +236,8 @@ pub(super) fn service_state(service: &Service) -> Option<ServiceState> {
             .filter(|_| kind == "LoadBalancer" && external_local)
             .and_then(|port| u16::try_from(port).ok())
             .filter(|port| *port != 0),
+        consistent: algorithm_of(&service.metadata),
+        weights: weights_of(&service.metadata),
     })
 }
 

@@ -420,6 +420,57 @@ fn source_ranges_restrict_the_load_balancers_addresses_only() {
 }
 
 #[test]
+fn consistent_hashing_is_for_clients_outside_and_where_there_is_a_choice() {
+    let balanced = |policy: &str, annotations: Value| {
+        let mut value = cluster_ip();
+        merge(
+            &mut value,
+            json!({
+                "metadata": {"annotations": annotations},
+                "spec": {"type": "LoadBalancer", "externalIPs": ["198.51.100.1"], "externalTrafficPolicy": policy,
+                    "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+                "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.5"}]}},
+            }),
+        );
+        value
+    };
+    let two = json!([endpoint("10.244.0.2", json!({}), "here"), endpoint("10.244.0.3", json!({}), "there")]);
+    let desired = |value: Value, endpoints: &Value, consistent: bool| {
+        let mut index = Index::new("here").with_balancing(Balancing { consistent, table_size: 509 });
+        index.apply_service(&service(value));
+        index.apply_slice(&slice("web-1", json!({"endpoints": endpoints})));
+        index.desired()
+    };
+    let hashed = |desired: &Desired| -> Vec<String> {
+        let hashed = desired.frontends.iter().filter(|(_, to)| to.flags & FRONTEND_MAGLEV != 0);
+        hashed.map(|(key, _)| format!("{}/{}", IpAddr::from(key.address), key.scope)).collect()
+    };
+    let cluster = desired(balanced("Cluster", json!({})), &two, true);
+    assert_eq!(hashed(&cluster), ["0.0.0.0/0", "198.51.100.1/0", "203.0.113.5/0"]);
+    let lookups: Vec<&Lookup> = cluster.lookups.values().collect();
+    assert_eq!(lookups, [&Lookup { size: 509, weights: vec![1, 1] }]);
+    // The cluster's clients of a Service whose outside has endpoints of its own are led by chance.
+    let local = desired(balanced("Local", json!({})), &two, true);
+    assert_eq!(hashed(&local), ["0.0.0.0/1", "198.51.100.1/1", "203.0.113.5/1"]);
+    assert_eq!(local.lookups.len(), 0, "one endpoint of this node is no choice");
+
+    assert!(hashed(&desired(balanced("Cluster", json!({})), &two, false)).is_empty());
+    for (default, value, expected) in
+        [(true, "random", 0), (false, "maglev", 3), (true, "fastest", 3), (false, "fastest", 0)]
+    {
+        let made = desired(balanced("Cluster", json!({ALGORITHM_ANNOTATION: value})), &two, default);
+        assert_eq!(
+            (hashed(&made).len(), made.lookups.len()),
+            (expected, expected.min(1)),
+            "{default} {value}"
+        );
+    }
+    let weights = " 10.244.0.3 = 256,10.244.0.2=0,10.244.0.2=257,10.244.0.2,=3,x=1,fd00::1=2";
+    let made = desired(balanced("Cluster", json!({WEIGHTS_ANNOTATION: weights})), &two, true);
+    assert_eq!(made.lookups.into_values().next().unwrap().weights, [1, 256]);
+}
+
+#[test]
 fn the_older_service_has_what_two_want() {
     let mut index = Index::new("here");
     let make = |name: &str, ip: &str, created: &str| {

@@ -26,11 +26,12 @@ use crate::dataplane::sys::{self, Plain};
 pub const OLD_MAPS: &str = "old-maps";
 
 /// The maps whose size can be chosen, with their usual size.
-pub const SIZES: [(&str, u32); 12] = [
+pub const SIZES: [(&str, u32); 13] = [
     (maps::FRONTENDS, limits::FRONTENDS),
     (maps::SLOTS, limits::SLOTS),
     (maps::BACKENDS, limits::BACKENDS),
     (maps::SOURCE_RANGES, limits::SOURCE_RANGES),
+    (maps::MAGLEV, limits::MAGLEV),
     (maps::AFFINITIES, limits::AFFINITIES),
     (maps::FLOWS, limits::FLOWS),
     (maps::SOCKETS, limits::SOCKETS),
@@ -71,6 +72,7 @@ pub fn copy(kernel: &Kernel) -> Result<(), DatapathError> {
             maps::SLOTS => copy_entries::<SlotKey, u32>(name, old, new),
             maps::BACKENDS => copy_entries::<u32, Backend>(name, old, new),
             maps::SOURCE_RANGES => copy_entries::<SourceRangeKey, u32>(name, old, new),
+            maps::MAGLEV => super::maglev::copy(old, new).map_err(failed(format!("copy the map {name}"))),
             maps::AFFINITIES => copy_entries::<AffinityKey, AffinityValue>(name, old, new),
             maps::FLOWS => copy_entries::<FlowKey, FlowValue>(name, old, new),
             maps::SOCKETS => copy_entries::<SocketKey, SocketValue>(name, old, new),

@@ -38,6 +38,9 @@ impl Missing {
     fn forbids(&mut self, op: &MapOp, actual: &Actual) -> bool {
         match op {
             MapOp::PutSlot(_, backend) => self.backends.contains(backend),
+            MapOp::PutLookup(_, lookup) => {
+                lookup.members().iter().any(|member| self.backends.contains(&member.id))
+            }
             MapOp::PutFrontend(_, value) => self.tables.contains(&value.table),
             // An old frontend may still lead there.
             MapOp::DeleteSlot(key) => self.tables.contains(&key.table),
@@ -65,6 +68,7 @@ impl Missing {
             MapOp::PutRange(key) => {
                 self.tables.insert(key.range.table);
             }
+            // Without its table of consistent hashing a frontend still leads to all of its backends.
             _ => {}
         }
     }

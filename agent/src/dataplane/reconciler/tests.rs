@@ -224,6 +224,34 @@ fn a_full_map_costs_the_latest_services_and_no_other() {
 }
 
 #[test]
+fn without_room_for_a_table_of_hashing_a_service_is_served_and_the_table_comes_later() {
+    let fake = FakeDatapath { lookups: Some(1), ..FakeDatapath::default() };
+    let balancing = kelp_model::service::Balancing { consistent: true, table_size: 251 };
+    let index = Arc::new(RwLock::new(Index::new("here").with_balancing(balancing)));
+    let mut reconciler = Reconciler::with_index(index, fake.clone(), Reports::default());
+    let exposed = |name: &str, number: u8| -> Service {
+        let mut service = service(name, &format!("10.96.0.{number}"));
+        service.spec.get_or_insert_default().external_ips = Some(vec![format!("203.0.113.{number}")]);
+        service
+    };
+    let endpoints = ["10.244.0.2", "10.244.0.3"];
+    list(
+        &mut reconciler,
+        vec![exposed("a", 2), exposed("b", 3)],
+        vec![slice("a", &endpoints), slice("b", &endpoints)],
+    );
+    let outcome = reconciler.reconcile().unwrap();
+    assert_eq!((outcome.skipped, outcome.full), (1, [kelp_common::maps::MAGLEV].into()));
+    assert_eq!(counts(&fake), [2, 2, 2, 2]);
+    reconciler.observe(Change::Service(Event::Delete(exposed("a", 2))));
+    while reconciler.reconcile().unwrap().skipped > 0 {}
+    assert_eq!(counts(&fake), [2, 2]);
+    let content = fake.content.lock();
+    let table = content.frontends.values().next().unwrap().table;
+    assert!(content.lookups.keys().eq([&table]), "that of the service that is left");
+}
+
+#[test]
 fn what_others_need_to_know_is_told() {
     let fake = FakeDatapath::default();
     let reports = Reports::default();

@@ -73,6 +73,19 @@ pub fn map_delete_batch<K: Plain>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(),
     )
 }
 
+/// Does something again for which the kernel has no memory at this moment: entries are allocated without waiting, which
+/// fails where memory must be reclaimed first.
+fn patiently(mut one: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    const ATTEMPTS: usize = 64;
+    for _ in 1..ATTEMPTS {
+        match one() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => std::thread::yield_now(),
+            result => return result,
+        }
+    }
+    one()
+}
+
 /// Does `total` things in order: `many` from a place on, or `one`. `many` fails with how many the kernel says it did; then
 /// the next is done alone, which tells why. A kernel that refuses a whole batch (it has none for this type of map, or no
 /// memory for it) does not change that number: the batch is done one by one.
@@ -96,7 +109,7 @@ fn in_batches(
             Err(_) => count,
         };
         for _ in 0..alone {
-            one(done).map_err(|error| (done, error))?;
+            patiently(|| one(done)).map_err(|error| (done, error))?;
             done += 1;
         }
     }
@@ -245,6 +258,21 @@ mod tests {
             assert_eq!(write(&mut new(2), &[1, 2, 3]), Some((2, libc::E2BIG)));
             assert_eq!(write(&mut new(0), &[7]), Some((0, libc::E2BIG)));
             assert_eq!(write(&mut new(0), &[]), None);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_there_is_no_memory_for_is_tried_again_but_not_for_ever() {
+        for (failures, expected) in [(3, Ok(())), (1_000, Err(Some(libc::ENOMEM)))] {
+            let mut left = failures;
+            let result = patiently(|| {
+                if left == 0 {
+                    return Ok(());
+                }
+                left -= 1;
+                Err(io::Error::from_raw_os_error(libc::ENOMEM))
+            });
+            assert_eq!(result.map_err(|error| error.raw_os_error()), expected);
         }
     }
 

@@ -167,6 +167,11 @@ pub fn program(id: u32) -> io::Result<Option<ProgramInfo>> {
     Ok(Some(ProgramInfo { name: name(&words[16..20]), maps }))
 }
 
+/// A map by its id; nothing when it is gone.
+pub fn map(id: u32) -> io::Result<Option<OwnedFd>> {
+    by_id(MAP_GET_FD_BY_ID, id)
+}
+
 /// The name of a map, at most 15 bytes; nothing when it is gone.
 pub fn map_name(id: u32) -> io::Result<Option<String>> {
     let Some(map) = by_id(MAP_GET_FD_BY_ID, id)? else { return Ok(None) };

@@ -124,6 +124,11 @@ impl Net {
     }
 }
 
+/// The range of a node's pods with IPv6.
+fn pods6(node: u8) -> String {
+    if node == 0 { "fd00:10:244::".to_owned() } else { format!("fd00:10:244:{node}::") }
+}
+
 pub struct Pod {
     pub name: &'static str,
     pub net: Net,
@@ -221,7 +226,37 @@ pub fn sweep() {
 
 impl World {
     pub fn new() -> Self {
+        Self::of(0)
+    }
+
+    /// A second node on the other end of the first one's wire: its addresses are `192.0.2.11` and so on, its pods' are of
+    /// `10.244.1.0/24`. The outside of both is that of the first.
+    pub fn beside(first: &Self) -> Self {
+        let mut second = Self::of(1);
+        let outside = &first.outside;
+        second.outside.ip("link set wire down");
+        second.outside.ip("link set wire name wire1");
+        second.outside.ip(&format!("link set wire1 netns {}", outside.path()));
+        outside.ip("link add lan type bridge");
+        outside.ip("address flush dev wire");
+        outside.ip(&format!("address add {OUTSIDE4}/24 dev lan"));
+        outside.ip(&format!("address add {OUTSIDE6}/64 dev lan nodad"));
+        for device in ["wire", "wire1"] {
+            outside.ip(&format!("link set {device} master lan"));
+            outside.ip(&format!("link set {device} up"));
+        }
+        outside.ip("link set lan up");
+        for (here, there, number) in [(&first.host, "11", 1), (&second.host, "10", 0)] {
+            here.ip(&format!("route add 10.244.{number}.0/24 via 192.0.2.{there}"));
+            here.ip(&format!("-6 route add {}/64 via 2001:db8::{there}", pods6(number)));
+        }
+        second.outside = outside.clone();
+        second
+    }
+
+    fn of(number: u8) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (node4, node6) = (format!("192.0.2.{}", 10 + number), format!("2001:db8::{}", 10 + number));
         sweep();
         let tag = format!("dataplane-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let cgroup = cgroup2().join(&tag);
@@ -232,7 +267,8 @@ impl World {
         let host = Net::new();
         let outside = Net::new();
         host.ip(&format!("link add uplink type veth peer name wire netns {}", outside.path()));
-        for (net, device, v4, v6) in [(&host, "uplink", NODE4, NODE6), (&outside, "wire", OUTSIDE4, OUTSIDE6)]
+        for (net, device, v4, v6) in
+            [(&host, "uplink", &*node4, &*node6), (&outside, "wire", OUTSIDE4, OUTSIDE6)]
         {
             net.ip(&format!("address add {v4}/24 dev {device}"));
             net.ip(&format!("address add {v6}/64 dev {device} nodad"));
@@ -242,19 +278,22 @@ impl World {
         host.ip(&format!("route add default via {OUTSIDE4}"));
         host.ip(&format!("-6 route add default via {OUTSIDE6}"));
         outside.ip(&format!("address add {REMOTE4}/32 dev lo"));
-        outside.ip(&format!("route add 10.244.0.0/24 via {NODE4}"));
+        outside.ip(&format!("route add 10.244.{number}.0/24 via {node4}"));
         outside.ip("address add 10.96.9.9/32 dev lo");
         outside.ip("address add fd00:10:96::99/128 dev lo nodad");
         let pods = ["one", "two"]
             .into_iter()
             .zip(1_u8..)
-            .map(|(name, number)| Pod::new(&host, name, number))
+            .map(|(name, place)| Pod::new(&host, number, name, place))
             .collect();
         let config = Config {
             node_name: "here".to_owned(),
-            node_addresses: vec![NODE4.parse().unwrap(), NODE6.parse().unwrap()],
+            node_addresses: vec![node4.parse().unwrap(), node6.parse().unwrap()],
             uplink: Some("uplink".to_owned()),
-            pod_cidrs: vec![("10.244.0.0".parse().unwrap(), 24), ("fd00:10:244::".parse().unwrap(), 64)],
+            pod_cidrs: vec![
+                (format!("10.244.{number}.0").parse().unwrap(), 24),
+                (pods6(number).parse().unwrap(), 64),
+            ],
             cgroup: cgroup.clone(),
             bpf_directory: PathBuf::from("/sys/fs/bpf").join(tag),
             ..Config::default()
@@ -387,11 +426,11 @@ impl Drop for World {
 }
 
 impl Pod {
-    fn new(host: &Net, name: &'static str, number: u8) -> Self {
+    fn new(host: &Net, node: u8, name: &'static str, number: u8) -> Self {
         let net = Net::new();
         let device = format!("pod{number}");
-        let v4 = format!("10.244.0.{}", number + 1);
-        let v6 = format!("fd00:10:244::{}", number + 1);
+        let v4 = format!("10.244.{node}.{}", number + 1);
+        let v6 = format!("{}{}", pods6(node), number + 1);
         host.ip(&format!("link add {device} type veth peer name eth0 netns {}", net.path()));
         host.ip(&format!("link set {device} up"));
         net.ip("link set eth0 up");
@@ -405,8 +444,8 @@ impl Pod {
         net.ip("-6 route add default via fe80::1 dev eth0");
         net.ip(&format!("neigh replace 169.254.1.1 lladdr {} dev eth0 nud permanent", text(host_mac)));
         net.ip(&format!("-6 neigh replace fe80::1 lladdr {} dev eth0 nud permanent", text(host_mac)));
-        host.ip(&format!("route add {v4}/32 dev {device} src {NODE4}"));
-        host.ip(&format!("-6 route add {v6}/128 dev {device} src {NODE6}"));
+        host.ip(&format!("route add {v4}/32 dev {device} src 192.0.2.{}", 10 + node));
+        host.ip(&format!("-6 route add {v6}/128 dev {device} src 2001:db8::{}", 10 + node));
         host.ip(&format!("neigh replace {v4} lladdr {} dev {device} nud permanent", text(pod_mac)));
         host.ip(&format!("-6 neigh replace {v6} lladdr {} dev {device} nud permanent", text(pod_mac)));
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse().unwrap(), v6.parse().unwrap());

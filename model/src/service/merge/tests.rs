@@ -32,6 +32,10 @@ fn service(number: u8, spec: &Value) -> Service {
     let created = format!("2026-01-0{}T00:00:00Z", 1 + number * 5 % 7);
     let mut value = json!({"metadata": {"namespace": "default", "name": format!("s{number}"),
         "creationTimestamp": created}, "spec": spec});
+    if spec.get("hashed") == Some(&Value::Bool(true)) {
+        value["metadata"]["annotations"] =
+            json!({"kelp.dev/load-balancing": "maglev", "kelp.dev/endpoint-weights": "10.244.0.2=3"});
+    }
     if let Some(ingress) = spec.get("ingress") {
         value["status"] = json!({"loadBalancer": {"ingress": ingress}});
     }
@@ -71,6 +75,7 @@ fn any_service() -> impl Strategy<Value = Value> {
                 "loadBalancerSourceRanges": if ranges { json!(["192.0.2.0/24"]) } else { json!([]) },
                 "externalTrafficPolicy": if local { "Local" } else { "Cluster" },
                 "healthCheckNodePort": 31_000,
+                "hashed": external == 1,
                 "sessionAffinity": if sticky { "ClientIP" } else { "None" },
                 "ports": ports,
             })
@@ -189,6 +194,7 @@ proptest! {
         for (key, value) in before.tables.iter().filter(|(key, _)| !touched.tables.contains(key)) {
             prop_assert_eq!(Some(value), now.tables.get(key));
             prop_assert_eq!(before.ranges.get(key), now.ranges.get(key));
+            prop_assert_eq!(before.lookups.get(key), now.lookups.get(key));
         }
         for (key, value) in before.backends.iter().filter(|(key, _)| !touched.backends.contains(key)) {
             prop_assert_eq!(Some(value), now.backends.get(key));
