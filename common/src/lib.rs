@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod event;
 pub mod flow;
 pub mod limits;
 pub mod maglev;
@@ -19,8 +20,9 @@ pub mod policy;
 pub mod service;
 
 pub use address::{Address, Cidr};
+pub use event::{FlowEvent, FlowSwitch};
 pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentValue, SocketKey, SocketValue};
-pub use name::{PodName, ServiceName};
+pub use name::{PodName, PolicyNames, ServiceName};
 pub use node::{EndpointValue, EndpointValueV1, NamespaceValue, NodeConfig};
 pub use policy::{ConnectionValue, IdentityKey, PortKey, PortNumber, PrefixKey, RuleKey};
 pub use service::{

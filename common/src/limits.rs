@@ -32,5 +32,11 @@ pub const PREFIXES: u32 = 65_536;
 pub const RULES: u32 = 262_144;
 /// Ports and prefixes of port ranges of all sets.
 pub const PORTS: u32 = 65_536;
+/// Tables of rules of policies that have names.
+pub const POLICY_NAMES: u32 = 16_384;
+/// Places for flows that were told lately; a power of two, see `tell.rs`.
+pub const FLOW_RECENT: u32 = 4_096;
+/// Bytes of the ring of events; pages, and a power of two.
+pub const FLOW_EVENTS: u32 = 262_144;
 /// Flows of pods that policies apply to; the least recently used is forgotten.
 pub const CONNECTIONS: u32 = 131_072;

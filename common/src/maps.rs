@@ -46,11 +46,22 @@ pub const POD_NAMES: &str = "POD_NAMES_V1";
 /// Slot table → array map of [`crate::maglev::Row`]s.
 pub const MAGLEV: &str = "MAGLEV_V1";
 
+/// [`crate::name::policy_key`] → [`crate::PolicyNames`]; for people.
+pub const POLICY_NAMES: &str = "POLICY_NAMES_V1";
+/// 0 → [`crate::FlowSwitch`].
+pub const FLOW_SWITCH: &str = "FLOW_SWITCH_V1";
+/// A hash of a flow → the hash, and the second when the flow was told.
+pub const FLOW_RECENT: &str = "FLOW_RECENT_V1";
+/// [`crate::event::state`] → a value per CPU.
+pub const FLOW_STATE: &str = "FLOW_STATE_V1";
+/// Ring buffer of [`crate::FlowEvent`].
+pub const FLOW_EVENTS: &str = "FLOW_EVENTS_V1";
+
 /// Name of [`ENDPOINTS`] before endpoints had policies: [`crate::Address`] → [`crate::node::EndpointValueV1`].
 pub const ENDPOINTS_BEFORE_POLICIES: &str = "ENDPOINTS_V1";
 
 /// All of them.
-pub const ALL: [&str; 22] = [
+pub const ALL: [&str; 27] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -73,6 +84,11 @@ pub const ALL: [&str; 22] = [
     SERVICE_NAMES,
     POD_NAMES,
     MAGLEV,
+    POLICY_NAMES,
+    FLOW_SWITCH,
+    FLOW_RECENT,
+    FLOW_STATE,
+    FLOW_EVENTS,
 ];
 
 /// Indexes of [`COUNTERS`].

@@ -13,6 +13,15 @@ pub type ServiceName = Name<208>;
 /// Namespace and name of a Pod.
 pub type PodName = Name<320>;
 
+/// Namespace and names of the NetworkPolicies that add up to a table of rules.
+pub type PolicyNames = Name<1024>;
+
+/// The key of a table's [`PolicyNames`].
+#[must_use]
+pub const fn policy_key(space: u32, table: u32) -> u64 {
+    ((space as u64) << 32) | table as u64
+}
+
 impl<const N: usize> Name<N> {
     /// A name of these parts.
     #[must_use]

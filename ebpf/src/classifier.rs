@@ -12,6 +12,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use kelp_common::event::{HOOK_FROM_NET, HOOK_FROM_POD, HOOK_TO_NET, HOOK_TO_POD};
 use kelp_common::flow::{FLOW_DSR, FLOW_WRAPPED};
 use kelp_common::maglev::flow_hash;
 use kelp_common::maps::counter;
@@ -22,7 +23,7 @@ use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
 use crate::lb::Choice;
 use crate::maps::{ENDPOINTS, NODE_CONFIG, count, forward_room, is_node_address, packet_room};
 use crate::packet::{Kind, NotParsed, Packet, parse};
-use crate::{dsr, flow, fragment, lb, policy, reject, related, rewrite, route};
+use crate::{dsr, flow, fragment, lb, policy, reject, related, rewrite, route, tell};
 
 /// The endpoint with an address, if it is a pod on this node.
 #[inline(always)]
@@ -108,9 +109,11 @@ fn admit(
 /// What a pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    match pod_packet(&ctx) {
+    let verdict = match pod_packet(&ctx) {
         Ok(verdict) | Err(verdict) => verdict,
-    }
+    };
+    tell::packet(HOOK_FROM_POD, verdict);
+    verdict
 }
 
 #[inline(always)]
@@ -190,14 +193,16 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
 /// may always reach its pods (probes); what it forwards for others is subject to the pods' policies.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    match reply_of_host(&ctx) {
+    let verdict = match reply_of_host(&ctx) {
         Ok(Some(packet)) if policy::is_in_use() => match forwarded(&ctx, packet) {
             Ok(()) => TC_ACT_OK,
             Err(verdict) => verdict,
         },
         Ok(_) => TC_ACT_OK,
         Err(verdict) => verdict,
-    }
+    };
+    tell::packet(HOOK_TO_POD, verdict);
+    verdict
 }
 
 #[inline(always)]
@@ -212,18 +217,23 @@ fn forwarded(ctx: &TcContext, packet: &Packet) -> Result<(), i32> {
 /// What leaves the node.
 #[classifier]
 pub fn to_net(ctx: TcContext) -> i32 {
-    let packet = match reply_of_host(&ctx) {
-        Ok(Some(packet)) => packet,
-        Ok(None) => return TC_ACT_OK,
-        Err(verdict) => return verdict,
+    let verdict = match leaving(&ctx) {
+        Ok(verdict) | Err(verdict) => verdict,
     };
-    let Some(config) = NODE_CONFIG.get(0) else { return TC_ACT_OK };
+    tell::packet(HOOK_TO_NET, verdict);
+    verdict
+}
+
+#[inline(always)]
+fn leaving(ctx: &TcContext) -> Result<i32, i32> {
+    let Some(packet) = reply_of_host(ctx)? else { return Ok(TC_ACT_OK) };
+    let config = NODE_CONFIG.get(0).ok_or(TC_ACT_OK)?;
     // A program that the socket hooks do not cover: it is told at once, and nothing leaves.
     if lb::is_service_address(config, &packet.key.destination) {
         count(counter::REFUSED);
-        return reject::to_host(&ctx, packet);
+        return Ok(reject::to_host(ctx, packet));
     }
-    TC_ACT_OK
+    Ok(TC_ACT_OK)
 }
 
 /// Translates replies that come from the host's own stack. `Ok(Some)` is a packet that belongs to no flow.
@@ -278,9 +288,11 @@ fn translated_error(
 /// What other nodes and the outside send.
 #[classifier]
 pub fn from_net(ctx: TcContext) -> i32 {
-    match net_packet(&ctx) {
+    let verdict = match net_packet(&ctx) {
         Ok(verdict) | Err(verdict) => verdict,
-    }
+    };
+    tell::packet(HOOK_FROM_NET, verdict);
+    verdict
 }
 
 #[inline(always)]

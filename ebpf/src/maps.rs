@@ -2,16 +2,19 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use kelp_common::event::state;
 use kelp_common::maps::counter;
 use kelp_common::{
-    Address, AffinityKey, AffinityValue, Backend, ConnectionValue, EndpointValue, FlowKey, FlowValue,
-    FragmentKey, FragmentValue, FrontendKey, FrontendValue, IdentityKey, NamespaceValue, NodeConfig, PodName,
-    PortNumber, RuleKey, ServiceName, SlotKey, SocketKey, SocketValue, SourceRange, limits,
+    Address, AffinityKey, AffinityValue, Backend, ConnectionValue, EndpointValue, FlowKey, FlowSwitch,
+    FlowValue, FragmentKey, FragmentValue, FrontendKey, FrontendValue, IdentityKey, NamespaceValue,
+    NodeConfig, PodName, PolicyNames, PortNumber, RuleKey, ServiceName, SlotKey, SocketKey, SocketValue,
+    SourceRange, limits,
 };
 
 use crate::packet::{Packet, Quoted};
 use crate::policy::Question;
+use crate::tell;
 
 #[map(name = "FRONTENDS_V1")]
 pub static FRONTENDS: HashMap<FrontendKey, FrontendValue> =
@@ -63,6 +66,17 @@ pub static SERVICE_NAMES: HashMap<u32, ServiceName> = HashMap::pinned(limits::FR
 #[map(name = "POD_NAMES_V1")]
 pub static POD_NAMES: HashMap<Address, PodName> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 
+#[map(name = "POLICY_NAMES_V1")]
+pub static POLICY_NAMES: HashMap<u64, PolicyNames> = HashMap::pinned(limits::POLICY_NAMES, BPF_F_NO_PREALLOC);
+#[map(name = "FLOW_SWITCH_V1")]
+pub static FLOW_SWITCH: Array<FlowSwitch> = Array::pinned(1, 0);
+#[map(name = "FLOW_RECENT_V1")]
+pub static FLOW_RECENT: Array<u64> = Array::pinned(limits::FLOW_RECENT, 0);
+#[map(name = "FLOW_STATE_V1")]
+pub static FLOW_STATE: PerCpuArray<u64> = PerCpuArray::pinned(state::COUNT, 0);
+#[map(name = "FLOW_EVENTS_V1")]
+pub static FLOW_EVENTS: RingBuf = RingBuf::pinned(limits::FLOW_EVENTS, 0);
+
 /// Room for what would overflow the stack of 512 bytes. Classifiers run one at a time on a CPU: the kernel disables
 /// bottom halves around them.
 ///
@@ -113,9 +127,16 @@ room! {
     connection_room: question, Question;
 }
 
-/// Counts one event; indexes are in [`kelp_common::maps::counter`].
+/// Counts one event, and notes it for those who listen. Classifiers only; indexes are in [`kelp_common::maps::counter`].
 #[inline(always)]
 pub fn count(index: u32) {
+    tally(index);
+    tell::note(index);
+}
+
+/// Counts one event.
+#[inline(always)]
+pub fn tally(index: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: the entry is this CPU's and lives as long as the map; a lost update under preemption is harmless.
         unsafe { *value += 1 };

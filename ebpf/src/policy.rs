@@ -72,6 +72,31 @@ pub struct Question {
     verdict: u32,
 }
 
+impl Question {
+    /// The ends as they are.
+    #[inline(always)]
+    pub fn flow(&self) -> &FlowKey {
+        &self.flow
+    }
+
+    /// Space and table of what forbids it: of what may be sent, or else received.
+    #[inline(always)]
+    pub fn forbidding(&self, egress: bool) -> (u32, u32) {
+        let (source, destination) = (&self.source, &self.destination);
+        if egress {
+            if source.egress != 0 {
+                (source.space, source.egress)
+            } else {
+                (destination.space, destination.egress)
+            }
+        } else if destination.ingress != 0 {
+            (destination.space, destination.ingress)
+        } else {
+            (source.space, source.ingress)
+        }
+    }
+}
+
 /// Whether policies of the node may apply to anything.
 #[inline(always)]
 pub fn is_in_use() -> bool {

@@ -12,7 +12,8 @@ use kelp_common::service::{FRONTEND_DROP, FRONTEND_SOURCE_RANGES};
 use kelp_common::{Address, FrontendValue, NodeConfig, SocketKey, SocketValue, TCP, UDP};
 
 use crate::lb;
-use crate::maps::{NAMESPACES, NODE_CONFIG, SOCKETS, count, is_node_address};
+use crate::maps::{NAMESPACES, NODE_CONFIG, SOCKETS, is_node_address, tally};
+use crate::tell;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -147,12 +148,13 @@ fn original(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Option<(Add
 
 /// Makes the system call fail as if the destination had answered with a reset or "unreachable".
 #[inline(always)]
-fn fail(reason: u32, error: i32) -> i32 {
+fn fail(ctx: *mut bpf_sock_addr, (address, port): (&Address, u16), reason: u32, error: i32) -> i32 {
     // SAFETY: the static is valid for reads; a plain read would be taken at compile time.
     if unsafe { ptr::read_volatile(&raw const HAS_SET_RETVAL) } == 0 {
         return ALLOW;
     }
-    count(reason);
+    tally(reason);
+    tell::destination(ctx, (address, port), (address, port), Some(reason));
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_set_retval(-error) };
     DENY
@@ -206,13 +208,15 @@ fn is_udp(ctx: *mut bpf_sock_addr) -> bool {
 #[inline(always)]
 fn forward_v4(ctx: &SockAddrContext, connects: bool) -> i32 {
     let (address, port) = destination_v4(ctx.sock_addr);
+    let named = (&address, port);
     match decide(ctx.sock_addr, address, port) {
         Decision::Leave => ALLOW,
         Decision::Refuse | Decision::Deny(_) if connects && is_udp(ctx.sock_addr) => ALLOW,
-        Decision::Refuse => fail(counter::REFUSED, ECONNREFUSED),
-        Decision::Deny(reason) => fail(reason, EHOSTUNREACH),
-        Decision::Use(address, port) => {
-            set_v4(ctx.sock_addr, &address, port);
+        Decision::Refuse => fail(ctx.sock_addr, named, counter::REFUSED, ECONNREFUSED),
+        Decision::Deny(reason) => fail(ctx.sock_addr, named, reason, EHOSTUNREACH),
+        Decision::Use(backend, backend_port) => {
+            tell::destination(ctx.sock_addr, named, (&backend, backend_port), None);
+            set_v4(ctx.sock_addr, &backend, backend_port);
             ALLOW
         }
     }
@@ -221,13 +225,15 @@ fn forward_v4(ctx: &SockAddrContext, connects: bool) -> i32 {
 #[inline(always)]
 fn forward_v6(ctx: &SockAddrContext, connects: bool) -> i32 {
     let (address, port) = destination_v6(ctx.sock_addr);
+    let named = (&address, port);
     match decide(ctx.sock_addr, address, port) {
         Decision::Leave => ALLOW,
         Decision::Refuse | Decision::Deny(_) if connects && is_udp(ctx.sock_addr) => ALLOW,
-        Decision::Refuse => fail(counter::REFUSED, ECONNREFUSED),
-        Decision::Deny(reason) => fail(reason, EHOSTUNREACH),
-        Decision::Use(address, port) => {
-            set_v6(ctx.sock_addr, &address, port);
+        Decision::Refuse => fail(ctx.sock_addr, named, counter::REFUSED, ECONNREFUSED),
+        Decision::Deny(reason) => fail(ctx.sock_addr, named, reason, EHOSTUNREACH),
+        Decision::Use(backend, backend_port) => {
+            tell::destination(ctx.sock_addr, named, (&backend, backend_port), None);
+            set_v6(ctx.sock_addr, &backend, backend_port);
             ALLOW
         }
     }

@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::look::{CtCommand, EndpointCommand, ServiceCommand};
+use crate::look::{CtCommand, EndpointCommand, FlowsArgs, PolicyCommand, ServiceCommand};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kelp_agent::dataplane::config::{
     Balancing, DSR_PORT, MAGLEV_SIZE, MAGLEV_SIZES, is_maglev_size, sizable_maps,
@@ -43,6 +43,11 @@ pub enum Command {
     /// See the flows that the dataplane of this node remembers.
     #[command(subcommand)]
     Ct(CtCommand),
+    /// Watch what becomes of packets and connections on this node.
+    Flows(Box<FlowsArgs>),
+    /// See what network policies decide on this node.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Sign a client certificate with the data directory's authority and print a kubeconfig.
     Kubeconfig(KubeconfigArgs),
     /// Look whether this host can run Kelp and say how to repair what is missing.

@@ -12,9 +12,13 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+mod flows;
 mod table;
+mod trace;
 
+pub use flows::{FlowsArgs, run as flows};
 pub use table::Table;
+pub use trace::{PolicyCommand, run as policy};
 
 /// `kelp service …`.
 #[derive(Debug, Subcommand)]

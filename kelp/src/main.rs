@@ -70,6 +70,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Service(command) => served(look::service(&command)),
         Command::Endpoint(command) => served(look::endpoint(&command)),
         Command::Ct(command) => served(look::ct(&command)),
+        Command::Flows(args) => served(look::flows(&args)),
+        Command::Policy(command) => served(look::policy(&command)),
         Command::Kubeconfig(args) => kubeconfig::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Version => {

@@ -215,7 +215,7 @@ fn authority_of(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// A client by a kubeconfig file.
-async fn client_of(path: &Path) -> Result<Client> {
+pub async fn client_of(path: &Path) -> Result<Client> {
     Client::try_from(config_of(path).await?)
         .with_context(|| format!("cannot use the kubeconfig {}", path.display()))
 }

@@ -154,7 +154,8 @@ impl Kernel {
                 | Map::HashMap(data)
                 | Map::LpmTrie(data)
                 | Map::LruHashMap(data)
-                | Map::PerCpuArray(data),
+                | Map::PerCpuArray(data)
+                | Map::RingBuf(data),
             ) => data,
             _ => return Err(failed("find a map in the object")(io::Error::other(name.to_owned()))),
         };

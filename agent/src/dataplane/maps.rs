@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,6 +48,12 @@ impl<K: Plain, V: Plain> Table<K, V> {
         };
         check_shape::<K, V>(map.as_fd(), name)?;
         Ok(Some(Self { name, map, layout: PhantomData }))
+    }
+
+    /// The map's descriptor.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
     }
 
     /// Reads an entry.

@@ -50,7 +50,7 @@ use kelp_model::policy::PodFacts;
 pub use kernel::cleanup;
 use kernel::{Kernel, failed};
 use maps::{KernelDatapath, Table};
-use names::{PodNames, ServiceNames};
+use names::{PodNames, ServiceNames, TableNames};
 use namespace::{Namespace, Namespaces};
 use policy::{Policies, PolicyMaps};
 use reconciler::Reports;
@@ -240,7 +240,7 @@ pub async fn start_with(
         shutdown.clone(),
     ));
     let endpoints_of_policies = Table::open(&kernel, kelp_common::maps::ENDPOINTS)?;
-    let maps = PolicyMaps::open(&kernel)?;
+    let maps = (PolicyMaps::open(&kernel)?, TableNames::open(&kernel)?);
     let followed = Policies::open(maps, endpoints_of_policies, reports.events.clone(), policies.is_some())?;
     let followed = Arc::new(followed);
     if let Some(source) = policies {

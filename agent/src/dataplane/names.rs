@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kelp_common::{Address, PodName, ServiceName, maps};
+use kelp_common::{Address, PodName, PolicyNames, ServiceName, maps, name};
 use kelp_model::plan::Ids;
+use kelp_model::policy::TablePolicies;
 use kelp_model::service::{ObjectName, TableName};
 
 use super::DatapathError;
@@ -16,6 +17,8 @@ use super::sys::Plain;
 unsafe impl Plain for ServiceName {}
 // SAFETY: as above.
 unsafe impl Plain for PodName {}
+// SAFETY: as above.
+unsafe impl Plain for PolicyNames {}
 
 /// The names of the tables of slots.
 #[derive(Debug)]
@@ -122,5 +125,63 @@ impl PodNames {
         if let Err(error) = self.0.delete_all(addresses) {
             tracing::debug!(error = %super::chain(&error), "names of pods not removed");
         }
+    }
+}
+
+/// The names of the tables of policies.
+#[derive(Debug)]
+pub(super) struct TableNames {
+    map: Table<u64, PolicyNames>,
+    /// Space and names of what the map holds; `None` when that is not known.
+    known: Option<(u32, TablePolicies)>,
+}
+
+impl TableNames {
+    pub fn open(kernel: &Kernel) -> Result<Self, DatapathError> {
+        Ok(Self { map: Table::open(kernel, maps::POLICY_NAMES)?, known: None })
+    }
+
+    /// Writes the names of the tables of a space, and forgets all others of it; those of other spaces too, unless they are
+    /// `in_use` still.
+    pub fn follow(&mut self, space: u32, tables: TablePolicies, in_use: bool) {
+        let known = self.known.take().filter(|(known, _)| *known == space);
+        match self.write(space, &tables, known.as_ref().map(|(_, tables)| tables), in_use) {
+            Ok(()) => self.known = (!in_use).then_some((space, tables)),
+            Err(error) => tracing::debug!(error = %super::chain(&error), "names of policies not written"),
+        }
+    }
+
+    fn write(
+        &self,
+        space: u32,
+        tables: &TablePolicies,
+        known: Option<&TablePolicies>,
+        in_use: bool,
+    ) -> Result<(), DatapathError> {
+        let mut stale = Vec::new();
+        match known {
+            Some(known) => {
+                let gone = known.keys().filter(|table| !tables.contains_key(table));
+                stale.extend(gone.map(|table| name::policy_key(space, *table)));
+            }
+            None => self.map.scan(|key, _| {
+                let (of, table) = ((key >> 32) as u32, *key as u32);
+                let is_stale = if of == space { !tables.contains_key(&table) } else { !in_use };
+                if is_stale {
+                    stale.push(*key);
+                }
+            })?,
+        }
+        self.map.delete_all(&stale)?;
+        for (table, policies) in tables {
+            if known.and_then(|known| known.get(table)) == Some(policies) {
+                continue;
+            }
+            let namespace = policies.first().map_or("", |policy| &*policy.namespace);
+            let parts: Vec<&str> =
+                std::iter::once(namespace).chain(policies.iter().map(|policy| &*policy.name)).collect();
+            self.map.put(&name::policy_key(space, *table), &PolicyNames::of(&parts))?;
+        }
+        Ok(())
     }
 }

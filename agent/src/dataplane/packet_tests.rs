@@ -6,6 +6,7 @@ mod frame;
 mod maglev;
 mod policies;
 mod services;
+mod telling;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::events::Events;
 use super::maps::Table;
+use super::names::TableNames;
 use super::{DatapathError, sys};
 
 mod follow;
@@ -43,6 +44,7 @@ pub struct Policies {
 struct Engine {
     compiler: Compiler,
     maps: PolicyMaps,
+    names: TableNames,
     endpoints: Table<Address, EndpointValue>,
     events: Events,
     /// Whether policies are followed at all.
@@ -60,7 +62,7 @@ struct Engine {
 impl Policies {
     /// The policies in these maps. What a former agent wrote stays in use until its pods are attached again.
     pub(super) fn open(
-        maps: PolicyMaps,
+        (maps, names): (PolicyMaps, TableNames),
         endpoints: Table<Address, EndpointValue>,
         events: Events,
         followed: bool,
@@ -72,6 +74,7 @@ impl Policies {
         let engine = Engine {
             compiler,
             maps,
+            names,
             endpoints,
             events,
             followed,
@@ -191,7 +194,9 @@ impl Engine {
             }
         }
         self.compiler.detach_addresses(addresses);
-        self.reconcile();
+        if self.reconcile() && self.compiler.has_policies() {
+            self.name_tables();
+        }
         Ok(found)
     }
 
@@ -241,6 +246,9 @@ impl Engine {
             tracing::debug!(operations = ops.len(), elapsed = ?started.elapsed(), "policies written");
         }
         self.sweep();
+        if ops.iter().any(|op| matches!(op, Op::SetEndpoint(_))) {
+            self.name_tables();
+        }
         true
     }
 
@@ -257,6 +265,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells tools which policies the tables are of.
+    fn name_tables(&mut self) {
+        let (space, tables) = (self.compiler.space(), self.compiler.table_policies());
+        self.names.follow(space, tables, self.leftovers);
+    }
+
     /// Removes the tables of other spaces when no endpoint needs them any more.
     fn sweep(&mut self) {
         if !self.leftovers || !self.listed || !self.intact {
@@ -268,7 +282,10 @@ impl Engine {
             self.endpoints.scan(|_, endpoint| used |= endpoint.is_isolated() && endpoint.space != space);
         if scan.is_ok() && !used {
             match self.maps.retain_space(space) {
-                Ok(()) => self.leftovers = false,
+                Ok(()) => {
+                    self.leftovers = false;
+                    self.name_tables();
+                }
                 Err(error) => tracing::warn!(error = %super::chain(&error), "old policies not removed"),
             }
         }

@@ -120,6 +120,8 @@ pub struct Reconciler<D> {
     dirty: bool,
     /// When the endpoints changed that are not in the maps yet.
     triggers: Vec<Timestamp>,
+    /// Changes that are older are not this agent's to measure.
+    started: Timestamp,
     conflicts: Vec<Conflict>,
     reports: Reports,
     names: Option<ServiceNames>,
@@ -195,6 +197,7 @@ impl<D: Datapath> Reconciler<D> {
             nodes: Listing::default(),
             dirty: true,
             triggers: Vec::new(),
+            started: Timestamp::now(),
             conflicts: Vec::new(),
             reports,
             names: None,
@@ -229,7 +232,8 @@ impl<D: Datapath> Reconciler<D> {
                     Listed::Applied(slice) => {
                         let changed = index.apply_slice(&slice);
                         if changed {
-                            self.triggers.extend(trigger(&slice));
+                            let started = self.started;
+                            self.triggers.extend(trigger(&slice).filter(|time| *time > started));
                         }
                         changed
                     }

@@ -408,10 +408,16 @@ pub fn netns_cookie() -> io::Result<u64> {
 /// Seconds of the monotonic clock, as the programs read it.
 #[must_use]
 pub fn monotonic_seconds() -> u32 {
+    u32::try_from(monotonic_nanoseconds() / 1_000_000_000).unwrap_or(u32::MAX)
+}
+
+/// Nanoseconds of the monotonic clock, as the programs read it.
+#[must_use]
+pub fn monotonic_nanoseconds() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the clock exists on every Linux, and the structure is ours.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    u32::try_from(time.tv_sec).unwrap_or(u32::MAX)
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
 /// The largest IP packet that a device of the calling thread's network namespace takes, bytes.

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kelp_model::controllers::endpointslice::{
-    CONTROLLER_NAME, MANAGED_BY, SERVICE_NAME, desired_groups, reconcile,
+    CONTROLLER_NAME, MANAGED_BY, SERVICE_NAME, TriggerTimes, annotate, desired_groups, reconcile,
 };
 use kube::ResourceExt;
 use kube::api::Api;
+use parking_lot::Mutex;
 
 use crate::context::Context;
 use crate::error::Result;
@@ -34,6 +35,7 @@ struct EndpointSlices {
     slices: Arc<Informer<EndpointSlice>>,
     queue: Queue,
     tracker: Tracker,
+    triggers: Mutex<TriggerTimes>,
     events: Recorder,
 }
 
@@ -56,6 +58,7 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
         slices: context.informer(),
         queue: Queue::new(),
         tracker: Tracker::default(),
+        triggers: Mutex::default(),
         events: context.recorder("endpoint-slice-controller"),
     });
     service_index::add(&controller.services);
@@ -97,7 +100,10 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
 impl EndpointSlices {
     async fn sync(&self, key: &Key) -> Result<()> {
         // Slices of a deleted Service go with their owner reference.
-        let Some(service) = self.services.get(key) else { return Ok(()) };
+        let Some(service) = self.services.get(key) else {
+            self.triggers.lock().forget(key);
+            return Ok(());
+        };
         if service_index::selector(&service).is_none() || service.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
@@ -108,6 +114,7 @@ impl EndpointSlices {
             return Ok(());
         }
         let pods = service_index::pods_of(&self.pods, &service);
+        let trigger = self.triggers.lock().observe(key, &service, pods.iter().map(|pod| &**pod));
         let nodes: std::collections::HashMap<String, Arc<Node>> = pods
             .iter()
             .filter_map(|p| p.spec.as_ref()?.node_name.clone())
@@ -117,7 +124,10 @@ impl EndpointSlices {
             desired_groups(&service, pods.iter().map(|p| &**p), |name| nodes.get(name).map(|n| &**n));
         let mut existing: Vec<EndpointSlice> = cached.iter().map(|s| EndpointSlice::clone(s)).collect();
         existing.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        let writes = reconcile(&service, &groups, &existing);
+        let mut writes = reconcile(&service, &groups, &existing);
+        for slice in writes.create.iter_mut().chain(&mut writes.update) {
+            annotate(slice, trigger);
+        }
 
         let api: Api<EndpointSlice> =
             Api::namespaced(self.context.client.clone(), &service.namespace().unwrap_or_default());

@@ -2,9 +2,11 @@
 
 mod desired;
 mod reconcile;
+mod trigger;
 
 pub use desired::{desired_groups, endpoint_ports, pod_address, service_families, target_port, target_ref};
 pub use reconcile::{Writes, reconcile};
+pub use trigger::{TRIGGER_TIME, TriggerTimes, annotate};
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
 

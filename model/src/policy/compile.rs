@@ -26,6 +26,9 @@ pub struct Problem {
     pub message: String,
 }
 
+/// Tables of rules, and the policies that add up to each.
+pub type TablePolicies = BTreeMap<u32, Vec<ObjectName>>;
+
 /// A policy and the number of its version.
 #[derive(Debug, Clone)]
 struct Version {
@@ -326,6 +329,29 @@ impl Compiler {
         let local = self.locals.get(uid)?;
         let [ingress, egress] = local.tables?;
         Some(EndpointPolicy { addresses: local.addresses.clone(), space: self.space, ingress, egress })
+    }
+
+    /// The policies that add up to each table as last planned. They are of one namespace, sorted.
+    #[must_use]
+    pub fn table_policies(&self) -> TablePolicies {
+        let mut found = TablePolicies::new();
+        for local in self.locals.values() {
+            for (direction, table) in
+                local.tables.into_iter().flat_map(|tables| tables.into_iter().enumerate())
+            {
+                if table == 0 || found.contains_key(&table) {
+                    continue;
+                }
+                let is_about = |name: &&ObjectName| {
+                    self.policies.get(*name).is_some_and(|version| match direction {
+                        0 => version.state.ingress.is_some(),
+                        _ => version.state.egress.is_some(),
+                    })
+                };
+                found.insert(table, local.selected.iter().filter(is_about).cloned().collect());
+            }
+        }
+        found
     }
 
     /// What has to be done; it is taken to be done.
@@ -763,7 +789,7 @@ impl Plan {
     }
 }
 
-fn in_block(address: &Address, range: &Range, except: &[Range]) -> bool {
+pub(super) fn in_block(address: &Address, range: &Range, except: &[Range]) -> bool {
     range.contains(address) && !except.iter().any(|except| except.contains(address))
 }
 

@@ -16,13 +16,15 @@ use kelp_common::policy::{ALL_PORTS, ANYBODY, POLICY_UNKNOWN};
 use kelp_common::{Address, IdentityKey, PortKey, PrefixKey, RuleKey, SCTP, TCP, UDP};
 
 mod compile;
+mod explain;
 mod intern;
 mod object;
 mod ports;
 mod range;
 mod rules;
 
-pub use compile::{Compiler, Problem};
+pub use compile::{Compiler, Problem, TablePolicies};
+pub use explain::{End, Explanation, Reason, RuleName, explain};
 pub use object::{Labels, PodFacts, PodState, PolicyState, pod_state, policy_state};
 
 /// One change of the kernel's tables; can be repeated.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kelp_common::{ConnectionValue, maps};
-use kelp_model::policy::{Compiler, Tables, pod_state};
+use kelp_model::policy::{Compiler, End, Reason, RuleName, Tables, explain, pod_state};
 use kelp_model::service::ObjectName;
 
 use super::*;
 use crate::dataplane::events::Events;
+use crate::dataplane::names::TableNames;
 use crate::dataplane::policy::{Policies, PolicyMaps, read};
+use crate::dataplane::view::{Listener, Pins, Verdict, decide};
 
 /// A rig whose pods policies select: `client`, `web` (here) and `far` (on another node), all in the namespace `d`.
 struct Guarded {
@@ -40,7 +42,7 @@ impl Guarded {
     fn new() -> Self {
         let rig = Rig::new();
         let policies = Policies::open(
-            PolicyMaps::open(&rig.kernel).unwrap(),
+            (PolicyMaps::open(&rig.kernel).unwrap(), TableNames::open(&rig.kernel).unwrap()),
             rig.table(maps::ENDPOINTS),
             Events::discarding(),
             true,
@@ -448,4 +450,127 @@ fn the_programs_decide_as_the_tables_say() {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn a_trace_decides_as_the_programs_do() {
+    let guarded = Guarded::new();
+    let pins = Pins::new(&guarded.rig.directory);
+    let facts = |name: &str, addresses| pod_state(&pod(name, addresses)).unwrap().facts;
+    let namespaces = [(Arc::from("d"), [("team".to_owned(), "x".to_owned())].into())].into();
+    let ports = json!([{"port": "http"}, {"port": 53, "protocol": "UDP"}, {"port": 8000, "endPort": 8010, "protocol": "SCTP"}]);
+    let sets = [
+        vec![],
+        vec![deny("deny")],
+        vec![
+            deny("deny"),
+            policy(
+                "in",
+                app("web"),
+                json!({"ingress": [
+                    {"from": [{"podSelector": app("far")}]},
+                    {"from": [{"podSelector": app("client")}], "ports": ports},
+                ]}),
+            ),
+            policy(
+                "out",
+                app("client"),
+                json!({"policyTypes": ["Egress"], "egress": [{"to": [
+                    {"namespaceSelector": {"matchLabels": {"team": "x"}}}, {"ipBlock": {"cidr": "198.51.100.0/28"}},
+                ]}]}),
+            ),
+        ],
+        vec![policy(
+            "blocks",
+            json!({}),
+            json!({"policyTypes": ["Ingress", "Egress"], "egress": [{}], "ingress": [
+                {"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["198.51.100.8/29"]}}]},
+                {"from": [{"ipBlock": {"cidr": "2001:db8:9::/64"}}], "ports": ports},
+            ]}),
+        )],
+    ];
+    let mut own_port = 20_000;
+    let mut counts = [0, 0];
+    for policies in &sets {
+        guarded.set(policies);
+        for [client, web, outside, _, far, _] in ENDS {
+            let end = |address: &str| End {
+                address: Address::from(address.parse::<IpAddr>().unwrap()),
+                pod: [(client, "client"), (web, "web"), (far, "far")]
+                    .into_iter()
+                    .find(|(own, _)| *own == address)
+                    .map(|(own, name)| facts(name, [own, own])),
+            };
+            let flows = [client, web].into_iter().flat_map(|to| {
+                let from_net = [outside, far].map(|from| ("from_net", from, to));
+                let from_pod = [client, web, outside, far].map(|other| ("from_pod", to, other));
+                from_net.into_iter().chain(from_pod)
+            });
+            for (program, from, to) in flows.filter(|(_, from, to)| from != to) {
+                for port in [53, 80, 8_005, 8_080] {
+                    for mut frame in packets(&at(from, 1), &at(to, port)) {
+                        own_port += 1;
+                        frame.source.set_port(own_port);
+                        let (source, destination) = (frame.source.ip(), frame.destination.ip());
+                        let decision = decide(&pins, source, destination, frame.protocol, port).unwrap();
+                        let passes = guarded.passes(program, &frame);
+                        assert_eq!(decision.allowed, passes, "{frame:?} {decision:#?}");
+                        counts[usize::from(passes)] += 1;
+                        let ends = (&end(from), &end(to));
+                        let explained = explain(policies, &namespaces, ends, frame.protocol, port);
+                        for (direction, reason) in
+                            [(&decision.egress, &explained.egress), (&decision.ingress, &explained.ingress)]
+                        {
+                            if !direction.decided_here {
+                                continue;
+                            }
+                            assert_eq!(direction.is_allowed(), reason.is_allowed(), "{frame:?}");
+                            // The table is of the policies that are about the pod.
+                            let names: Vec<String> =
+                                direction.policies.iter().map(ToString::to_string).collect();
+                            match reason {
+                                Reason::NotIsolated => assert!(names.is_empty()),
+                                Reason::Allowed { rules } => {
+                                    let is_of = |rule: &RuleName| {
+                                        names.contains(&format!("{}/{}", rule.namespace, rule.policy))
+                                    };
+                                    assert!(rules.iter().all(is_of), "{names:?}");
+                                }
+                                Reason::Denied { policies } => assert_eq!(&names, policies),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 200), "{counts:?}");
+    let node = decide(&pins, "192.0.2.10".parse().unwrap(), "10.244.0.3".parse().unwrap(), 6, 1).unwrap();
+    assert!(node.allowed && node.exempt.is_some(), "{node:?}");
+}
+
+#[test]
+fn what_a_policy_forbids_is_told_with_its_name() {
+    let guarded = Guarded::new();
+    guarded.set(&[policy("closed", app("web"), json!({})), policy("other", app("client"), json!({}))]);
+    let mut listener = Listener::open(&Pins::new(&guarded.rig.directory), 1_000).unwrap();
+    for [client, web, .., service] in ENDS {
+        for to in [at(web, 8080), at(service, 80)] {
+            let frame = Frame::tcp(&at(client, 40_000), &to, SYN);
+            assert!(!guarded.passes("from_pod", &frame));
+            let told = listener.wait(std::time::Duration::ZERO).unwrap();
+            let [flow] = &told[..] else { panic!("{told:#?}") };
+            assert_eq!((flow.verdict, flow.reason), (Verdict::Dropped, Some("policy_ingress")));
+            assert_eq!(flow.destination, frame.destination);
+            let behind = flow.translated_destination.unwrap_or(flow.destination);
+            assert_eq!(behind.to_string(), at(web, 8080));
+            let names: Vec<String> = flow.policies.iter().map(ToString::to_string).collect();
+            assert_eq!(names, ["d/closed"]);
+        }
+    }
+    // The names go with the tables.
+    guarded.set(&[]);
+    let names =
+        Table::<u64, kelp_common::PolicyNames>::open(&guarded.rig.kernel, maps::POLICY_NAMES).unwrap();
+    names.scan(|key, _| panic!("{key} is left")).unwrap();
 }

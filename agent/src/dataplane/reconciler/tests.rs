@@ -264,13 +264,15 @@ fn what_others_need_to_know_is_told() {
             "healthCheckNodePort": 31000, "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}]},
     }))
     .unwrap();
-    let endpoints: EndpointSlice = serde_json::from_value(json!({
-        "metadata": {"namespace": "default", "name": "lb", "labels": {"kubernetes.io/service-name": "lb"},
-            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": "2026-01-01T00:00:00Z"}},
-        "addressType": "IPv4", "ports": [{"port": 5353, "protocol": "UDP"}],
-        "endpoints": [{"addresses": ["10.244.0.2"], "nodeName": "here"}],
-    }))
-    .unwrap();
+    let slice = |changed: &str, address: &str| -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": "lb", "labels": {"kubernetes.io/service-name": "lb"},
+                "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": changed}},
+            "addressType": "IPv4", "ports": [{"port": 5353, "protocol": "UDP"}],
+            "endpoints": [{"addresses": [address], "nodeName": "here"}],
+        }))
+        .unwrap()
+    };
     list(&mut reconciler, vec![balanced], vec![]);
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"namespace": "default", "name": "mesh",
@@ -282,11 +284,16 @@ fn what_others_need_to_know_is_told() {
     reconciler.reconcile().unwrap();
     assert_eq!(checks.borrow().values().map(|check| check.endpoints).collect::<Vec<_>>(), [0]);
     assert_eq!(opted_out.borrow().len(), 1);
-    reconciler.observe(Change::Slice(Event::Apply(endpoints)));
+    // What changed before this agent started was another's to measure.
+    reconciler.observe(Change::Slice(Event::Apply(slice("2026-01-01T00:00:00Z", "10.244.0.2"))));
     reconciler.reconcile().unwrap();
     assert_eq!(checks.borrow().values().map(|check| check.endpoints).collect::<Vec<_>>(), [1]);
     let serving: Vec<(u16, usize)> =
         datagrams.borrow().iter().map(|((_, port), serving)| (u16::from_be(*port), serving.len())).collect();
     assert_eq!(serving, [(30_053, 1), (53, 1)]);
+    assert_eq!(status.state().programming, crate::dataplane::metrics::Histogram::default());
+    let now = jiff::Timestamp::now().to_string();
+    reconciler.observe(Change::Slice(Event::Apply(slice(&now, "10.244.0.3"))));
+    reconciler.reconcile().unwrap();
     assert!(status.state().programming != crate::dataplane::metrics::Histogram::default());
 }

@@ -6,7 +6,9 @@ use kube::runtime::watcher::Event;
 
 use super::*;
 use crate::dataplane::reconciler::Change;
-use crate::dataplane::view::{self, Filter, FlowPath, Nat, Pins, State};
+use crate::dataplane::view::{
+    self, Filter, FlowPath, FlowReport, Identity, Listener, Nat, Pins, State, Verdict,
+};
 use crate::dataplane::{Endpoint, PodDatapath};
 
 /// The world of the other tests, with pods that have names.
@@ -153,4 +155,43 @@ fn flows_are_shown_with_their_translation() {
         let rows = view::conversations(&pins, &of_service("solo")).unwrap();
         rows.iter().any(|row| row.path == FlowPath::Packet && row.state == Some(State::Closed))
     });
+}
+
+#[test]
+fn what_becomes_of_connections_is_told_with_names() {
+    let (world, pins) = named_world();
+    let client = &world.pods[1];
+    world.kill();
+    let mut listener = Listener::open(&pins, 10_000).unwrap();
+    let mut all: Vec<FlowReport> = Vec::new();
+    let mut find = |what: &str, is: &dyn Fn(&FlowReport) -> bool| {
+        eventually(what, || {
+            all.extend(listener.wait(std::time::Duration::from_millis(50)).unwrap());
+            all.iter().any(is)
+        });
+        std::mem::take(&mut all).into_iter().find(is).unwrap()
+    };
+    let is_of = |flow: &FlowReport, service: &str| {
+        flow.service.as_ref().is_some_and(|known| known.to_string() == service)
+    };
+    world.with_sockets(&client.net, || ask_tcp(at("10.96.0.11", 80)).unwrap());
+    let flow = find("a socket is told another destination", &|flow| flow.seen == "socket");
+    assert!(is_of(&flow, "default/solo:tcp") && flow.verdict == Verdict::Translated, "{flow:?}");
+    assert_eq!(flow.translated_destination, Some(SocketAddr::new(world.pods[0].v4, 8080)));
+    let name = |identity: &Identity| identity.to_string();
+    assert_eq!(flow.translated_identity.as_ref().map(name).as_deref(), Some("apps/one"));
+    assert_eq!(name(&flow.source_identity), if namespaces_are_known() { "apps/two" } else { "node" });
+
+    client.net.run(|| ask_tcp(at("10.96.0.11", 80)).unwrap());
+    let flow = find("packets to a service are told", &|flow| {
+        flow.seen == "from-pod" && is_of(flow, "default/solo:tcp") && flow.verdict == Verdict::Translated
+    });
+    assert_eq!(name(&flow.source_identity), "apps/two");
+    world.outside.run(|| ask_tcp(at(NODE4, 30081)).unwrap());
+    let flow = find("packets to a node port are told", &|flow| flow.seen == "from-net");
+    assert!(is_of(&flow, "default/solo:tcp"), "{flow:?}");
+    assert_eq!((flow.source_identity, flow.destination_identity), (Identity::Outside, Identity::Node));
+    world.with_sockets(&client.net, || ask_tcp(at(EMPTY4, 80)).unwrap_err());
+    let flow = find("a refusal is told", &|flow| flow.verdict == Verdict::Refused);
+    assert!(is_of(&flow, "default/empty:tcp") && flow.reason == Some("refused"), "{flow:?}");
 }

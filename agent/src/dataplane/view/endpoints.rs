@@ -49,7 +49,7 @@ pub enum Isolation {
 }
 
 impl Isolation {
-    fn of(policy: u32) -> Self {
+    pub(super) fn of(policy: u32) -> Self {
         match policy {
             0 => Self::None,
             POLICY_UNKNOWN => Self::Unknown,

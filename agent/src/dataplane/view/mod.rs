@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use kelp_common::{Address, ICMP, ICMPV6, PodName, SCTP, ServiceName, TCP, UDP, maps};
+use kelp_common::{Address, ICMP, ICMPV6, PodName, PolicyNames, SCTP, ServiceName, TCP, UDP, maps};
 use serde::Serialize;
 
 use super::DatapathError;
@@ -17,10 +17,14 @@ use super::sys::Plain;
 
 mod conntrack;
 mod endpoints;
+mod flows;
+mod policy;
 mod services;
 
 pub use conntrack::{Conversation, Ends, Nat, Path as FlowPath, State, conversations};
 pub use endpoints::{EndpointRow, Isolation, PodRow, endpoints, pods};
+pub use flows::{FlowFilter, FlowReport, Identity, Listener, Lost, Party, Verdict, reasons};
+pub use policy::{Decision, Direction, Grant, decide, pods_named};
 pub use services::{EndpointRef, ServiceRow, services};
 
 /// Why there is nothing to see.
@@ -37,6 +41,9 @@ pub enum ViewError {
         /// Where.
         directory: PathBuf,
     },
+    /// Somebody else listens to flows.
+    #[error("another `kelp flows` listens on this node; there can be one at a time")]
+    Busy,
     /// The kernel refused; root can read the maps.
     #[error(transparent)]
     Kernel(#[from] DatapathError),
@@ -70,18 +77,25 @@ impl Pins {
         Ok(content)
     }
 
+    /// The content of a map that agents may not have made.
+    fn content_of<K: Plain + Ord, V: Plain>(&self, map: &'static str) -> Result<BTreeMap<K, V>, ViewError> {
+        let mut content = BTreeMap::new();
+        if let Some(map) = Table::open_pin(&self.directory, map)? {
+            map.scan(|key, value| {
+                content.insert(*key, *value);
+            })?;
+        }
+        Ok(content)
+    }
+
     /// The names; those of an agent that wrote none are not known.
     fn names(&self) -> Result<Names, ViewError> {
         let mut names = Names::default();
-        if let Some(map) = Table::<u32, ServiceName>::open_pin(&self.directory, maps::SERVICE_NAMES)? {
-            map.scan(|table, name| {
-                names.services.insert(*table, ServicePort::of(name));
-            })?;
+        for (table, name) in self.content_of(maps::SERVICE_NAMES)? {
+            names.services.insert(table, ServicePort::of(&name));
         }
-        if let Some(map) = Table::<Address, PodName>::open_pin(&self.directory, maps::POD_NAMES)? {
-            map.scan(|address, name| {
-                names.pods.insert(*address, Object::of(name.parts()));
-            })?;
+        for (address, name) in self.content_of::<Address, PodName>(maps::POD_NAMES)? {
+            names.pods.insert(address, Object::of(name.parts()));
         }
         Ok(names)
     }
@@ -107,6 +121,14 @@ impl Object {
     fn of<'a>(mut parts: impl Iterator<Item = &'a str>) -> Self {
         let mut next = || parts.next().unwrap_or_default().to_owned();
         Self { namespace: next(), name: next() }
+    }
+
+    /// Objects of one namespace.
+    fn all_of(names: &PolicyNames) -> Vec<Self> {
+        let mut parts = names.parts();
+        let namespace = parts.next().unwrap_or_default();
+        let object = |name: &str| Self { namespace: namespace.to_owned(), name: name.to_owned() };
+        parts.take_while(|name| !name.is_empty()).map(object).collect()
     }
 }
 
