@@ -62,7 +62,7 @@ pub const fn is_dsr_source(port: u16) -> bool {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct EndpointValue {
-    /// Index of the host-side device.
+    /// Index of the host-side device; 0 for a pod that another agent connected: the host's stack knows the way.
     pub ifindex: u32,
     /// MAC address of the device in the pod.
     pub pod_mac: [u8; 6],

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::helpers::{bpf_l3_csum_replace, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use kelp_common::maps::counter;
@@ -13,9 +13,13 @@ use crate::maps::count;
 use crate::packet::{L2, Packet};
 use crate::reject;
 
-/// Hands the packet to a pod on this node, past the host's stack and the pod's device queue.
+/// Hands the packet to a pod on this node, past the host's stack and the pod's device queue. A pod of another agent is
+/// reached by the stack, which forwards there.
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext, endpoint: &EndpointValue) -> i32 {
+    if endpoint.ifindex == 0 {
+        return TC_ACT_OK;
+    }
     let mut ethernet = [0_u8; 12];
     ethernet[..6].copy_from_slice(&endpoint.pod_mac);
     ethernet[6..].copy_from_slice(&endpoint.host_mac);

@@ -116,6 +116,10 @@ pub struct AgentArgs {
     /// KubeProxyConfiguration then, whose values come before those of the command line.
     #[arg(long)]
     pub dataplane_only: bool,
+    /// Run no dataplane: services are another program's affair (kube-proxy, or `kelp agent --dataplane-only` in a pod),
+    /// the host's stack forwards to and from pods, and NetworkPolicies are not enforced.
+    #[arg(long, conflicts_with_all = ["dataplane_only", "cleanup"])]
+    pub without_dataplane: bool,
     /// Remove the programs and maps that are pinned in `--bpf-dir`, and end.
     #[arg(long)]
     pub cleanup: bool,

@@ -8,10 +8,11 @@ use crate::systemd;
 use anyhow::{Context, Result};
 use kelp_agent::app::{self, Parts as AgentParts};
 use kelp_agent::config::AgentConfig;
-use kelp_agent::dataplane::{self, Dataplane};
+use kelp_agent::dataplane::{self, Dataplane, PodDatapath};
 use kelp_agent::dns;
 use kelp_agent::image::ImageStore;
 use kelp_agent::kubelet_config::KubeletConfig;
+use kelp_agent::network::HostForwarding;
 use kelp_agent::runtime::{RuntimeConfig, ShimRuntime};
 use kube::Client;
 use std::os::fd::OwnedFd;
@@ -35,6 +36,17 @@ pub struct Settings<'a> {
     pub dns: Vec<OwnedFd>,
 }
 
+/// What of the agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The node and its dataplane.
+    Whole,
+    /// The dataplane, beside another kubelet.
+    DataplaneOnly,
+    /// The node, beside another program for services.
+    WithoutDataplane,
+}
+
 /// Directory of the image store.
 pub fn image_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("images")
@@ -56,49 +68,50 @@ pub fn rotates_certificates(node: &NodeArgs, dataplane_only: bool) -> Result<boo
 ///
 /// # Errors
 /// Fails if the host lacks what the agent needs.
-pub async fn start(
-    settings: Settings<'_>,
-    client: Client,
-    dataplane_only: bool,
-    parts: &mut Parts,
-) -> Result<()> {
+pub async fn start(settings: Settings<'_>, client: Client, role: Role, parts: &mut Parts) -> Result<()> {
     let Settings { data_dir, cluster, node, host, ca_pem, dns: kept } = settings;
     let mount = cgroup2_mount()?;
     let cgroup2 = node.cgroup2_attach.clone().unwrap_or_else(|| mount.clone());
     std::fs::create_dir_all(&cgroup2).with_context(|| format!("cannot create {}", cgroup2.display()))?;
     let ranges = |cidrs: &[Cidr]| cidrs.iter().map(|cidr| (cidr.network, cidr.prefix)).collect::<Vec<_>>();
-    // Beside another kubelet, cluster DNS is another's affair too.
-    let dns_sockets = if cluster.dns == Dns::Builtin && !dataplane_only {
+    // It speaks through the dataplane, and beside another kubelet it is another's affair.
+    let dns_sockets = if cluster.dns == Dns::Builtin && role == Role::Whole {
         let sockets = dns::Sockets::open(&host.node_ips, node.dns_port, kept)?;
         systemd::keep_dns(sockets.descriptors());
         Some(sockets)
     } else {
         None
     };
-    let local_dns = dns_sockets.as_ref().map(dns::Sockets::backend).transpose();
-    let dataplane_config = dataplane::Config {
-        node_name: host.node_name.clone(),
-        node_addresses: host.node_ips.clone(),
-        uplink: node_address::interface_of(&host.node_ips)?,
-        service_cidrs: ranges(&cluster.service_cidr),
-        cluster_cidrs: ranges(&cluster.cluster_cidr),
-        cgroup: cgroup2.clone(),
-        bpf_directory: node.bpf_dir.clone(),
-        healthz_address: Some(node.healthz_bind_address),
-        metrics_address: Some(node.metrics_bind_address),
-        // Pods of another agent are not attached here.
-        network_policies: !dataplane_only,
-        map_sizes: node.bpf_map_size.iter().copied().collect(),
-        balancing: node.balancing(),
-        dsr: node.lb_mode == LbMode::Dsr,
-        dsr_port: node.dsr_port,
-        local_dns: local_dns.context("cannot read the addresses of cluster DNS")?,
-        ..dataplane::Config::default()
+    let dataplane = if role == Role::WithoutDataplane {
+        None
+    } else {
+        let local_dns = dns_sockets.as_ref().map(dns::Sockets::backend).transpose();
+        let dataplane_config = dataplane::Config {
+            node_name: host.node_name.clone(),
+            node_addresses: host.node_ips.clone(),
+            uplink: node_address::interface_of(&host.node_ips)?,
+            service_cidrs: ranges(&cluster.service_cidr),
+            cluster_cidrs: ranges(&cluster.cluster_cidr),
+            cgroup: cgroup2.clone(),
+            bpf_directory: node.bpf_dir.clone(),
+            healthz_address: Some(node.healthz_bind_address),
+            metrics_address: Some(node.metrics_bind_address),
+            // Pods of another agent are not attached here.
+            network_policies: role == Role::Whole,
+            foreign_pods: role == Role::DataplaneOnly,
+            map_sizes: node.bpf_map_size.iter().copied().collect(),
+            balancing: node.balancing(),
+            dsr: node.lb_mode == LbMode::Dsr,
+            dsr_port: node.dsr_port,
+            local_dns: local_dns.context("cannot read the addresses of cluster DNS")?,
+            ..dataplane::Config::default()
+        };
+        let dataplane = dataplane::start(dataplane_config, client.clone(), parts.shutdown())
+            .await
+            .context("cannot start the dataplane; `kelp check` tells what the host lacks")?;
+        Some(dataplane)
     };
-    let dataplane = dataplane::start(dataplane_config, client.clone(), parts.shutdown())
-        .await
-        .context("cannot start the dataplane; `kelp check` tells what the host lacks")?;
-    if dataplane_only {
+    if role == Role::DataplaneOnly {
         let shutdown = parts.shutdown();
         parts.spawn("dataplane", async move {
             shutdown.cancelled().await;
@@ -147,15 +160,22 @@ pub async fn start(
     if let Some(dir) = &node.pod_manifest_path {
         config.static_pods = Some(dir.clone());
     }
+    let on_node = OnNode { config, client, runtime, images, ca_pem };
+    let Some(dataplane) = dataplane else {
+        let datapath = HostForwarding::enable().context("cannot let the host forward to pods")?;
+        let (_, synced) = watch::channel(true);
+        on_node.run(datapath, synced, Box::new(|_| {}), parts);
+        return Ok(());
+    };
     if let Some(sockets) = dns_sockets {
         let mut ranges = ranges(&cluster.service_cidr);
         ranges.extend(&pod_ranges);
         let settings = dns::Config {
-            domain: config.cluster_domain.clone(),
+            domain: on_node.config.cluster_domain.clone(),
             servers: cluster.dns_addresses(),
             ranges,
             clients: pod_ranges,
-            resolv_conf: config.resolv_conf.clone(),
+            resolv_conf: on_node.config.resolv_conf.clone(),
             upstream_port: 53,
         };
         let source = dns::Source { index: dataplane.index(), complete: dataplane.synced_watch() };
@@ -163,21 +183,8 @@ pub async fn start(
         parts.spawn("cluster DNS", async move { served.await.context("cluster DNS failed") });
     }
     let (synced, datapath_synced) = watch::channel(false);
+    on_node.run(dataplane.clone(), datapath_synced, tell_pod_cidrs(dataplane.clone()), parts);
     let shutdown = parts.shutdown();
-    let agent = app::run_with(
-        config,
-        client,
-        AgentParts {
-            runtime,
-            images,
-            datapath: dataplane.clone(),
-            datapath_synced,
-            on_pod_cidrs: tell_pod_cidrs(dataplane.clone()),
-            client_ca: Some(ca_pem),
-        },
-        shutdown.clone(),
-    );
-    parts.spawn("agent", async move { agent.await.context("the agent failed") });
     parts.spawn("dataplane", async move {
         let wait = async {
             dataplane.synced().await;
@@ -189,6 +196,32 @@ pub async fn start(
         Ok(())
     });
     Ok(())
+}
+
+/// The agent without its datapath.
+struct OnNode {
+    config: AgentConfig,
+    client: Client,
+    runtime: ShimRuntime,
+    images: ImageStore,
+    ca_pem: Vec<u8>,
+}
+
+impl OnNode {
+    /// Starts it; it is ready once `datapath_synced` is true.
+    fn run(
+        self,
+        datapath: impl PodDatapath,
+        datapath_synced: watch::Receiver<bool>,
+        on_pod_cidrs: PodCidrsCallback,
+        parts: &mut Parts,
+    ) {
+        let Self { config, client, runtime, images, ca_pem } = self;
+        let parts_of_agent =
+            AgentParts { runtime, images, datapath, datapath_synced, on_pod_cidrs, client_ca: Some(ca_pem) };
+        let agent = app::run_with(config, client, parts_of_agent, parts.shutdown());
+        parts.spawn("agent", async move { agent.await.context("the agent failed") });
+    }
 }
 
 /// Called with the node's address ranges for pods.

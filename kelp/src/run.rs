@@ -2,6 +2,7 @@
 
 use crate::cli::{AgentArgs, Cidr, Component, ServerArgs, UpArgs};
 use crate::host::Host;
+use crate::node::Role;
 use crate::parts::Parts;
 use crate::pki::LeafSpec;
 use crate::{control_plane, node, signals, systemd};
@@ -60,7 +61,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
         let ca_pem = api.ca_pem().as_bytes().to_vec();
         let (cluster, node) = (&args.cluster, &args.node);
         let settings = node::Settings { data_dir, cluster, node, host: &host, ca_pem, dns };
-        node::start(settings, api.client(&LeafSpec::node(&host.node_name)), false, parts).await
+        node::start(settings, api.client(&LeafSpec::node(&host.node_name)), Role::Whole, parts).await
     })
     .await
 }
@@ -132,7 +133,12 @@ pub async fn agent(mut args: AgentArgs) -> Result<()> {
         let data_dir = &args.data.data_dir;
         let (cluster, node) = (&args.cluster, &args.node);
         let settings = node::Settings { data_dir, cluster, node, host: &host, ca_pem, dns };
-        node::start(settings, client, args.dataplane_only, parts).await
+        let role = match (args.dataplane_only, args.without_dataplane) {
+            (true, _) => Role::DataplaneOnly,
+            (false, true) => Role::WithoutDataplane,
+            (false, false) => Role::Whole,
+        };
+        node::start(settings, client, role, parts).await
     })
     .await
 }

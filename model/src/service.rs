@@ -31,7 +31,7 @@ use merge::Merged;
 pub use merge::Touched;
 use names::{NamedService, Names};
 use pods::PodState;
-pub use pods::SOCKET_ANNOTATION;
+pub use pods::{SOCKET_ANNOTATION, pod_addresses};
 pub use state::{ALGORITHM_ANNOTATION, WEIGHTS_ANNOTATION};
 use state::{Port, ServiceState, SliceState, name_of, service_state, slice_state};
 

@@ -1,7 +1,9 @@
 //! A sandbox cluster for one test.
 
 use crate::Report;
+use crate::upstream::{self, ControlPlane, Upstream};
 use anyhow::{Context, Result, bail, ensure};
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -14,6 +16,52 @@ pub struct Cluster {
     layout: Layout,
     kubectl: PathBuf,
     client: PathBuf,
+    /// Whether kubectl runs on the first host, as nobody passes connections on from outside.
+    inside: bool,
+    /// Without a control plane of ours: what the first host runs.
+    upstream: Option<ControlPlane>,
+}
+
+/// The programs that a sandbox runs: from the environment, or built.
+struct Programs {
+    kelp: PathBuf,
+    hello: PathBuf,
+    xtask: PathBuf,
+}
+
+impl Programs {
+    fn find() -> Result<Self> {
+        let given = |name: &str, build: fn() -> Result<PathBuf>| match std::env::var_os(name) {
+            Some(path) => Ok(PathBuf::from(path)),
+            None => build(),
+        };
+        Ok(Self {
+            kelp: kelp()?,
+            hello: given("KELP_HELLO", xtask::build::build_hello)?,
+            xtask: given("XTASK_BIN", xtask::build::build_xtask)?,
+        })
+    }
+}
+
+/// The `kelp` under test: `KELP_BIN`, or a release build.
+///
+/// # Errors
+/// The build failed.
+pub fn kelp() -> Result<PathBuf> {
+    match std::env::var_os("KELP_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => {
+            xtask::build_ebpf::run(xtask::build::workspace_root())?;
+            xtask::build::build_kelp()
+        }
+    }
+}
+
+fn find_kubectl() -> Result<PathBuf> {
+    match std::env::var_os("KUBECTL") {
+        Some(kubectl) => Ok(PathBuf::from(kubectl)),
+        None => xtask::setup::ensure_kubectl(),
+    }
 }
 
 impl Cluster {
@@ -50,44 +98,84 @@ impl Cluster {
         kelp_arguments: Vec<String>,
         prepare: impl FnOnce(&Layout) -> Result<()>,
     ) -> Result<Self> {
-        Self::bring_up(name, nodes, false, client, kelp_arguments, prepare)
+        let cluster = Self::nothing(name, client, false)?;
+        prepare(&cluster.layout)?;
+        cluster.start(nodes, false, kelp_arguments, Vec::new())?;
+        Ok(cluster)
     }
 
-    fn bring_up(
+    /// Like [`Cluster::up`], with further arguments for `kelp agent` on the hosts after the first.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::up`].
+    pub fn up_with_agents(
         name: &str,
         nodes: u32,
-        apart: bool,
         client: &str,
-        kelp_arguments: Vec<String>,
-        prepare: impl FnOnce(&Layout) -> Result<()>,
+        agent_arguments: Vec<String>,
     ) -> Result<Self> {
-        let kubectl = match std::env::var_os("KUBECTL") {
-            Some(kubectl) => PathBuf::from(kubectl),
-            None => xtask::setup::ensure_kubectl()?,
-        };
+        let cluster = Self::nothing(name, client, false)?;
+        cluster.start(nodes, false, Vec::new(), agent_arguments)?;
+        Ok(cluster)
+    }
+
+    /// Like [`Cluster::up_with_agents`], with an upstream control plane on the first host, which is no node then.
+    ///
+    /// # Errors
+    /// A program cannot be started, or does not become ready; the error shows what it logged.
+    pub fn up_upstream(
+        name: &str,
+        nodes: u32,
+        client: &str,
+        upstream: &Upstream,
+        agent_arguments: &[String],
+    ) -> Result<Self> {
+        let mut cluster = Self::nothing(name, client, true)?;
+        let programs = Programs::find()?;
+        sandbox::make_hosts(&cluster.layout, nodes)?;
+        cluster.upstream = Some(upstream.start(&cluster.layout.node(1), &programs.kelp)?);
+        let rights =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/kelp-agent.yaml"))?;
+        cluster.apply(&rights)?;
+        for number in 2..=nodes {
+            let node = cluster.node(number);
+            upstream::sign(&programs.kelp, &node, &["--node", &node.name()], &node.agent_kubeconfig())?;
+            sandbox::start_agent(&node, &programs.kelp, &programs.hello, &programs.xtask, agent_arguments)?;
+            let name = format!("node/{}", node.name());
+            cluster.kubectl(&["wait", "--for=create", &name, "--timeout=60s"])?;
+            cluster.wait(&name, "condition=Ready", 60)?;
+        }
+        Ok(cluster)
+    }
+
+    fn nothing(name: &str, client: &str, inside: bool) -> Result<Self> {
+        let kubectl = find_kubectl()?;
         let layout = Layout::new(name)?;
         // What an earlier run left when it was killed.
         sandbox::down(&layout)?;
-        let cluster = Self { layout, kubectl, client: client.into() };
-        prepare(&cluster.layout)?;
-        let kelp = std::env::var_os("KELP_BIN").map(PathBuf::from);
-        let hello = std::env::var_os("KELP_HELLO").map(PathBuf::from);
-        let xtask = match std::env::var_os("XTASK_BIN") {
-            Some(xtask) => PathBuf::from(xtask),
-            None => xtask::build::build_xtask()?,
-        };
+        Ok(Self { layout, kubectl, client: client.into(), inside, upstream: None })
+    }
+
+    fn start(
+        &self,
+        nodes: u32,
+        apart: bool,
+        kelp_arguments: Vec<String>,
+        agent_arguments: Vec<String>,
+    ) -> Result<()> {
+        let Programs { kelp, hello, xtask } = Programs::find()?;
         let options = UpOptions {
             nodes,
             apart,
             detach: true,
             sample: false,
-            kelp,
-            hello,
+            kelp: Some(kelp),
+            hello: Some(hello),
             xtask: Some(xtask),
             kelp_arguments,
+            agent_arguments,
         };
-        sandbox::up(&cluster.layout, &options)?;
-        Ok(cluster)
+        sandbox::up(&self.layout, &options)
     }
 
     /// Like [`Cluster::up_with`] with a control plane apart on host 1 and one node on host 2; with `keep`, one that is up is
@@ -105,9 +193,12 @@ impl Cluster {
         let layout = Layout::new(name)?;
         if keep && layout.node(2).exists() {
             let kubectl = xtask::setup::ensure_kubectl()?;
-            return Ok(Self { layout, kubectl, client: client.into() });
+            return Ok(Self { layout, kubectl, client: client.into(), inside: false, upstream: None });
         }
-        Self::bring_up(name, 2, true, client, kelp_arguments, prepare)
+        let cluster = Self::nothing(name, client, false)?;
+        prepare(&cluster.layout)?;
+        cluster.start(2, true, kelp_arguments, Vec::new())?;
+        Ok(cluster)
     }
 
     /// The kubectl it uses.
@@ -125,7 +216,18 @@ impl Cluster {
         self.layout.node(number)
     }
 
+    /// Whether the control plane is upstream's.
+    pub fn is_upstream(&self) -> bool {
+        self.upstream.is_some()
+    }
+
     fn kubectl_command(&self, args: &[&str]) -> Command {
+        if self.inside {
+            let words = std::iter::once(self.kubectl.as_os_str()).chain(args.iter().map(OsStr::new));
+            let mut kubectl = sandbox::enter(&self.node(1), &words.collect::<Vec<_>>());
+            kubectl.env("HOME", self.layout.dir());
+            return kubectl;
+        }
         let mut kubectl = Command::new(&self.kubectl);
         kubectl.args(args).env("KUBECONFIG", self.layout.kubeconfig()).env("HOME", self.layout.dir());
         kubectl
@@ -201,6 +303,18 @@ impl Cluster {
         Ok(Client { child })
     }
 
+    /// Starts the `client` program outside the cluster: in the LAN's own namespace.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn client_outside(&self, args: &[&str]) -> Result<Client> {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.layout.lan_netns())).arg(&self.client).args(args);
+        let child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start the client")?;
+        Ok(Client { child })
+    }
+
     /// PID of `kelp` on a host.
     ///
     /// # Errors
@@ -222,7 +336,9 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}\n(end of the log of kelp on host 1)", self.log_tail(1));
+            for node in self.layout.nodes().unwrap_or_default() {
+                eprintln!("{}\n(end of the log of kelp on host {})", self.log_tail(node.number), node.number);
+            }
         }
         if let Err(error) = sandbox::down(&self.layout) {
             eprintln!("cleaning up {}: {error:#}", self.layout.name());

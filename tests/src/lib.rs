@@ -9,13 +9,15 @@ pub mod kubelet;
 mod node;
 mod recordings;
 mod snapshot;
+mod upstream;
 mod wait;
 
 pub use apiserver::{ApiServer, clients};
-pub use cluster::{Client, Cluster};
+pub use cluster::{Client, Cluster, kelp};
 pub use node::NodeFacts;
 pub use recordings::expected;
 pub use snapshot::Snapshot;
+pub use upstream::Upstream;
 pub use wait::eventually;
 pub use xtask::sandbox::{enter as sandbox_enter, start_host, stop_host};
 
@@ -33,6 +35,12 @@ pub struct Report {
     pub failed: usize,
     /// Bytes of a transfer that arrived as they should.
     pub bytes: u64,
+    /// From connect to the end of the answer, µs: `p50`, `p90`, `p99`, `p999` and `max` of a load.
+    #[serde(default)]
+    pub latency_us: BTreeMap<String, u64>,
+    /// How long a load took.
+    #[serde(default)]
+    pub milliseconds: u64,
 }
 
 /// Byte number `i` of the stream that `samples/hello` serves at `/bytes`.

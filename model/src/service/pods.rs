@@ -38,11 +38,12 @@ pub(super) struct PodState {
     opted_out: bool,
 }
 
-/// The fields that matter; nothing for a pod that asks for nothing, has ended, has no address, or is the node itself.
-pub(super) fn pod_state(pod: &Pod) -> Option<PodState> {
-    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
+/// The addresses that a pod has to itself, sorted; none of a pod that has ended, and of one that is the node itself.
+#[must_use]
+pub fn pod_addresses(pod: &Pod) -> Vec<Address> {
+    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return Vec::new() };
     if spec.host_network == Some(true) || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        return None;
+        return Vec::new();
     }
     let mut addresses: Vec<Address> = status
         .pod_ips
@@ -54,6 +55,12 @@ pub(super) fn pod_state(pod: &Pod) -> Option<PodState> {
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
+    addresses
+}
+
+/// The fields that matter; nothing for a pod that asks for nothing, has ended, has no address, or is the node itself.
+pub(super) fn pod_state(pod: &Pod) -> Option<PodState> {
+    let (spec, addresses) = (pod.spec.as_ref()?, pod_addresses(pod));
     let sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let sidecars = spec.init_containers.iter().flatten().filter(sidecar);
     let ports: Vec<HostPort> = spec

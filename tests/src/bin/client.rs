@@ -6,6 +6,7 @@ use kelp_tests::{Report, pattern};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +35,19 @@ enum Work {
         /// Pause between two requests, ms
         #[arg(long, default_value_t = 2)]
         pause: u64,
+    },
+    /// Sends `GET /` on new connections at a steady rate, whatever the answers take
+    Load {
+        address: SocketAddr,
+        /// Connections a second
+        #[arg(long, default_value_t = 100)]
+        rate: u32,
+        /// Stop after this many seconds
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Most requests at once
+        #[arg(long, default_value_t = 64)]
+        threads: u32,
     },
     /// Sends UDP datagrams from a new socket each time
     Udp {
@@ -70,6 +84,7 @@ fn main() -> Result<()> {
             }
             report
         }
+        Work::Load { address, rate, seconds, threads } => load(address, rate.max(1), seconds, threads.max(1)),
         Work::Udp { address, count } => {
             let mut report = Report::default();
             for _ in 0..count {
@@ -87,6 +102,59 @@ fn main() -> Result<()> {
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
+}
+
+/// Starts a request at every tick of the rate; one that finds all threads busy starts late and is not left out.
+fn load(address: SocketAddr, rate: u32, seconds: u64, threads: u32) -> Report {
+    let stop = Arc::new((Mutex::new(false), Condvar::new()));
+    let (closed, stopping) = (stdin_closed(), stop.clone());
+    std::thread::spawn(move || {
+        let _ = closed.recv();
+        *stopping.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        stopping.1.notify_all();
+    });
+    let started = Instant::now();
+    let worker = |number: u32| {
+        let (mut report, mut latencies) = (Report::default(), Vec::new());
+        for turn in (u64::from(number)..u64::from(rate) * seconds).step_by(threads as usize) {
+            let at = started + Duration::from_secs_f64(turn as f64 / f64::from(rate));
+            let stopped = stop.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = at.saturating_duration_since(Instant::now());
+            let waited = stop.1.wait_timeout_while(stopped, left, |stopped| !*stopped);
+            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                break;
+            }
+            let begun = Instant::now();
+            record(&mut report, get(address));
+            latencies.push(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        }
+        (report, latencies)
+    };
+    let mut all = Report::default();
+    let mut latencies: Vec<u64> = Vec::new();
+    std::thread::scope(|scope| {
+        let worker = &worker;
+        let workers: Vec<_> = (0..threads).map(|number| scope.spawn(move || worker(number))).collect();
+        for done in workers {
+            let (report, more) = done.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            latencies.extend(more);
+            all.failed += report.failed;
+            all.failures.extend(report.failures);
+            for (answer, count) in report.answers {
+                *all.answers.entry(answer).or_insert(0) += count;
+            }
+        }
+    });
+    all.failures.truncate(MAX_FAILURES_SHOWN);
+    latencies.sort_unstable();
+    for (name, part) in [("p50", 500), ("p90", 900), ("p99", 990), ("p999", 999), ("max", 1000)] {
+        let index = (latencies.len() * part / 1000).min(latencies.len().saturating_sub(1));
+        if let Some(latency) = latencies.get(index) {
+            all.latency_us.insert(name.to_owned(), *latency);
+        }
+    }
+    all.milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    all
 }
 
 /// Fires when standard input ends.

@@ -7,6 +7,7 @@
 mod down;
 mod exec;
 mod hosts;
+mod join;
 mod kept;
 mod layout;
 mod supervisor;
@@ -14,6 +15,7 @@ mod up;
 
 pub use down::down;
 pub use exec::{enter, exec};
+pub use join::{make_hosts, start_agent};
 pub use layout::{Layout, NodeLayout, cgroup_mounts};
 pub use supervisor::supervise;
 pub use up::{UpOptions, start_host, stop_host, up};

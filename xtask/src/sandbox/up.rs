@@ -48,6 +48,8 @@ pub struct UpOptions {
     pub xtask: Option<PathBuf>,
     /// Further arguments of `kelp`, the same on each host.
     pub kelp_arguments: Vec<String>,
+    /// Further arguments of `kelp agent` on the hosts after the first.
+    pub agent_arguments: Vec<String>,
 }
 
 /// Brings a sandbox up; one that is up gets the newly built `kelp`, and its pods run on.
@@ -109,6 +111,7 @@ pub fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
                 &server,
             ]));
         } else {
+            arguments.extend(options.agent_arguments.iter().cloned());
             sign_kubeconfig(layout, &kelp, &["--node", &node.name()], &node.agent_kubeconfig())?;
         }
         let port = (number == 1).then_some(port);
@@ -157,7 +160,7 @@ fn step(what: &str) {
     let _ = std::io::stdout().flush();
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
@@ -167,7 +170,7 @@ fn words(words: &[&str]) -> Vec<String> {
 
 /// Writes the host's KubeletConfiguration: the disk is the developer's, and that it is nearly full is no reason to turn
 /// pods away.
-fn kubelet_config(node: &NodeLayout) -> Result<PathBuf> {
+pub(super) fn kubelet_config(node: &NodeLayout) -> Result<PathBuf> {
     let path = node.dir().join("kubelet.yaml");
     let config = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n\
         evictionHard: {memory.available: 100Mi}\nimageGCHighThresholdPercent: 100\n";
@@ -178,7 +181,7 @@ fn kubelet_config(node: &NodeLayout) -> Result<PathBuf> {
 
 /// Arguments of `kelp` on a host: everything on the first (only the control plane when it is `apart`), the agent on the
 /// others.
-fn arguments(node: &NodeLayout, apart: bool) -> Vec<String> {
+pub(super) fn arguments(node: &NodeLayout, apart: bool) -> Vec<String> {
     let node_ip = format!("{},{}", node.ipv4(), node.ipv6());
     let (command, is_node) = match (node.number, apart) {
         (1, true) => ("server", false),
@@ -238,11 +241,11 @@ fn sign_kubeconfig(layout: &Layout, kelp: &Path, identity: &[&str], file: &Path)
 }
 
 /// What a host's `kelp` was started with.
-struct Start {
-    port: Option<u16>,
-    xtask: PathBuf,
-    kelp: PathBuf,
-    arguments: Vec<String>,
+pub(super) struct Start {
+    pub port: Option<u16>,
+    pub xtask: PathBuf,
+    pub kelp: PathBuf,
+    pub arguments: Vec<String>,
 }
 
 impl Start {
@@ -288,7 +291,7 @@ pub fn start_host(node: &NodeLayout, further: &[String]) -> Result<()> {
     start_and_wait(node, &start)
 }
 
-fn start_and_wait(node: &NodeLayout, start: &Start) -> Result<()> {
+pub(super) fn start_and_wait(node: &NodeLayout, start: &Start) -> Result<()> {
     let Start { port, xtask, kelp, arguments } = start;
     let socket = node.notify_socket();
     match std::fs::remove_file(&socket) {
@@ -387,7 +390,12 @@ impl Kubectl<'_> {
 }
 
 /// Builds the image of the sample workload and imports it on each host.
-fn import_hello(layout: &Layout, nodes: RangeInclusive<u32>, kelp: &Path, hello: &Path) -> Result<()> {
+pub(super) fn import_hello(
+    layout: &Layout,
+    nodes: RangeInclusive<u32>,
+    kelp: &Path,
+    hello: &Path,
+) -> Result<()> {
     let archive = layout.hello_archive();
     image::write_hello(hello, &archive)?;
     for number in nodes {

@@ -316,27 +316,43 @@ impl World {
         self.start_with_pods(Objects::default(), &[]);
     }
 
+    /// Starts the agent's part beside another agent, which connected the pods: the host's stack forwards.
+    pub fn start_beside(&mut self, objects: Objects) {
+        self.config.foreign_pods = true;
+        self.host.run(|| {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        });
+        self.start_with_pods(objects, &[]);
+    }
+
     fn start_with_pods(&self, objects: Objects, pods: &[Pod]) {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (changes, receiver) = mpsc::unbounded_channel();
-        let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
         let lists = list(objects.services, Change::Service)
             .into_iter()
             .chain(list(objects.slices, Change::Slice))
             .chain(list(objects.pods, Change::Pod))
             .chain(list(objects.node.into_iter().collect(), Change::Node));
-        for change in lists {
+        self.launch(lists.collect(), objects.guarded, pods);
+        let dataplane = self.dataplane();
+        self.block_on(dataplane.synced());
+    }
+
+    /// Starts the agent's part, which is told these changes.
+    fn launch(&self, told: Vec<Change>, guarded: Option<Guarded>, pods: &[Pod]) {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (changes, receiver) = mpsc::unbounded_channel();
+        let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
+        for change in told {
             changes.send(change).unwrap();
         }
-        let facts: BTreeMap<String, PodFacts> = objects
-            .guarded
+        let facts: BTreeMap<String, PodFacts> = guarded
             .iter()
             .flat_map(|guarded| &guarded.pods)
             .filter_map(PodFacts::of)
             .map(|facts| (facts.name.name.to_string(), facts))
             .collect();
-        let (source, policies) = objects.guarded.map(Guarded::source).unzip();
+        let (source, policies) = guarded.map(Guarded::source).unzip();
         let (sender, events) = Events::channel();
         let dataplane = self.host.run(|| {
             runtime.block_on(async {
@@ -351,7 +367,6 @@ impl World {
                     let endpoint = Endpoint { pod: facts.get(pod.name).cloned(), ..pod.endpoint.clone() };
                     dataplane.attach_endpoint(&endpoint).await.unwrap();
                 }
-                dataplane.synced().await;
                 dataplane
             })
         });

@@ -1,0 +1,137 @@
+//! What a service address costs: requests, connections, first packets and throughput from a pod to another on the same
+//! node, by the pod's address, through a ClusterIP translated in the socket, and through one translated packet by packet;
+//! beside rules of kube-proxy's shape in iptables and nftables, and kube-proxy itself where its path is given.
+//!
+//! Everything happens in network namespaces without an uplink, with the agent's own dataplane. The ways are measured in
+//! turn in every round, so that a slow moment of the machine hits all of them; tables and plot show medians.
+
+mod drive;
+mod kube_proxy;
+mod net;
+mod plot;
+mod report;
+mod rules;
+mod world;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use kube_proxy::KubeProxy;
+use report::Results;
+use world::{Rules, Way, World};
+
+/// Most services that rules are made for: loading more takes minutes.
+const MOST: usize = 50_000;
+
+/// Measures the packet path in network namespaces.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Rounds; the medians are shown
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+    /// Length of each measurement, milliseconds; a round of one way has four
+    #[arg(long, default_value_t = 200)]
+    milliseconds: u64,
+    /// Numbers of services (30000 takes some minutes more)
+    #[arg(long, value_delimiter = ',', default_value = "1,100,1000,10000")]
+    services: Vec<usize>,
+    /// Only Kelp: no rules beside it
+    #[arg(long)]
+    alone: bool,
+    /// kube-proxy, measured in its modes iptables and nftables with an API server of ours
+    #[arg(long)]
+    kube_proxy: Option<PathBuf>,
+    /// Where the table, the plot and the values go [default: target/bench]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// What is measured: a way to the service on a node.
+struct Column {
+    title: &'static str,
+    world: usize,
+    way: Way,
+}
+
+fn columns(options: &Options) -> Vec<Column> {
+    let column = |title, world, way| Column { title, world, way };
+    let mut columns = vec![
+        column("pod address", 0, Way::Pod),
+        column("ClusterIP, socket path", 0, Way::Socket),
+        column("ClusterIP, packet path", 0, Way::Packet),
+    ];
+    if !options.alone {
+        columns.push(column("pod address, iptables node", 1, Way::Pod));
+        columns.push(column("ClusterIP, iptables", 1, Way::Packet));
+        columns.push(column("pod address, nftables node", 2, Way::Pod));
+        columns.push(column("ClusterIP, nftables", 2, Way::Packet));
+    }
+    let first = columns.iter().map(|column| column.world).max().unwrap_or(0) + 1;
+    if options.kube_proxy.is_some() {
+        columns.push(column("ClusterIP, kube-proxy iptables", first, Way::Packet));
+        columns.push(column("ClusterIP, kube-proxy nftables", first + 1, Way::Packet));
+    }
+    columns
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    ensure!(options.rounds > 0 && !options.services.is_empty(), "--rounds and --services must not be empty");
+    ensure!(options.services.iter().all(|number| *number <= MOST), "--services: at most {MOST}");
+    let out = options.out.clone().unwrap_or_else(|| xtask::build::target_dir().join("bench"));
+    let columns = columns(&options);
+    let mut results = Results::new(columns.iter().map(|column| column.title.to_owned()).collect());
+    for services in &options.services {
+        let services = (*services).max(1);
+        measure(&options, services, &columns, &mut results)?;
+        println!("{}", results.table(services));
+        // What was measured is kept, also when a later part fails.
+        results.write(&out)?;
+    }
+    for path in results.write(&out)? {
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+fn measure(options: &Options, services: usize, columns: &[Column], results: &mut Results) -> Result<()> {
+    let mut worlds = vec![World::kelp(services)?];
+    if !options.alone {
+        for kind in [Rules::Iptables, Rules::Nftables] {
+            let (world, took) =
+                World::with_rules(kind, services).with_context(|| format!("load rules of {kind:?}"))?;
+            println!("{kind:?}: rules for {services} services loaded in {:.2} s", took.as_secs_f64());
+            worlds.push(world);
+        }
+    }
+    // Ended before the worlds: they run there.
+    let mut proxies = Vec::new();
+    for (program, mode) in
+        options.kube_proxy.iter().flat_map(|path| ["iptables", "nftables"].map(|mode| (path, mode)))
+    {
+        let world = World::plain()?;
+        let started = Instant::now();
+        proxies.push(KubeProxy::start(program, mode, services, world.host(), world.client())?);
+        println!(
+            "kube-proxy {mode}: {services} services written and served in {:.2} s",
+            started.elapsed().as_secs_f64()
+        );
+        worlds.push(world);
+    }
+    let length = Duration::from_millis(options.milliseconds);
+    for round in 0..=options.rounds {
+        for (number, column) in columns.iter().enumerate() {
+            let Some(world) = worlds.get(column.world) else { continue };
+            let values =
+                world.run(column.way, length).with_context(|| format!("measure {}", column.title))?;
+            // The first round warms caches and neighbours.
+            for (metric, value) in values.into_iter().filter(|_| round > 0) {
+                results.add(services, metric, number, value);
+            }
+        }
+    }
+    Ok(())
+}
