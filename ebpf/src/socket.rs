@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use kelp_common::maps::counter;
@@ -24,6 +24,13 @@ const EHOSTUNREACH: i32 = 113;
 /// is left to the packet path, which answers it.
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: u8 = 1;
+
+/// Where `struct sock` has the bit that says it is a socket of the kernel's own, and the bit; the loader overrides both.
+/// Without a bit no socket is taken for one.
+#[unsafe(no_mangle)]
+static KERNEL_SOCKET_BYTE: u32 = 0;
+#[unsafe(no_mangle)]
+static KERNEL_SOCKET_MASK: u8 = 0;
 
 /// What to do with a destination.
 enum Decision {
@@ -82,7 +89,7 @@ fn translate(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Result<Dec
     // SAFETY: the context is valid for the whole run of the program.
     let namespace = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     let frontend = find(config, namespace, &address, port, protocol)?;
-    let (client, known) = client(config, namespace, &address)?;
+    let (client, known) = client(ctx, config, namespace, &address)?;
     if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
         // The packet path sees the address of a client that is not known here.
         if !known {
@@ -112,10 +119,38 @@ fn translate(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Result<Dec
     Ok(Decision::Use(backend.address, backend.port))
 }
 
+/// Whether a socket belongs to the kernel (file systems of the network, subflows of MPTCP). Before Linux 6.6 such a user's
+/// own copy of the address would be translated, so that it comes back to this backend for good.
+#[inline(always)]
+fn is_of_kernel(ctx: *mut bpf_sock_addr) -> bool {
+    // SAFETY: the statics are valid for reads; plain reads would be taken at compile time.
+    let (byte, mask) = unsafe {
+        (ptr::read_volatile(&raw const KERNEL_SOCKET_BYTE), ptr::read_volatile(&raw const KERNEL_SOCKET_MASK))
+    };
+    if mask == 0 {
+        return false;
+    }
+    // The verifier lets nobody compute with the pointer: its value is read from where it is written down.
+    // SAFETY: the context is valid for the whole run of the program.
+    let sock = unsafe { (*ctx).__bindgen_anon_1.sk };
+    // SAFETY: the helper checks what it reads.
+    let Ok(address) = (unsafe { bpf_probe_read_kernel((&raw const sock).cast::<u64>()) }) else {
+        return false;
+    };
+    let address = address.wrapping_add(u64::from(byte)) as *const u8;
+    // SAFETY: as above.
+    unsafe { bpf_probe_read_kernel(address) }.is_ok_and(|bits| bits & mask != 0)
+}
+
 /// The address that a server would see, the pod's or the node's, and whether it is known; else a stand-in for it. (Not
 /// an `Option`: the compiler would leave its absent value unwritten, which the verifier does not allow.)
 #[inline(always)]
-fn client(config: &NodeConfig, namespace: u64, towards: &Address) -> Result<(Address, bool), Decision> {
+fn client(
+    ctx: *mut bpf_sock_addr,
+    config: &NodeConfig,
+    namespace: u64,
+    towards: &Address,
+) -> Result<(Address, bool), Decision> {
     let stand_in = Address([namespace as u32, (namespace >> 32) as u32, 0, 0]);
     let addresses = if namespace == config.host_netns_cookie {
         &config.node
@@ -123,6 +158,8 @@ fn client(config: &NodeConfig, namespace: u64, towards: &Address) -> Result<(Add
         // SAFETY: the kernel keeps the memory until the program ends.
         match unsafe { NAMESPACES.get(&namespace) } {
             Some(pod) if pod.flags & NAMESPACE_NO_SOCKETS != 0 => return Err(Decision::Leave),
+            // Packets of pods are translated without it; those of the host are not.
+            Some(_) if is_of_kernel(ctx) => return Err(Decision::Leave),
             Some(pod) => &pod.addresses,
             None => return Ok((stand_in, false)),
         }

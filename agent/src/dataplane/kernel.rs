@@ -18,6 +18,7 @@ use super::sys::{self, AttachType};
 use attach::Devices;
 
 mod attach;
+mod btf;
 pub(super) mod filter;
 pub(super) mod maglev;
 pub(super) mod resize;
@@ -93,6 +94,10 @@ impl Kernel {
         resize::put_aside(directory, &sizes)?;
         maglev::ensure(&map_directory, sizes.get(maps::MAGLEV).copied().unwrap_or(limits::MAGLEV))?;
         let has_set_retval = u8::from(kernel_is_at_least(5, 18));
+        // Programs at cgroups may read the kernel's memory since then.
+        let readable = kernel_is_at_least(5, 13);
+        let of_kernel = btf::bit_of_kernel("sock", "sk_kern_sock").filter(|_| readable);
+        let (kernel_byte, kernel_mask) = of_kernel.map_or((0, 0), |bit| (bit.byte, bit.mask));
         let mut loader = EbpfLoader::new();
         let btf = Btf::from_sys_fs().ok();
         for (name, size) in &sizes {
@@ -101,6 +106,8 @@ impl Kernel {
         let mut programs = loader
             .btf(btf.as_ref())
             .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+            .override_global("KERNEL_SOCKET_BYTE", &kernel_byte, true)
+            .override_global("KERNEL_SOCKET_MASK", &kernel_mask, true)
             .default_map_pin_directory(&map_directory)
             .load(OBJECT)
             .map_err(failed("load the kernel programs' maps"))?;

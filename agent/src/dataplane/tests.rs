@@ -3,6 +3,7 @@
 mod attached;
 mod dsr;
 mod foreign;
+mod lessons;
 mod policies;
 mod services;
 mod view;

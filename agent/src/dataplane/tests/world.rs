@@ -190,7 +190,7 @@ impl Guarded {
 }
 
 /// The events of a list.
-fn list<T, C>(objects: Vec<T>, wrap: fn(Event<T>) -> C) -> Vec<C> {
+pub fn list<T, C>(objects: Vec<T>, wrap: fn(Event<T>) -> C) -> Vec<C> {
     let objects = objects.into_iter().map(Event::InitApply);
     std::iter::once(Event::Init).chain(objects).chain([Event::InitDone]).map(wrap).collect()
 }
@@ -324,6 +324,11 @@ impl World {
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
         });
         self.start_with_pods(objects, &[]);
+    }
+
+    /// Starts the agent's part while the API tells it nothing: what it is then told, is told by [`Self::tell`].
+    pub fn start_unheard(&self) {
+        self.launch(Vec::new(), None, &self.pods);
     }
 
     fn start_with_pods(&self, objects: Objects, pods: &[Pod]) {
