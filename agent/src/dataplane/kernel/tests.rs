@@ -74,10 +74,10 @@ fn many_entries_are_written_at_once_and_a_full_map_tells_which_was_one_too_many(
     assert_eq!(left, 9);
 }
 
-/// What the verifier looks at decides how long an agent needs to start.
+/// What the verifier looks at decides how long an agent needs to start: the kernel's own bound is a million.
 #[test]
 fn the_programs_are_quick_to_verify() {
-    const MOST: u32 = 100_000;
+    const MOST: u32 = 150_000;
     let directory = PathBuf::from(format!("/sys/fs/bpf/dataplane-verify-{}", std::process::id()));
     ensure_bpffs(&directory).unwrap();
     let kernel = Kernel::load(&directory);
