@@ -78,82 +78,57 @@ pub(super) fn rewritten(
     pieces.filter(|piece| std::future::ready(!piece.is_empty())).boxed()
 }
 
-/// The coding of a page, undone before and done again after its links are rewritten.
-enum Coder {
-    Plain,
-    Gzip(Box<Gzip>),
-    Deflate(Box<Deflate>),
+/// One direction of a coding: a stream that takes bytes and gives others.
+trait Stage: Send {
+    /// Passes a piece through; the last one with all that was held back.
+    fn pass(&mut self, piece: &[u8], last: bool) -> io::Result<Vec<u8>>;
 }
 
-type Gzip = (GzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>);
-type Deflate = (DeflateDecoder<Vec<u8>>, DeflateEncoder<Vec<u8>>);
+macro_rules! stages {
+    ($($stage:ident),*) => {$(
+        impl Stage for $stage<Vec<u8>> {
+            fn pass(&mut self, piece: &[u8], last: bool) -> io::Result<Vec<u8>> {
+                self.write_all(piece)?;
+                if last { self.try_finish()? } else { self.flush()? }
+                Ok(std::mem::take(self.get_mut()))
+            }
+        }
+    )*};
+}
+
+stages!(GzDecoder, GzEncoder, DeflateDecoder, DeflateEncoder);
+
+/// The coding of a page, undone before and done again after its links are rewritten; `None`: it has none.
+struct Coder(Option<(Box<dyn Stage>, Box<dyn Stage>)>);
 
 impl Coder {
     fn of(headers: &HeaderMap) -> Option<Self> {
-        let level = Compression::fast();
+        let (none, level) = (Vec::new, Compression::fast());
         match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
-            None | Some(b"") => Some(Self::Plain),
+            None | Some(b"") => Some(Self(None)),
             Some(b"gzip") => {
-                Some(Self::Gzip(Box::new((GzDecoder::new(Vec::new()), GzEncoder::new(Vec::new(), level)))))
+                Some(Self(Some((Box::new(GzDecoder::new(none())), Box::new(GzEncoder::new(none(), level))))))
             }
             Some(b"deflate") => {
-                let both = (DeflateDecoder::new(Vec::new()), DeflateEncoder::new(Vec::new(), level));
-                Some(Self::Deflate(Box::new(both)))
+                let encoder = DeflateEncoder::new(none(), level);
+                Some(Self(Some((Box::new(DeflateDecoder::new(none())), Box::new(encoder)))))
             }
             Some(_) => None,
         }
     }
 
     fn decode<'a>(&mut self, coded: &'a [u8], last: bool) -> io::Result<Cow<'a, [u8]>> {
-        Ok(match self {
-            Self::Plain => Cow::Borrowed(coded),
-            Self::Gzip(both) => {
-                let decoder = &mut both.0;
-                decoder.write_all(coded)?;
-                if last {
-                    decoder.try_finish()?
-                } else {
-                    decoder.flush()?
-                }
-                Cow::Owned(std::mem::take(decoder.get_mut()))
-            }
-            Self::Deflate(both) => {
-                let decoder = &mut both.0;
-                decoder.write_all(coded)?;
-                if last {
-                    decoder.try_finish()?
-                } else {
-                    decoder.flush()?
-                }
-                Cow::Owned(std::mem::take(decoder.get_mut()))
-            }
-        })
+        match &mut self.0 {
+            None => Ok(Cow::Borrowed(coded)),
+            Some((decoder, _)) => decoder.pass(coded, last).map(Cow::Owned),
+        }
     }
 
     fn encode(&mut self, plain: Vec<u8>, last: bool) -> io::Result<Vec<u8>> {
-        Ok(match self {
-            Self::Plain => plain,
-            Self::Gzip(both) => {
-                let encoder = &mut both.1;
-                encoder.write_all(&plain)?;
-                if last {
-                    encoder.try_finish()?
-                } else {
-                    encoder.flush()?
-                }
-                std::mem::take(encoder.get_mut())
-            }
-            Self::Deflate(both) => {
-                let encoder = &mut both.1;
-                encoder.write_all(&plain)?;
-                if last {
-                    encoder.try_finish()?
-                } else {
-                    encoder.flush()?
-                }
-                std::mem::take(encoder.get_mut())
-            }
-        })
+        match &mut self.0 {
+            None => Ok(plain),
+            Some((_, encoder)) => encoder.pass(&plain, last),
+        }
     }
 }
 
