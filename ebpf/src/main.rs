@@ -3,8 +3,9 @@
 //! Two paths over the same maps. [`socket`] translates the destination of a connection once, in the system call.
 //! [`classifier`] holds the entry points of the packet path, for everything sockets do not see: they call
 //! [`packet`] (parse), [`fragment`] (ports of fragments), [`lb`] (choose a backend), [`flow`] (remember the translation),
-//! [`related`] (ICMP errors about a flow), [`dsr`] (packets that other nodes answer), [`policy`] (whether a pod may), [`rewrite`], [`route`] and [`reject`]; [`tell`] tells those who listen. Kernel floor: 5.10; a socket's
-//! connection to nothing is refused in the system call since 5.18 (`bpf_set_retval`), before that by the packet path.
+//! [`related`] (ICMP errors about a flow), [`dsr`] (packets that other nodes answer), [`policy`] (whether a pod may),
+//! [`rewrite`], [`route`] and [`reject`]; [`tell`] tells those who listen. Kernel floor: 5.10; a socket's connection to
+//! nothing is refused in the system call since 5.18 (`bpf_set_retval`), before that by the packet path.
 #![no_std]
 #![no_main]
 #![expect(
