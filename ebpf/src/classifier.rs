@@ -14,23 +14,14 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use kelp_common::event::{HOOK_FROM_NET, HOOK_FROM_POD, HOOK_TO_NET, HOOK_TO_POD};
 use kelp_common::flow::{FLOW_DSR, FLOW_WRAPPED};
-use kelp_common::maglev::flow_hash;
 use kelp_common::maps::counter;
-use kelp_common::node::{NODE_DSR, NODE_MASQUERADE};
-use kelp_common::service::{FRONTEND_DROP, FRONTEND_LOCAL_ONLY, FRONTEND_MAGLEV};
+use kelp_common::node::NODE_MASQUERADE;
 use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
 
-use crate::lb::Choice;
-use crate::maps::{ENDPOINTS, NODE_CONFIG, count, forward_room, is_node_address, packet_room};
+use crate::maps::{NODE_CONFIG, count, forward_room, is_node_address, packet_room};
 use crate::packet::{Kind, NotParsed, Packet, parse};
+use crate::service::{self, endpoint, in_cluster};
 use crate::{dsr, flow, fragment, lb, policy, reject, related, rewrite, route, tell};
-
-/// The endpoint with an address, if it is a pod on this node.
-#[inline(always)]
-fn endpoint(address: &Address) -> Option<&'static EndpointValue> {
-    // SAFETY: the kernel keeps the memory until the program ends.
-    unsafe { ENDPOINTS.get(address) }
-}
 
 /// Parses, or says what to do with a packet that has nothing to parse.
 #[inline(always)]
@@ -152,7 +143,7 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
         return Ok(TC_ACT_OK);
     }
     let destination = packet.key.destination;
-    let forward = untranslated(packet)?;
+    let forward = service::untranslated(packet).ok_or(TC_ACT_SHOT)?;
     let mut translated = false;
     let pod = endpoint(&destination);
     // Most packets go to a pod on this node, whose address cannot be a service's.
@@ -161,7 +152,7 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
         if !packet.flow || !flow::is_ambiguous(packet) {
             return Ok(route::to_pod(ctx, to));
         }
-    } else if let Some(frontend) = service(packet, false) {
+    } else if let Some(frontend) = service::frontend(packet, false) {
         translated = choose(ctx, config, packet, frontend, false, forward)?;
         admit_translated(packet, Some(owner), forward)?;
     } else if lb::is_service_address(config, &destination) {
@@ -331,7 +322,7 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
         return Ok(deliver(ctx, config, packet, &destination));
     }
     let destination = packet.key.destination;
-    let forward = untranslated(packet)?;
+    let forward = service::untranslated(packet).ok_or(TC_ACT_SHOT)?;
     let mut translated = false;
     let pod = endpoint(&destination);
     if let Some(to) = pod {
@@ -341,7 +332,7 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
         if !packet.flow || known {
             return Ok(route::to_pod(ctx, to));
         }
-    } else if let Some(frontend) = service(packet, true) {
+    } else if let Some(frontend) = service::frontend(packet, true) {
         translated = choose(ctx, config, packet, frontend, true, forward)?;
         if forward.flags & FLOW_DSR != 0 {
             if flow::create_one_way(&packet.key, forward).is_none() {
@@ -361,38 +352,8 @@ fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
     begin(ctx, config, packet, forward, translated)
 }
 
-/// The frontend a packet is addressed to.
-#[inline(always)]
-fn service(packet: &Packet, external: bool) -> Option<&'static FrontendValue> {
-    if !packet.flow || packet.icmp_echo {
-        return None;
-    }
-    let key = &packet.key;
-    let protocol = key.protocol as u8;
-    if let Some(frontend) = lb::frontend(&key.destination, key.destination_port, protocol, external) {
-        return Some(frontend);
-    }
-    // Node ports, and ports of pods on the node (`hostPort`).
-    if is_node_address(&key.destination) {
-        return lb::frontend(&key.destination.any_of_family(), key.destination_port, protocol, external);
-    }
-    None
-}
-
-/// A flow that changes nothing.
-#[inline(always)]
-fn untranslated(packet: &Packet) -> Result<&'static mut FlowValue, i32> {
-    let forward = forward_room().ok_or(TC_ACT_SHOT)?;
-    forward.source = packet.key.source;
-    forward.destination = packet.key.destination;
-    forward.source_port = packet.key.source_port;
-    forward.destination_port = packet.key.destination_port;
-    forward.backend = 0;
-    forward.flags = 0;
-    Ok(forward)
-}
-
-/// Chooses a backend for a new flow. Returns whether the source becomes this node, with a port of its range.
+/// Chooses a backend for a new flow. Returns whether the source becomes this node, with a port of its range; `Err` is the
+/// verdict for a packet that leads nowhere.
 #[inline(always)]
 fn choose(
     ctx: &TcContext,
@@ -402,52 +363,10 @@ fn choose(
     external: bool,
     forward: &mut FlowValue,
 ) -> Result<bool, i32> {
-    if !lb::admits(frontend, &packet.key.source) {
-        count(counter::SOURCE_RANGE);
-        return Err(TC_ACT_SHOT);
-    }
-    let choice = if external && frontend.flags & FRONTEND_MAGLEV != 0 {
-        let key = &packet.key;
-        // A client that stays with a backend does so whatever its ports are.
-        let (client, service) =
-            if frontend.affinity_seconds == 0 { (key.source_port, key.destination_port) } else { (0, 0) };
-        let number = flow_hash(&key.source, client, service, key.protocol as u8);
-        Choice { number, consistent: true }
-    } else {
-        Choice::random()
-    };
-    let Some((id, backend)) = lb::select_by(frontend, &packet.key.source, choice) else {
-        if frontend.flags & FRONTEND_DROP != 0 {
-            count(counter::NO_LOCAL_ENDPOINT);
-            return Err(TC_ACT_SHOT);
-        }
-        count(counter::REFUSED);
-        return Err(reject::back(ctx, packet));
-    };
-    forward.destination = backend.address;
-    forward.destination_port = backend.port;
-    forward.backend = id;
-    if backend.address == packet.key.source {
-        // A pod cannot receive its own address: it sees a link-local one, and keeps its port if it can.
-        forward.source = of_family(&config.hairpin, packet.v4);
-        return Ok(false);
-    }
-    if endpoint(&backend.address).is_some() || is_node_address(&backend.address) {
-        return Ok(false);
-    }
-    // The reply must come back through this node, unless the backend's node knows the way to the pod.
-    let direct = !external && in_cluster(config, &backend.address);
-    if direct || frontend.flags & FRONTEND_LOCAL_ONLY != 0 {
-        return Ok(false);
-    }
-    // A pod's node opens envelopes; what other backends are is not known.
-    if external && config.flags & NODE_DSR != 0 && config.uplink != 0 && in_cluster(config, &backend.address)
-    {
-        forward.flags = FLOW_DSR;
-        return Ok(false);
-    }
-    take_node_address(ctx, config, packet, forward)?;
-    Ok(true)
+    service::choose(config, packet, frontend, external, forward).map_err(|refusal| {
+        count(refusal.counter());
+        if refusal.is_silent() { TC_ACT_SHOT } else { reject::back(ctx, packet) }
+    })
 }
 
 /// Makes this node the source of a flow that leaves by the uplink.
@@ -458,12 +377,10 @@ fn take_node_address(
     packet: &Packet,
     forward: &mut FlowValue,
 ) -> Result<(), i32> {
-    forward.source = of_family(&config.node, packet.v4);
-    if config.uplink == 0 || forward.source == Address::ANY_V6 {
-        count(counter::UNREACHABLE);
-        return Err(reject::back(ctx, packet));
-    }
-    Ok(())
+    service::take_node_address(config, packet, forward).map_err(|refusal| {
+        count(refusal.counter());
+        reject::back(ctx, packet)
+    })
 }
 
 /// Remembers a flow and sends its first packet.
@@ -526,20 +443,4 @@ fn deliver(ctx: &TcContext, config: &NodeConfig, packet: &Packet, destination: &
         return TC_ACT_SHOT;
     }
     route::send_up(ctx, config, packet)
-}
-
-#[inline(always)]
-pub fn in_cluster(config: &NodeConfig, address: &Address) -> bool {
-    config.cluster[0].contains(address) || config.cluster[1].contains(address)
-}
-
-/// The address of the packet's family. Both are read before one is chosen: an index computed from the packet would
-/// need a proof of its range, which the optimiser removes.
-#[inline(always)]
-pub fn of_family(addresses: &[Address; 2], v4: bool) -> Address {
-    // SAFETY: the references are valid for reads.
-    let (first, second) = unsafe {
-        (core::ptr::read_volatile(&raw const addresses[0]), core::ptr::read_volatile(&raw const addresses[1]))
-    };
-    if v4 { first } else { second }
 }

@@ -18,11 +18,11 @@ use kelp_common::maps::counter;
 use kelp_common::node::{dsr_overhead, is_dsr_source};
 use kelp_common::{Address, FrontendValue, NodeConfig, TCP, UDP};
 
-use crate::classifier::{in_cluster, of_family};
 use crate::lb;
 use crate::maps::{FLOWS, count, forward_room, packet_room};
 use crate::packet::{Kind, L2, Packet, TCP_ACK, TCP_SYN, parse};
 use crate::reject::{self, fold, store, sum, word};
+use crate::service::{in_cluster, of_family};
 use crate::{fragment, route};
 
 /// `enum bpf_adj_room_mode`: room between the Ethernet and the network header.

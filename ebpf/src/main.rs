@@ -1,8 +1,9 @@
 //! Kernel programs of the Kelp dataplane; built by `cargo xtask build-ebpf`.
 //!
 //! Two paths over the same maps. [`socket`] translates the destination of a connection once, in the system call.
-//! [`classifier`] holds the entry points of the packet path, for everything sockets do not see: they call
-//! [`packet`] (parse), [`fragment`] (ports of fragments), [`lb`] (choose a backend), [`flow`] (remember the translation),
+//! [`classifier`] holds the entry points of the packet path, for everything sockets do not see: they call [`packet`] (parse;
+//! [`context`] reads and writes), [`fragment`] (ports of fragments), [`service`] and [`lb`] (choose a backend), [`flow`]
+//! (remember the translation),
 //! [`related`] (ICMP errors about a flow), [`dsr`] (packets that other nodes answer), [`policy`] (whether a pod may),
 //! [`rewrite`], [`route`] and [`reject`]; [`tell`] tells those who listen. Kernel floor: 5.10; a socket's connection to
 //! nothing is refused in the system call since 5.18 (`bpf_set_retval`), before that by the packet path.
@@ -14,6 +15,7 @@
 )]
 
 mod classifier;
+mod context;
 mod dsr;
 mod flow;
 mod fragment;
@@ -26,6 +28,7 @@ mod related;
 mod rewrite;
 mod route;
 mod sctp;
+mod service;
 mod socket;
 mod tell;
 

@@ -4,6 +4,8 @@
 use aya_ebpf::programs::TcContext;
 use kelp_common::{Address, FlowKey, ICMP, ICMPV6, SCTP, TCP, UDP};
 
+use crate::context::Context;
+
 /// Length of the Ethernet header.
 pub const L2: usize = 14;
 const ETH_IPV4: u32 = 0x0800_u16.to_be() as u32;
@@ -92,10 +94,9 @@ impl Packet {
 
 /// Parses headers up to the ports.
 #[inline(always)]
-pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
+pub fn parse<C: Context>(ctx: &C, packet: &mut Packet) -> Result<(), NotParsed> {
     *packet = Packet::UNKNOWN;
-    // SAFETY: the context is valid for the whole run of the program.
-    match unsafe { (*ctx.skb.skb).protocol } {
+    match ctx.ethertype() {
         ETH_IPV4 => parse_v4(ctx, packet)?,
         ETH_IPV6 => parse_v6(ctx, packet)?,
         _ => return Err(NotParsed::NotIp),
@@ -104,8 +105,8 @@ pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
 }
 
 #[inline(always)]
-fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
-    let ip: [u32; 5] = ctx.load(L2).map_err(|_| NotParsed::Malformed)?;
+fn parse_v4<C: Context>(ctx: &C, packet: &mut Packet) -> Result<(), NotParsed> {
+    let ip: [u32; 5] = ctx.words(L2).map_err(|_| NotParsed::Malformed)?;
     let first = u32::from_be(ip[0]);
     let header = ((first >> 24) & 0xf) as usize * 4;
     if first >> 28 != 4 || header < 20 {
@@ -129,8 +130,8 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
 }
 
 #[inline(always)]
-fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
-    let ip: [u32; 10] = ctx.load(L2).map_err(|_| NotParsed::Malformed)?;
+fn parse_v6<C: Context>(ctx: &C, packet: &mut Packet) -> Result<(), NotParsed> {
+    let ip: [u32; 10] = ctx.words(L2).map_err(|_| NotParsed::Malformed)?;
     if u32::from_be(ip[0]) >> 28 != 6 {
         return Err(NotParsed::Malformed);
     }
@@ -144,7 +145,7 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
         if !matches!(next, 0 | 43 | 44 | 60) {
             break;
         }
-        let header: [u32; 2] = ctx.load(l4).map_err(|_| NotParsed::Malformed)?;
+        let header: [u32; 2] = ctx.words(l4).map_err(|_| NotParsed::Malformed)?;
         let first = u32::from_be(header[0]);
         let is_fragment = next == 44;
         next = first >> 24;
@@ -166,7 +167,7 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
 }
 
 #[inline(always)]
-fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
+fn parse_l4<C: Context>(ctx: &C, packet: &mut Packet) -> Result<(), NotParsed> {
     const TCP_32: u32 = TCP as u32;
     const UDP_32: u32 = UDP as u32;
     const SCTP_32: u32 = SCTP as u32;
@@ -174,21 +175,21 @@ fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
     const ICMPV6_32: u32 = ICMPV6 as u32;
     match packet.key.protocol {
         TCP_32 => {
-            let tcp: [u32; 5] = ctx.load(packet.l4).map_err(|_| NotParsed::Malformed)?;
+            let tcp: [u32; 5] = ctx.words(packet.l4).map_err(|_| NotParsed::Malformed)?;
             packet.key.source_port = tcp[0] as u16;
             packet.key.destination_port = (tcp[0] >> 16) as u16;
             packet.tcp_flags = (u32::from_be(tcp[3]) >> 16) as u8;
             packet.kind = Kind::Flow;
         }
         UDP_32 => {
-            let udp: [u32; 2] = ctx.load(packet.l4).map_err(|_| NotParsed::Malformed)?;
+            let udp: [u32; 2] = ctx.words(packet.l4).map_err(|_| NotParsed::Malformed)?;
             packet.key.source_port = udp[0] as u16;
             packet.key.destination_port = (udp[0] >> 16) as u16;
             packet.kind = Kind::Flow;
         }
         SCTP_32 => {
             // The common header and the first chunk's.
-            let sctp: [u32; 4] = ctx.load(packet.l4).map_err(|_| NotParsed::Malformed)?;
+            let sctp: [u32; 4] = ctx.words(packet.l4).map_err(|_| NotParsed::Malformed)?;
             packet.key.source_port = sctp[0] as u16;
             packet.key.destination_port = (sctp[0] >> 16) as u16;
             packet.tcp_flags = match sctp[3] as u8 {
@@ -200,7 +201,7 @@ fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), NotParsed> {
             packet.kind = Kind::Flow;
         }
         ICMP_32 | ICMPV6_32 => {
-            let icmp: [u32; 2] = ctx.load(packet.l4).map_err(|_| NotParsed::Malformed)?;
+            let icmp: [u32; 2] = ctx.words(packet.l4).map_err(|_| NotParsed::Malformed)?;
             let kind = (u32::from_be(icmp[0]) >> 24) as u8;
             let identifier = icmp[1] as u16;
             let (request, reply, error, neighbour) = if packet.v4 {

@@ -8,6 +8,7 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, b
 use aya_ebpf::programs::TcContext;
 use kelp_common::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
+use crate::context::Context;
 use crate::maps::quote_room;
 use crate::packet::{Kind, L2, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -95,11 +96,7 @@ fn resize(ctx: &TcContext, length: usize) -> Result<(), ()> {
 /// Writes words as they are in memory.
 #[inline(always)]
 pub fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Result<(), ()> {
-    // SAFETY: the helper checks the bounds of the packet; the source is the array.
-    let result = unsafe {
-        bpf_skb_store_bytes(ctx.skb.skb, at as u32, words.as_ptr().cast::<c_void>(), (N * 4) as u32, 0)
-    };
-    if result == 0 { Ok(()) } else { Err(()) }
+    ctx.write(at, words)
 }
 
 /// Exchanges the MAC addresses.

@@ -1,13 +1,12 @@
 //! Changing addresses and ports of a packet, with every checksum that covers them.
 
-use core::ffi::c_void;
-
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
+use aya_ebpf::helpers::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
 use kelp_common::node::dsr_overhead;
 use kelp_common::{Address, FlowValue, ICMP, SCTP, TCP, UDP};
 
+use crate::context::Context;
 use crate::packet::{Kind, L2, Packet, Quoted, TCP_ACK, TCP_SYN};
 use crate::sctp;
 
@@ -18,7 +17,7 @@ const fn addresses_at(l3: usize, v4: bool) -> (usize, usize) {
 
 /// Writes the new addresses and ports of `to` into the packet. A failure leaves it half-written: drop it.
 #[inline(always)]
-pub fn translate(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), ()> {
+pub fn translate<C: Context>(ctx: &C, packet: &Packet, to: &FlowValue) -> Result<(), ()> {
     let (source_at, destination_at) = addresses_at(L2, packet.v4);
     let (checksum_at, flags) = match packet.key.protocol as u8 {
         TCP => (packet.l4 + 16, 0),
@@ -35,7 +34,7 @@ pub fn translate(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(),
     if packet.kind == Kind::Fragment {
         return Ok(());
     }
-    if protocol == SCTP {
+    if C::SCTP && protocol == SCTP {
         return sctp_ports(ctx, packet, to);
     }
     let (source_port_at, destination_port_at) =
@@ -72,8 +71,8 @@ pub fn translate_error(ctx: &TcContext, packet: &Packet, quoted: &Quoted, to: &F
 
 /// Changes an address of the network header. `covered` is the transport checksum over it, with the flags to change it.
 #[inline(always)]
-fn address(
-    ctx: &TcContext,
+fn address<C: Context>(
+    ctx: &C,
     v4: bool,
     from: &Address,
     to: &Address,
@@ -85,8 +84,8 @@ fn address(
 
 /// [`address`] in a header whose own checksum (of IPv4) is elsewhere.
 #[inline(always)]
-fn quoted_address(
-    ctx: &TcContext,
+fn quoted_address<C: Context>(
+    ctx: &C,
     v4: bool,
     from: &Address,
     to: &Address,
@@ -97,26 +96,22 @@ fn quoted_address(
     if from == to {
         return Ok(());
     }
-    let skb = ctx.skb.skb;
-    // SAFETY: the helpers check every offset against the packet; the pointers are to the arguments.
-    let failed = unsafe {
-        if v4 {
-            let (old, new) = (u64::from(from.0[3]), u64::from(to.0[3]));
-            let mut failed = bpf_l3_csum_replace(skb, header_checksum_at as u32, old, new, 4) != 0;
-            if let Some((checksum_at, flags)) = covered {
-                failed |= bpf_l4_csum_replace(skb, checksum_at as u32, old, new, flags | 4) != 0;
-            }
-            failed | (bpf_skb_store_bytes(skb, at as u32, (&raw const to.0[3]).cast::<c_void>(), 4, 0) != 0)
-        } else {
-            let mut failed = false;
-            if let Some((checksum_at, flags)) = covered {
-                let difference =
-                    bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0);
-                failed = difference < 0
-                    || bpf_l4_csum_replace(skb, checksum_at as u32, 0, difference as u64, flags) != 0;
-            }
-            failed | (bpf_skb_store_bytes(skb, at as u32, to.0.as_ptr().cast::<c_void>(), 16, 0) != 0)
+    let failed = if v4 {
+        let (old, new) = (u64::from(from.0[3]), u64::from(to.0[3]));
+        let mut failed = ctx.change_header_checksum(header_checksum_at, old, new, 4).is_err();
+        if let Some((checksum_at, flags)) = covered {
+            failed |= ctx.change_checksum(checksum_at, old, new, flags | 4).is_err();
         }
+        failed | ctx.write(at, &[to.0[3]]).is_err()
+    } else {
+        let mut failed = false;
+        if let Some((checksum_at, flags)) = covered {
+            // SAFETY: the pointers are to the arguments, which are as long as said.
+            let difference =
+                unsafe { bpf_csum_diff(from.0.as_ptr().cast_mut(), 16, to.0.as_ptr().cast_mut(), 16, 0) };
+            failed = difference < 0 || ctx.change_checksum(checksum_at, 0, difference as u64, flags).is_err();
+        }
+        failed | ctx.write(at, &to.0).is_err()
     };
     if failed { Err(()) } else { Ok(()) }
 }
@@ -124,7 +119,7 @@ fn quoted_address(
 /// Changes the ports of an SCTP packet and its checksum. Where the device computes the checksum, what is written here is
 /// overwritten.
 #[inline(never)]
-fn sctp_ports(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), ()> {
+fn sctp_ports<C: Context>(ctx: &C, packet: &Packet, to: &FlowValue) -> Result<(), ()> {
     let old = u32::from(packet.key.source_port) | u32::from(packet.key.destination_port) << 16;
     let new = u32::from(to.source_port) | u32::from(to.destination_port) << 16;
     if old == new {
@@ -134,24 +129,16 @@ fn sctp_ports(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> Result<(), ()
     if packet.fragmented {
         return Err(());
     }
-    let length_at = if packet.v4 { L2 + 2 } else { L2 + 4 };
-    let length = u32::from(u16::from_be(ctx.load::<u16>(length_at).map_err(|_| ())?));
+    let length = if packet.v4 {
+        u32::from_be(ctx.words::<1>(L2)?[0]) & 0xffff
+    } else {
+        u32::from_be(ctx.words::<1>(L2 + 4)?[0]) >> 16
+    };
     let headers = packet.l4 as u32 - if packet.v4 { L2 as u32 } else { L2 as u32 + 40 };
     let checksum_at = packet.l4 + 8;
-    let checksum =
-        ctx.load::<u32>(checksum_at).map_err(|_| ())? ^ sctp::change(old ^ new, length.wrapping_sub(headers));
-    // SAFETY: the helper checks the bounds of the packet; the sources are on the stack.
-    let failed = unsafe {
-        bpf_skb_store_bytes(ctx.skb.skb, packet.l4 as u32, (&raw const new).cast::<c_void>(), 4, 0) != 0
-            || bpf_skb_store_bytes(
-                ctx.skb.skb,
-                checksum_at as u32,
-                (&raw const checksum).cast::<c_void>(),
-                4,
-                0,
-            ) != 0
-    };
-    if failed { Err(()) } else { Ok(()) }
+    let checksum = ctx.words::<1>(checksum_at)?[0] ^ sctp::change(old ^ new, length.wrapping_sub(headers));
+    ctx.write(packet.l4, &[new])?;
+    ctx.write(checksum_at, &[checksum])
 }
 
 /// Lowers the largest segment that the second SYN of a connection announces (RFC 9293, 3.7.1) to what fits into an envelope
@@ -172,15 +159,18 @@ pub fn clamp_segments(ctx: &TcContext, packet: &Packet, mtu: u32) {
 }
 
 #[inline(always)]
-fn port(ctx: &TcContext, from: u16, to: u16, at: usize, checksum_at: usize, flags: u64) -> Result<(), ()> {
+fn port<C: Context>(
+    ctx: &C,
+    from: u16,
+    to: u16,
+    at: usize,
+    checksum_at: usize,
+    flags: u64,
+) -> Result<(), ()> {
     if from == to {
         return Ok(());
     }
-    let skb = ctx.skb.skb;
-    // SAFETY: the helpers check every offset against the packet; the pointer is to the argument.
-    let failed = unsafe {
-        bpf_l4_csum_replace(skb, checksum_at as u32, u64::from(from), u64::from(to), flags | 2) != 0
-            || bpf_skb_store_bytes(skb, at as u32, (&raw const to).cast::<c_void>(), 2, 0) != 0
-    };
+    let failed = ctx.change_checksum(checksum_at, u64::from(from), u64::from(to), flags | 2).is_err()
+        || ctx.write_half(at, to).is_err();
     if failed { Err(()) } else { Ok(()) }
 }

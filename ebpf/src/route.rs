@@ -4,11 +4,12 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::helpers::{bpf_l3_csum_replace, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
+use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use kelp_common::maps::counter;
 use kelp_common::{EndpointValue, NodeConfig, TCP};
 
+use crate::context::Context;
 use crate::maps::count;
 use crate::packet::{L2, Packet};
 use crate::reject;
@@ -82,21 +83,16 @@ pub fn send_up(ctx: &TcContext, config: &NodeConfig, packet: &Packet) -> i32 {
 
 /// Counts this hop. `false` when the packet may go no further.
 #[inline(always)]
-pub fn decrement_ttl(ctx: &TcContext, packet: &Packet) -> bool {
+pub fn decrement_ttl<C: Context>(ctx: &C, packet: &Packet) -> bool {
     let at = if packet.v4 { L2 + 8 } else { L2 + 7 };
-    let Ok(ttl) = ctx.load::<u8>(at) else { return false };
+    let Ok(ttl) = ctx.byte(at) else { return false };
     if ttl <= 1 {
         return false;
     }
     let new = ttl - 1;
-    // SAFETY: the helpers check the bounds; the pointer is to the stack. The checksum sees the byte as the high half
-    // of a 16-bit word, which in memory is its first byte.
-    unsafe {
-        if packet.v4
-            && bpf_l3_csum_replace(ctx.skb.skb, (L2 + 10) as u32, u64::from(ttl), u64::from(new), 2) != 0
-        {
-            return false;
-        }
-        bpf_skb_store_bytes(ctx.skb.skb, at as u32, (&raw const new).cast::<c_void>(), 1, 0) == 0
+    // The checksum sees the byte as the high half of a 16-bit word, which in memory is its first byte.
+    if packet.v4 && ctx.change_header_checksum(L2 + 10, u64::from(ttl), u64::from(new), 2).is_err() {
+        return false;
     }
+    ctx.write_byte(at, new).is_ok()
 }

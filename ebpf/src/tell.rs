@@ -213,7 +213,7 @@ fn tell_destination(ctx: *mut bpf_sock_addr, named: &Address, to: &Address, port
     let v4 = named.is_v4();
     // SAFETY: the kernel keeps the memory until the program ends.
     let source = match unsafe { NAMESPACES.get(&namespace) } {
-        // SAFETY: the references are valid for reads; see `classifier::of_family`.
+        // SAFETY: the references are valid for reads; see `service::of_family`.
         Some(pod) => unsafe {
             let first = core::ptr::read_volatile(&raw const pod.addresses[0]);
             let second = core::ptr::read_volatile(&raw const pod.addresses[1]);
