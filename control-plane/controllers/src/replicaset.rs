@@ -1,19 +1,19 @@
-//! ReplicaSets: keeps the wanted number of pods.
+//! ReplicaSets and ReplicationControllers: keeps the wanted number of pods.
 
+mod kind;
 mod manage;
 mod status;
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
-use kelp_model::controllers::owner::{controller_of, controller_reference};
+use kelp_model::controllers::owner::controller_of;
 use kelp_model::controllers::pods;
-use kelp_model::selector::Selector;
 use kube::api::Api;
 use kube::{Resource, ResourceExt};
 
+use self::kind::Replicas;
 use crate::claim::Claim;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -34,42 +34,42 @@ pub fn orphans<K: Resource>(object: &K) -> Vec<String> {
     }
 }
 
-struct ReplicaSets {
+struct Sets<K: Replicas> {
     context: Arc<Context>,
-    sets: Arc<Informer<ReplicaSet>>,
+    sets: Arc<Informer<K>>,
     pods: Arc<Informer<Pod>>,
     queue: Queue,
     expectations: Expectations,
     events: Recorder,
 }
 
-/// Starts the controller. Reads ReplicaSets and Pods; writes Pods and the status of ReplicaSets.
-pub fn start(context: &Arc<Context>) -> Result<()> {
-    let controller = Arc::new(ReplicaSets {
+/// Starts the controller of a kind. Reads its objects and Pods; writes Pods and the status of its objects.
+pub fn start<K: Replicas>(context: &Arc<Context>) -> Result<()> {
+    let controller = Arc::new(Sets::<K> {
         context: context.clone(),
         sets: context.informer(),
         pods: context.informer(),
         queue: Queue::new(),
         expectations: Expectations::default(),
-        events: context.recorder("replicaset-controller"),
+        events: context.recorder(K::COMPONENT),
     });
     controller.pods.add_index(ORPHANS, orphans);
     let c = controller.clone();
     controller.sets.on_change(move |change| match change {
-        Change::Deleted(set) => c.expectations.forget(&key_of(&set.metadata)),
-        other => c.queue.add(key_of(&other.object().metadata)),
+        Change::Deleted(set) => c.expectations.forget(&key_of(set.meta())),
+        other => c.queue.add(key_of(other.object().meta())),
     });
     let c = controller.clone();
     controller.pods.on_change(move |change| c.pod_changed(change));
     let (queue, c) = (controller.queue.clone(), controller);
-    context.workers("replicaset", &queue, 5, move |key| {
+    context.workers(K::WORKERS, &queue, 5, move |key| {
         let c = c.clone();
         async move { c.sync(&key).await }
     });
     Ok(())
 }
 
-impl ReplicaSets {
+impl<K: Replicas> Sets<K> {
     fn pod_changed(&self, change: &Change<'_, Pod>) {
         let pod = change.object();
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
@@ -102,12 +102,12 @@ impl ReplicaSets {
         }
     }
 
-    /// The key of the ReplicaSet that controls a pod.
+    /// The key of the set that controls a pod.
     fn owner_key(&self, pod: &Pod) -> Option<String> {
-        let reference = controller_of(&pod.metadata).filter(|r| r.kind == "ReplicaSet")?;
+        let reference = controller_of(&pod.metadata).filter(|r| r.kind == K::kind(&()))?;
         let key = format!("{}/{}", pod.metadata.namespace.as_deref()?, reference.name);
         let set = self.sets.get(&key)?;
-        (set.metadata.uid.as_deref() == Some(&reference.uid)).then_some(key)
+        (set.meta().uid.as_deref() == Some(&reference.uid)).then_some(key)
     }
 
     fn enqueue_matching(&self, pod: &Pod) {
@@ -115,8 +115,8 @@ impl ReplicaSets {
             return;
         }
         for set in self.sets.in_namespace(pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            if selector(&set).is_some_and(|s| s.matches(&pod.metadata.labels)) {
-                self.queue.add(key_of(&set.metadata));
+            if set.selector().is_some_and(|s| s.matches(&pod.metadata.labels)) {
+                self.queue.add(key_of(set.meta()));
             }
         }
     }
@@ -126,7 +126,7 @@ impl ReplicaSets {
             self.expectations.forget(key);
             return Ok(());
         };
-        let Some(selector) = selector(&set) else { return Ok(()) };
+        let Some(selector) = set.selector() else { return Ok(()) };
         // Before the cache is read: what is seen after this point is seen.
         let settled = self.expectations.satisfied(key);
         let namespace = set.namespace().unwrap_or_default();
@@ -136,7 +136,7 @@ impl ReplicaSets {
             owners: Api::namespaced(client.clone(), &namespace),
             owner: &*set,
             api: Api::<Pod>::namespaced(client.clone(), &namespace),
-            reference: controller_reference("apps/v1", "ReplicaSet", &set.metadata),
+            reference: set.reference(),
         };
         let mut orphans = self.pods.by_index(ORPHANS, &namespace);
         orphans.retain(|p| pods::is_active(p));
@@ -144,18 +144,18 @@ impl ReplicaSets {
             claim.run(self.pods.owned_by(&uid), orphans, |p| selector.matches(&p.metadata.labels)).await?;
 
         let active: Vec<Arc<Pod>> = mine.iter().filter(|p| pods::is_active(p)).cloned().collect();
-        let managed = if settled && set.metadata.deletion_timestamp.is_none() {
+        let managed = if settled && set.meta().deletion_timestamp.is_none() {
             self.manage(key, &set, &active).await
         } else {
             Ok(())
         };
 
         let now = Timestamp::now();
-        let min_ready = set.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0);
-        let mut wanted = ReplicaSet::clone(&set);
-        wanted.status = Some(status::next(&set, &mine, managed.as_ref().err(), now));
-        write::update_status(&claim_api(client, &namespace), &*set, &wanted).await?;
+        let mut wanted = K::clone(&set);
+        wanted.set_status(status::next(&*set, &mine, managed.as_ref().err(), now));
+        write::update_status(&claim.owners, &*set, &wanted).await?;
         managed?;
+        let min_ready = set.min_ready_seconds();
         let wait = active.iter().filter_map(|p| pods::availability(p, min_ready, now).err().flatten()).min();
         if let Some(wait) = wait {
             let wait = std::time::Duration::try_from(wait).unwrap_or_default();
@@ -163,16 +163,6 @@ impl ReplicaSets {
         }
         Ok(())
     }
-}
-
-fn claim_api(client: &kube::Client, namespace: &str) -> Api<ReplicaSet> {
-    Api::namespaced(client.clone(), namespace)
-}
-
-/// The selector of a set; `None` when it is invalid or would take in everything.
-fn selector(set: &ReplicaSet) -> Option<Selector> {
-    let selector = Selector::from_label_selector(Some(&set.spec.as_ref()?.selector)).ok()?;
-    (!selector.is_everything()).then_some(selector)
 }
 
 /// An error to report on the set's status.

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
+
 use crate::context::Context;
 use crate::error::Result;
 use crate::{
@@ -27,7 +30,8 @@ const fn row(name: &'static str, start: fn(&Arc<Context>) -> Result<()>) -> Cont
 /// All controllers.
 pub const CONTROLLERS: &[Controller] = &[
     row("deployment-controller", deployment::start),
-    row("replicaset-controller", replicaset::start),
+    row("replicaset-controller", replicaset::start::<ReplicaSet>),
+    row("replicationcontroller-controller", replicaset::start::<ReplicationController>),
     row("endpointslice-controller", endpointslice::start),
     row("endpoints-controller", endpoints::start),
     row("namespace-controller", namespace::start),

@@ -19,9 +19,10 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
-const AREAS: [&str; 9] = [
+const AREAS: [&str; 10] = [
     "deployment",
     "replicaset",
+    "replicationcontroller",
     "endpoints",
     "garbage-collection",
     "node-lifecycle",
@@ -46,6 +47,7 @@ fn resource(kind: &str) -> Option<(ApiResource, bool)> {
     let (group, plural, namespaced) = match kind {
         "Deployment" => ("apps", "deployments", true),
         "ReplicaSet" => ("apps", "replicasets", true),
+        "ReplicationController" => ("", "replicationcontrollers", true),
         "EndpointSlice" => ("discovery.k8s.io", "endpointslices", true),
         "Pod" => ("", "pods", true),
         "Service" => ("", "services", true),
@@ -375,6 +377,12 @@ async fn replay(case: &Value) -> Result<Vec<String>> {
         config.orphan_grace = Duration::from_secs(2);
     }
     let cluster = Cluster::with_nodes(config, if own { &[] } else { &["n1", "n2", "n3"] }).await?;
+    // The controllers work once their caches are complete: what comes before that is not what the recording shows.
+    let published = api(&cluster.client, "ConfigMap")?;
+    harness::eventually("the controllers at work", || async {
+        Ok(published.get_opt("kube-root-ca.crt").await?)
+    })
+    .await?;
     let log: Arc<Mutex<Log>> = Arc::default();
     let silent: Arc<Mutex<BTreeSet<String>>> = Arc::default();
     let mut tasks = tokio::task::JoinSet::new();
@@ -411,7 +419,12 @@ async fn replay(case: &Value) -> Result<Vec<String>> {
             quiet(&log).await;
         }
         before = at;
-        if action["name"].as_str().is_some_and(|n| n.contains('<')) {
+        if let Some(name) = action["name"].as_str().filter(|n| n.contains('<')) {
+            // The recorder waited for it, too.
+            harness::eventually(&format!("an object {name}"), || async {
+                Ok(actual_name(name, &placeholders(&log.lock().expect("lock"))).ok())
+            })
+            .await?;
             quiet(&log).await;
         }
         act(&cluster, action, &log, &silent).await.with_context(|| action.to_string())?;
@@ -436,6 +449,7 @@ async fn compare(case: &Value, cluster: &Cluster, log: &Mutex<Log>) -> Result<Ve
     let kinds = [
         "Deployment",
         "ReplicaSet",
+        "ReplicationController",
         "Pod",
         "EndpointSlice",
         "Endpoints",
@@ -508,6 +522,7 @@ async fn compare(case: &Value, cluster: &Cluster, log: &Mutex<Log>) -> Result<Ve
     let ours = [
         "deployment-controller",
         "replicaset-controller",
+        "replication-controller",
         "taint-eviction-controller",
         "node-controller",
         "persistentvolume-controller",

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kelp_model::controllers::owner::{controller_of, controller_reference};
+use kelp_model::controllers::owner::controller_of;
 use kelp_model::controllers::pods;
 use kelp_model::names;
 use kube::ResourceExt;
 use kube::api::Api;
 
-use super::{ReplicaSets, failure};
+use super::kind::Replicas;
+use super::{Sets, failure};
 use crate::error::{Error, Result};
 use crate::queue::Key;
 use crate::write;
@@ -22,11 +22,10 @@ use crate::write;
 /// Most pods created or deleted in one round.
 const BURST: usize = 500;
 
-impl ReplicaSets {
+impl<K: Replicas> Sets<K> {
     /// Makes the number of `active` pods the wanted one, or as much of it as one round may.
-    pub(super) async fn manage(&self, key: &Key, set: &ReplicaSet, active: &[Arc<Pod>]) -> Result<()> {
-        let wanted = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-        let wanted = usize::try_from(wanted).unwrap_or(0);
+    pub(super) async fn manage(&self, key: &Key, set: &K, active: &[Arc<Pod>]) -> Result<()> {
+        let wanted = usize::try_from(set.replicas()).unwrap_or(0);
         let api: Api<Pod> =
             Api::namespaced(self.context.client.clone(), &set.namespace().unwrap_or_default());
         if active.len() < wanted {
@@ -40,7 +39,7 @@ impl ReplicaSets {
 
     /// Creates `count` pods in batches of 1, 2, 4 …, stopping after the first batch with a failure: when creations are
     /// refused (a quota), the server is not asked hundreds of times.
-    async fn create(&self, key: &Key, set: &ReplicaSet, api: &Api<Pod>, count: usize) -> Result<()> {
+    async fn create(&self, key: &Key, set: &K, api: &Api<Pod>, count: usize) -> Result<()> {
         let pod = pod_from_template(set);
         self.expectations.expect_creations(key, count);
         let (mut left, mut batch) = (count, 1);
@@ -85,7 +84,7 @@ impl ReplicaSets {
     async fn delete(
         &self,
         key: &Key,
-        set: &ReplicaSet,
+        set: &K,
         api: &Api<Pod>,
         active: &[Arc<Pod>],
         count: usize,
@@ -117,14 +116,14 @@ impl ReplicaSets {
     }
 
     /// Active pods a node, over all sets of the same owner: during a rollout, pods that share a node with new ones go first.
-    fn related_pods_by_node(&self, set: &ReplicaSet) -> HashMap<String, usize> {
-        let siblings = match controller_of(&set.metadata) {
+    fn related_pods_by_node(&self, set: &K) -> HashMap<String, usize> {
+        let siblings = match controller_of(set.meta()) {
             Some(owner) => self.sets.owned_by(&owner.uid),
-            None => self.sets.get(&crate::informer::key_of(&set.metadata)).into_iter().collect(),
+            None => self.sets.get(&crate::informer::key_of(set.meta())).into_iter().collect(),
         };
         let mut by_node = HashMap::new();
         for sibling in siblings {
-            for pod in self.pods.owned_by(sibling.metadata.uid.as_deref().unwrap_or_default()) {
+            for pod in self.pods.owned_by(sibling.meta().uid.as_deref().unwrap_or_default()) {
                 if pods::is_active(&pod)
                     && let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.clone())
                 {
@@ -137,8 +136,8 @@ impl ReplicaSets {
 }
 
 /// A pod as the set's template describes it.
-fn pod_from_template(set: &ReplicaSet) -> Pod {
-    let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
+fn pod_from_template<K: Replicas>(set: &K) -> Pod {
+    let template = set.template().cloned().unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     let name = set.name_any();
     let prefix = format!("{name}-");
@@ -151,7 +150,7 @@ fn pod_from_template(set: &ReplicaSet) -> Pod {
             labels: meta.labels,
             annotations: meta.annotations,
             finalizers: meta.finalizers,
-            owner_references: Some(vec![controller_reference("apps/v1", "ReplicaSet", &set.metadata)]),
+            owner_references: Some(vec![set.reference()]),
             ..ObjectMeta::default()
         },
         spec: template.spec,

@@ -1,38 +1,36 @@
-//! The status of a ReplicaSet.
+//! The status of a ReplicaSet or ReplicationController.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kelp_model::controllers::pods;
 use kelp_model::selector::Labels;
 
+use super::kind::Replicas;
 use crate::error::Error;
 use crate::write;
 
 /// The status after a round: `mine` are all pods of the set, `failure` what went wrong with creating or deleting.
-pub fn next(
-    set: &ReplicaSet,
+pub fn next<K: Replicas>(
+    set: &K,
     mine: &[Arc<Pod>],
     failure: Option<&Error>,
     now: Timestamp,
 ) -> ReplicaSetStatus {
-    let spec = set.spec.as_ref();
-    let min_ready = spec.and_then(|s| s.min_ready_seconds).unwrap_or(0);
-    let template =
-        spec.and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.clone()).unwrap_or_default();
+    let min_ready = set.min_ready_seconds();
+    let template = set.template().and_then(|t| t.metadata.as_ref()?.labels.clone()).unwrap_or_default();
     let count = |test: &dyn Fn(&Pod) -> bool| -> i32 {
         i32::try_from(mine.iter().filter(|p| test(p)).count()).unwrap_or(i32::MAX)
     };
     let some = |n: i32| (n != 0).then_some(n);
     let replicas = count(&pods::is_active);
-    let old = set.status.clone().unwrap_or_default();
-    let mut conditions = old.conditions.unwrap_or_default();
+    let mut conditions = set.status().conditions.unwrap_or_default();
     match failure {
         Some(error) => {
             if !conditions.iter().any(|c| c.type_ == "ReplicaFailure") {
-                let wanted = spec.and_then(|s| s.replicas).unwrap_or(1);
+                let wanted = set.replicas();
                 conditions.push(ReplicaSetCondition {
                     type_: "ReplicaFailure".into(),
                     status: "True".into(),
@@ -53,14 +51,17 @@ pub fn next(
         available_replicas: some(count(&|p| {
             pods::is_active(p) && pods::availability(p, min_ready, now).is_ok()
         })),
-        terminating_replicas: Some(count(&|p| pods::is_terminating(p) && !pods::is_terminal(p))),
-        observed_generation: set.metadata.generation,
+        terminating_replicas: K::COUNTS_TERMINATING
+            .then(|| count(&|p| pods::is_terminating(p) && !pods::is_terminal(p))),
+        observed_generation: set.meta().generation,
         conditions: (!conditions.is_empty()).then_some(conditions),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::ReplicaSet;
+    use k8s_openapi::api::core::v1::ReplicationController;
     use serde_json::{Value, json};
 
     use super::*;
@@ -98,5 +99,33 @@ mod tests {
         );
         set.status = Some(status);
         assert_eq!(next(&set, &mine, None, Timestamp::UNIX_EPOCH).conditions, None);
+    }
+
+    #[test]
+    fn a_replication_controller_has_the_same_but_for_pods_on_their_way_out() {
+        let mut controller: ReplicationController = serde_json::from_value(json!({
+            "metadata": {"name": "w", "generation": 4},
+            "spec": {"replicas": 2, "selector": {"app": "w"}, "template": {"metadata": {"labels": {"app": "w"}}}},
+        }))
+        .unwrap();
+        let mine = [
+            pod(json!({"metadata": {"labels": {"app": "w"}},
+                       "status": {"conditions": [{"type": "Ready", "status": "True"}]}})),
+            pod(json!({"metadata": {"labels": {"app": "w"}, "deletionTimestamp": "2026-01-01T00:00:00Z"}})),
+        ];
+        let error = Error::Failed("no room".into());
+        let status = next(&controller, &mine, Some(&error), Timestamp::UNIX_EPOCH);
+        controller.set_status(status.clone());
+        assert_eq!(controller.status(), status, "nothing is lost between the two forms");
+        let mut value = serde_json::to_value(&controller.status).unwrap();
+        value["conditions"][0]["lastTransitionTime"] = json!("t");
+        assert_eq!(
+            value,
+            json!({"replicas": 1, "fullyLabeledReplicas": 1, "readyReplicas": 1, "availableReplicas": 1,
+                   "observedGeneration": 4,
+                   "conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+                                   "message": "no room", "lastTransitionTime": "t"}]})
+        );
+        assert_eq!(next(&controller, &mine, None, Timestamp::UNIX_EPOCH).conditions, None);
     }
 }
