@@ -315,6 +315,17 @@ fn maglev_size(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("not a prime number from {least} to {most}"))
 }
 
+/// How `kelp image pull` tells how far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressForm {
+    /// Lines for people.
+    Plain,
+    /// An object a line.
+    Json,
+    /// Nothing.
+    None,
+}
+
 /// `kelp image …`.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
@@ -335,6 +346,10 @@ pub enum ImageCommand {
         /// File with credentials, in the format of docker's config.json.
         #[arg(long, value_name = "FILE")]
         auth_file: Option<PathBuf>,
+        /// How it is told how far the pull is: `plain` on standard error, `json` as an object a line on standard output;
+        /// unless it is said, `plain` on a terminal.
+        #[arg(long, value_name = "FORM")]
+        progress: Option<ProgressForm>,
         /// Reference of the image.
         image: String,
     },

@@ -75,10 +75,10 @@ enum Task {
         /// with commas between them, newest, or all
         #[arg(long, conflicts_with = "unit")]
         kernel: Option<String>,
-        /// With --kernel: the most seconds that a suite may take
+        /// With --kernel: the most seconds that a suite, or one test of a cluster, may take
         #[arg(long, requires = "kernel", default_value_t = 900)]
         timeout: u64,
-        /// With --kernel: a suite (packets, dataplane, runtime, pods), or a part of the tests' paths
+        /// With --kernel: a suite (packets, dataplane, runtime, pods, cluster), or a part of the tests' paths
         #[arg(requires = "kernel")]
         filters: Vec<String>,
     },

@@ -31,7 +31,6 @@ fn dead_containers_are_those_that_another_followed() {
                 finished_at: Timestamp::UNIX_EPOCH,
             }),
         },
-        user: None,
     };
     let all = [
         container("a", 0, false),

@@ -1,6 +1,6 @@
 //! Pulls that pods wait for. A pull goes on by itself; the worker asks how it stands, and is woken when it has ended.
 
-use crate::image::registry::{Keyring, Puller};
+use crate::image::registry::{Keyring, Progress, Puller};
 use crate::pod::context::ResolvedImage;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -40,6 +40,45 @@ pub enum Standing {
     Running,
     /// It has ended; it is forgotten with this answer.
     Ended(Ended),
+}
+
+/// How often the log says how far a pull is.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// Says in the log how far a pull is that takes long.
+struct Log<'a> {
+    reference: &'a str,
+    state: Mutex<LogState>,
+}
+
+struct LogState {
+    told: Instant,
+    /// Bytes to download.
+    bytes: u64,
+    /// Bytes that are here, by layer.
+    done: HashMap<String, u64>,
+}
+
+impl<'a> Log<'a> {
+    fn new(reference: &'a str) -> Self {
+        let state = LogState { told: Instant::now(), bytes: 0, done: HashMap::new() };
+        Self { reference, state: Mutex::new(state) }
+    }
+
+    fn take(&self, step: Progress) {
+        let mut state = self.state.lock();
+        match step {
+            Progress::Resolved { bytes, .. } => state.bytes = bytes,
+            Progress::Downloading { digest, done, .. } => _ = state.done.insert(digest, done),
+            Progress::Downloaded { digest, size } => _ = state.done.insert(digest, size),
+            Progress::Unpacking => {}
+        }
+        if state.told.elapsed() >= LOG_EVERY {
+            state.told = Instant::now();
+            let (done, bytes) = (state.done.values().sum::<u64>(), state.bytes);
+            tracing::info!(image = self.reference, done, bytes, "an image is being pulled");
+        }
+    }
 }
 
 /// The pulls of this node. Clones share them.
@@ -82,7 +121,9 @@ impl Pulls {
                 Some(room) => room.clone().acquire_owned().await.ok(),
                 None => None,
             };
-            let ended = match this.puller.pull(&own.2, &keyring).await {
+            let log = Log::new(&own.2);
+            let tell = |step: Progress| log.take(step);
+            let ended = match this.puller.pull_telling(&own.2, &keyring, &tell).await {
                 Ok(image) => Ended::Pulled {
                     size: image.size,
                     image: Box::new(ResolvedImage { id: image.id, config: image.config }),

@@ -498,7 +498,12 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 .find(|s| s.name == name && s.container_id.as_deref() == Some(record.container_id.as_str()))
                 .map(|s| (s.started == Some(true), s.ready));
             let of_spec = self.pod.spec.as_ref().and_then(|s| spec::find(s, &name)).map(|(_, c)| c);
+            let user = match record.state {
+                State::Created => None,
+                _ => self.user_of(&format!("{name}.{}", record.attempt)),
+            };
             let memory = self.memories.entry(name).or_default();
+            memory.user = user.or(memory.user.take());
             let (started, ready) = known.filter(|_| self.first).unwrap_or((false, false));
             memory.started = started || of_spec.is_none_or(|c| c.startup_probe.is_none());
             memory.ready = ready || of_spec.is_none_or(|c| c.readiness_probe.is_none());

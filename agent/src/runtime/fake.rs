@@ -239,7 +239,6 @@ impl Runtime for FakeRuntime {
             image_id: spec.image_id.clone(),
             image_ref: spec.image_ref.clone(),
             state: container_state,
-            user: None,
         };
         found.status.containers.push(status.clone());
         found.specs.insert(spec.id.clone(), spec.clone());
@@ -316,6 +315,14 @@ impl Runtime for FakeRuntime {
 
     async fn status(&self, sandbox: &str) -> Result<Option<SandboxStatus>, RuntimeError> {
         Ok(self.state.lock().sandboxes.get(sandbox).map(|s| s.status.clone()))
+    }
+
+    fn container_user(&self, sandbox: &str, container: &str) -> Option<(u32, u32, Vec<u32>)> {
+        let state = self.state.lock();
+        let found = state.sandboxes.get(sandbox)?;
+        let spec = found.specs.get(container)?;
+        // As an image whose user is number 7 has it.
+        Some((spec.uid.unwrap_or(7), spec.gid.unwrap_or(7), spec.additional_gids.clone()))
     }
 
     async fn exec(
@@ -537,6 +544,10 @@ impl<R: Runtime> Runtime for FaultyRuntime<R> {
 
     async fn status(&self, sandbox: &str) -> Result<Option<SandboxStatus>, RuntimeError> {
         self.faulted("status", self.inner.status(sandbox)).await
+    }
+
+    fn container_user(&self, sandbox: &str, container: &str) -> Option<(u32, u32, Vec<u32>)> {
+        self.inner.container_user(sandbox, container)
     }
 
     async fn exec(

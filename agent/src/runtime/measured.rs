@@ -114,6 +114,10 @@ impl<R: Runtime> Runtime for Measured<R> {
         found
     }
 
+    fn container_user(&self, sandbox: &str, container: &str) -> Option<(u32, u32, Vec<u32>)> {
+        self.inner.container_user(sandbox, container)
+    }
+
     async fn exec(
         &self,
         sandbox: &str,

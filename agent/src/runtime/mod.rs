@@ -91,6 +91,9 @@ pub trait Runtime: Send + Sync + 'static {
         sandbox: &str,
     ) -> impl Future<Output = Result<Option<SandboxStatus>, RuntimeError>> + Send;
 
+    /// Who the first process of a container runs as: user, group and supplementary groups. Nothing before it has started.
+    fn container_user(&self, sandbox: &str, container: &str) -> Option<(u32, u32, Vec<u32>)>;
+
     /// Runs a command inside a running container to its end and returns its output (at most 16 KiB of each stream)
     /// and exit code; used by exec probes and hooks.
     fn exec(

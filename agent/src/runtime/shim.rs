@@ -291,13 +291,8 @@ impl Runtime for ShimRuntime {
         let connection = self.connect(sandbox)?;
         let answer = within(START, connection.call(&Request::Start(Box::new(start)), &[])).await;
         match answer.map_err(|e| shim_error(sandbox, e.to_string()))? {
-            Response::Started { .. } => {
-                let found = find(self.observe(sandbox).await?);
-                let user = self.resolved_user(sandbox, &spec.id);
-                found
-                    .map(|status| ContainerStatus { user, ..status })
-                    .ok_or_else(|| RuntimeError::NotFound { kind: "container", id: spec.id.clone() })
-            }
+            Response::Started { .. } => find(self.observe(sandbox).await?)
+                .ok_or_else(|| RuntimeError::NotFound { kind: "container", id: spec.id.clone() }),
             Response::Failed(failure) if failure.exit_code != 0 => {
                 Err(RuntimeError::Start { message: failure.message, exit_code: failure.exit_code })
             }
@@ -434,6 +429,11 @@ impl Runtime for ShimRuntime {
     async fn status(&self, sandbox: &str) -> Result<Option<SandboxStatus>, RuntimeError> {
         check_id("sandbox", sandbox)?;
         self.observe(sandbox).await
+    }
+
+    fn container_user(&self, sandbox: &str, container: &str) -> Option<(u32, u32, Vec<u32>)> {
+        check_id("sandbox", sandbox).and_then(|()| check_id("container", container)).ok()?;
+        self.resolved_user(sandbox, container)
     }
 
     async fn exec(

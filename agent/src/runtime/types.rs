@@ -196,8 +196,6 @@ pub struct ContainerStatus {
     pub image_ref: String,
     /// Where it is in its life.
     pub state: ContainerState,
-    /// Who its first process runs as: user, group and supplementary groups. Only told by the call that starts it.
-    pub user: Option<(u32, u32, Vec<u32>)>,
 }
 
 /// Life of a container.

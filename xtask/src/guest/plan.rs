@@ -14,11 +14,25 @@ pub enum Suite {
     Runtime,
     /// Pods from the first observation to the last clean-up, volumes, addresses.
     Pods,
+    /// Whole clusters, driven by kubectl and other clients from outside.
+    Cluster,
 }
+
+/// Of the end-to-end tests, those in which a kernel has a part; each is a program of its own.
+pub const END_TO_END: [&str; 8] = [
+    "spine",
+    "dns",
+    "kubelet_cases",
+    "node_management",
+    "node_certificates",
+    "storage",
+    "eviction",
+    "dataplane_only",
+];
 
 impl Suite {
     /// All of them in the order in which they run.
-    pub const ALL: [Self; 4] = [Self::Packets, Self::Dataplane, Self::Runtime, Self::Pods];
+    pub const ALL: [Self; 5] = [Self::Packets, Self::Dataplane, Self::Runtime, Self::Pods, Self::Cluster];
 
     /// Its name in tables and on the command line.
     pub fn name(self) -> &'static str {
@@ -27,6 +41,7 @@ impl Suite {
             Self::Dataplane => "dataplane",
             Self::Runtime => "runtime",
             Self::Pods => "pods",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -35,10 +50,10 @@ impl Suite {
         Self::ALL.into_iter().find(|suite| suite.name() == name)
     }
 
-    /// The suite that one of the agent's tests belongs to, by its path. The others do not need another kernel than the
-    /// one they are built on.
+    /// The suite that a test belongs to, by its path: one of the agent's, or `cluster::PROGRAM::TEST`. The others do not
+    /// need another kernel than the one they are built on.
     pub fn of(test: &str) -> Option<Self> {
-        const PREFIXES: [(&str, Suite); 8] = [
+        const PREFIXES: [(&str, Suite); 9] = [
             ("dataplane::packet_tests::", Suite::Packets),
             ("dataplane::kernel::", Suite::Packets),
             ("dataplane::", Suite::Dataplane),
@@ -47,10 +62,14 @@ impl Suite {
             ("pod::", Suite::Pods),
             ("csi::", Suite::Pods),
             ("node::facts::", Suite::Pods),
+            (CLUSTER, Suite::Cluster),
         ];
         PREFIXES.into_iter().find(|(prefix, _)| test.starts_with(prefix)).map(|(_, suite)| suite)
     }
 }
+
+/// Begins the paths of tests of whole clusters.
+pub const CLUSTER: &str = "cluster::";
 
 /// The tests to run, by suite: those of `listed` (as `--list --format terse` prints them) that have one of `filters` in
 /// their path or are of a suite with that name; all, if there is no filter.
@@ -72,37 +91,48 @@ pub fn select(listed: &str, filters: &[String]) -> BTreeMap<Suite, Vec<String>> 
 /// Begins the lines that are for [`Reader`].
 const MARK: &str = "@kelp";
 
-/// How a guest runs one suite.
+/// How a guest runs one suite, or a part of one.
 #[derive(Debug)]
 pub struct Step<'a> {
     /// The suite.
     pub suite: Suite,
+    /// The test, where what the program exits with says what became of it; otherwise the program prints that of each.
+    pub test: Option<&'a str>,
     /// Where it runs.
     pub directory: &'a Path,
     /// The program of the tests.
     pub program: &'a Path,
     /// Its arguments.
     pub arguments: Vec<String>,
+    /// Its environment, beside that of the guest.
+    pub environment: &'a [(&'static str, String)],
     /// When it is stopped, s.
     pub seconds: u64,
 }
 
-/// The script of these steps.
+/// The script of these steps, those of a suite one after another.
 pub fn script(steps: &[Step<'_>]) -> String {
     let mut script = String::from("export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n");
-    for step in steps {
-        let name = step.suite.name();
-        script += &format!("echo '{MARK} begin {name}'\ncd {}\n", quoted(&step.directory.to_string_lossy()));
-        script += &format!(
-            "CARGO_MANIFEST_DIR=$PWD RUST_BACKTRACE=0 timeout --kill-after=5 {} {}",
-            step.seconds,
-            quoted(&step.program.to_string_lossy())
-        );
-        for argument in &step.arguments {
-            script.push(' ');
-            script += &quoted(argument);
+    for part in steps.chunk_by(|a, b| a.suite == b.suite) {
+        let name = part.first().map_or("", |step| step.suite.name());
+        script += &format!("echo '{MARK} begin {name}'\nfailed=0\n");
+        for step in part {
+            script += &format!("cd {}\nCARGO_MANIFEST_DIR=$PWD", quoted(&step.directory.to_string_lossy()));
+            for (name, value) in step.environment {
+                script += &format!(" {name}={}", quoted(value));
+            }
+            let program = quoted(&step.program.to_string_lossy());
+            script += &format!(" RUST_BACKTRACE=0 timeout --kill-after=5 {} {program}", step.seconds);
+            for argument in &step.arguments {
+                script.push(' ');
+                script += &quoted(argument);
+            }
+            script += "\ncode=$?\n[ $code = 0 ] || failed=$code\n";
+            if let Some(test) = step.test {
+                script += &format!("echo \"{MARK} test {test} $code\"\n");
+            }
         }
-        script += &format!("\necho \"{MARK} end {name} $?\"\n");
+        script += &format!("echo \"{MARK} end {name} $failed\"\n");
     }
     script + &format!("echo '{MARK} done'\n")
 }
@@ -150,6 +180,14 @@ impl Reader {
                     self.current = Suite::by_name(name);
                     self.outcomes.extend(self.current.map(|suite| (suite, Outcome::default())));
                 }
+                ["test", name, code] => {
+                    let outcome = self.current.and_then(|suite| self.outcomes.get_mut(&suite));
+                    match outcome {
+                        Some(outcome) if *code == "0" => outcome.passed += 1,
+                        Some(outcome) => outcome.failed.push((*name).to_owned()),
+                        None => {}
+                    }
+                }
                 ["end", name, code] => {
                     let suite = Suite::by_name(name);
                     if let Some(outcome) = suite.and_then(|suite| self.outcomes.get_mut(&suite)) {
@@ -162,7 +200,9 @@ impl Reader {
             }
             return false;
         }
-        let outcome = self.current.and_then(|suite| self.outcomes.get_mut(&suite));
+        // What else a test of a cluster prints may stand between its name and what became of it.
+        let printed = self.current.filter(|suite| *suite != Suite::Cluster);
+        let outcome = printed.and_then(|suite| self.outcomes.get_mut(&suite));
         if let (Some(outcome), Some(test)) = (outcome, line.strip_prefix("test ")) {
             if let Some(test) = test.strip_suffix(" ... ok") {
                 outcome.passed += usize::from(!test.is_empty());
@@ -256,8 +296,8 @@ mod tests {
             .lines()
             .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
             .collect();
-        assert_eq!(lines[0], ["kernel", "packets", "dataplane", "runtime", "pods"]);
-        assert_eq!(lines[1], ["6.1", "2 passed", "-", "1 passed, 1 failed", "1 passed, not ended"]);
+        assert_eq!(lines[0], ["kernel", "packets", "dataplane", "runtime", "pods", "cluster"]);
+        assert_eq!(lines[1], ["6.1", "2 passed", "-", "1 passed, 1 failed", "1 passed, not ended", "-"]);
         assert_eq!(lines[2], ["9.9", "none"]);
     }
 
@@ -267,16 +307,48 @@ mod tests {
     }
 
     #[test]
+    fn tests_of_clusters_are_told_by_what_their_programs_exit_with() {
+        let mut reader = Reader::default();
+        for line in [
+            "@kelp begin cluster",
+            "test two_nodes ... kubectl says something",
+            "ok",
+            "test other ... ok",
+            "@kelp test spine::two_nodes 0",
+            "@kelp test spine::other 101",
+            "@kelp end cluster 101",
+            "@kelp done",
+        ] {
+            reader.read(line);
+        }
+        let outcome = Outcome { passed: 1, failed: vec!["spine::other".to_owned()], code: Some(101) };
+        assert_eq!(reader.outcomes[&Suite::Cluster], outcome);
+        assert!(reader.is_done);
+    }
+
+    #[test]
     fn the_script_is_what_a_shell_understands() {
-        let step = Step {
-            suite: Suite::Packets,
+        let environment = [("WORD", "it's".to_owned())];
+        let step = |test: Option<&'static str>, command: &str| Step {
+            suite: if test == Some("none") { Suite::Packets } else { Suite::Cluster },
+            test: test.filter(|test| *test != "none"),
             directory: Path::new("/"),
-            program: Path::new("echo"),
-            arguments: vec!["it's".to_owned(), "$HOME".to_owned()],
+            program: Path::new("sh"),
+            arguments: vec!["-c".to_owned(), command.to_owned(), "$HOME".to_owned()],
+            environment: &environment,
             seconds: 20,
         };
-        let output = std::process::Command::new("sh").arg("-c").arg(script(&[step])).output().unwrap();
+        let steps = [
+            step(Some("none"), "echo \"$0 $WORD\""),
+            step(Some("a::b"), "exit 3"),
+            step(Some("a::c"), "exit 0"),
+        ];
+        let output = std::process::Command::new("sh").arg("-c").arg(script(&steps)).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(text, "@kelp begin packets\nit's $HOME\n@kelp end packets 0\n@kelp done\n");
+        assert_eq!(
+            text,
+            "@kelp begin packets\n$HOME it's\n@kelp end packets 0\n@kelp begin cluster\n@kelp test a::b 3\n\
+             @kelp test a::c 0\n@kelp end cluster 3\n@kelp done\n"
+        );
     }
 }

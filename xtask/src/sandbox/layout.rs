@@ -41,9 +41,10 @@ impl Layout {
         &self.name
     }
 
-    /// Directory of all its files.
+    /// Directory of all its files: in the directory that `KELP_SANDBOXES` names, or else in the workspace's `target`.
     pub fn dir(&self) -> PathBuf {
-        workspace_root().join("target").join(&self.name)
+        let base = std::env::var_os("KELP_SANDBOXES").map(PathBuf::from);
+        base.unwrap_or_else(|| workspace_root().join("target")).join(&self.name)
     }
 
     /// kubeconfig of the cluster's administrator, for use on this machine.

@@ -4,8 +4,10 @@ mod challenge;
 mod client;
 mod config;
 mod credentials;
+mod download;
 mod manifest;
 mod plugin;
+mod progress;
 mod pull;
 #[cfg(test)]
 mod tests;
@@ -13,4 +15,5 @@ mod tests;
 pub use config::{Host, RegistryConfig};
 pub use credentials::{Credential, Keyring};
 pub use plugin::CredentialProviders;
+pub use progress::{Progress, Tell};
 pub use pull::{PullError, Puller};

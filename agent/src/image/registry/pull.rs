@@ -1,24 +1,22 @@
 //! One pull: manifest, configuration, layers that are missing, import.
 
-use super::client::{Answer, Client};
+use super::client::Client;
 use super::config::RegistryConfig;
 use super::credentials::{Credential, Keyring};
+use super::download::{Broken, STALL, download};
 use super::manifest::{ACCEPT, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, choose};
 use super::plugin::CredentialProviders;
+use super::progress::{Progress, Tell};
 use crate::image::reference::{is_digest, parse};
-use crate::image::store::{Fetched, chain_id, hex_digest, to_hex};
+use crate::image::store::{Fetched, chain_id, hex_digest};
 use crate::image::{Image, ImageError, ImageStore};
 use futures::stream::{self, StreamExt, TryStreamExt};
-use http::header::CONTENT_RANGE;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
 /// Layers of one image that are downloaded at a time.
@@ -27,8 +25,6 @@ const PARALLEL_LAYERS: usize = 3;
 const PARALLEL: usize = 8;
 /// How often a broken download goes on where it broke.
 const ATTEMPTS: u32 = 4;
-/// How long nothing may come before a download counts as broken.
-const STALL: Duration = Duration::from_secs(60);
 /// Indexes within indexes.
 const MAX_DEPTH: u32 = 4;
 
@@ -101,11 +97,25 @@ impl Puller {
     /// # Errors
     /// Nothing of the image is in the store then; downloads that are complete are kept for the next attempt.
     pub async fn pull(&self, reference: &str, keyring: &Keyring) -> Result<Image, PullError> {
+        self.pull_telling(reference, keyring, &|_| ()).await
+    }
+
+    /// Like [`Puller::pull`], and tells how far it is. A pull of a reference that another pull has under way tells
+    /// nothing until that has ended.
+    ///
+    /// # Errors
+    /// Those of [`Puller::pull`].
+    pub async fn pull_telling(
+        &self,
+        reference: &str,
+        keyring: &Keyring,
+        tell: Tell<'_>,
+    ) -> Result<Image, PullError> {
         let parsed = parse(reference)?;
         let whole = parsed.whole();
         let turn = self.inner.running.lock().entry(whole.clone()).or_default().clone();
         let guard = turn.lock().await;
-        let result = self.pull_in_turn(&parsed, &whole, keyring).await;
+        let result = self.pull_in_turn(&parsed, &whole, keyring, tell).await;
         drop(guard);
         let mut running = self.inner.running.lock();
         if Arc::strong_count(&turn) <= 2 {
@@ -119,6 +129,7 @@ impl Puller {
         reference: &oci_spec::distribution::Reference,
         whole: &str,
         keyring: &Keyring,
+        tell: Tell<'_>,
     ) -> Result<Image, PullError> {
         let failed = |message: String| PullError::Registry { reference: whole.to_owned(), message };
         let (registry, repository) = (reference.registry(), reference.repository());
@@ -143,7 +154,8 @@ impl Puller {
                     continue;
                 }
             };
-            return self.fetch(client, &resolved, reference, &credentials).await.map_err(|e| match e {
+            let fetched = self.fetch(client, &resolved, reference, &credentials, tell).await;
+            return fetched.map_err(|e| match e {
                 Fetch::Message(message) => failed(message),
                 Fetch::Image(ImageError::Archive { message, .. }) => failed(message),
                 Fetch::Image(error) => error.into(),
@@ -158,24 +170,31 @@ impl Puller {
         resolved: &Resolved,
         reference: &oci_spec::distribution::Reference,
         credentials: &[Credential],
+        tell: Tell<'_>,
     ) -> Result<Image, Fetch> {
         let dir = self.inner.store.downloads();
         tokio::fs::create_dir_all(&dir).await.map_err(|e| format!("cannot create {}: {e}", dir.display()))?;
         if resolved.config.size > MAX_CONFIG {
             return Err(Fetch::Message(format!("config {} is too long", resolved.config.digest)));
         }
-        let config = self.blob(&mut client, &resolved.config, &dir).await?;
+        let config = self.blob(&mut client, &resolved.config, &dir, &|_| ()).await?;
         let text =
             tokio::fs::read(&config).await.map_err(|e| format!("cannot read {}: {e}", config.display()))?;
         let parsed: Config = serde_json::from_slice(&text)
             .map_err(|e| format!("config {} cannot be parsed: {e}", resolved.config.digest))?;
         let missing = self.missing(&parsed.rootfs.diff_ids, &resolved.layers)?;
+        tell(Progress::Resolved {
+            digest: resolved.digest.clone(),
+            layers: resolved.layers.len(),
+            missing: missing.len(),
+            bytes: missing.iter().map(|layer| layer.size).sum(),
+        });
         let endpoint = client.endpoint().clone();
         let downloads = missing.into_iter().map(|layer| {
             let (endpoint, dir) = (endpoint.clone(), dir.clone());
             async move {
                 let mut client = Client::new(endpoint, reference.repository(), credentials.to_vec())?;
-                let path = self.blob(&mut client, &layer, &dir).await?;
+                let path = self.blob(&mut client, &layer, &dir, tell).await?;
                 Ok::<_, Fetch>((layer.digest, path))
             }
         });
@@ -192,6 +211,7 @@ impl Puller {
             manifest: resolved.manifest.clone(),
             blobs: files,
         };
+        tell(Progress::Unpacking);
         let store = self.inner.store.clone();
         let image = tokio::task::spawn_blocking(move || store.import_fetched(fetched))
             .await
@@ -224,19 +244,27 @@ impl Puller {
     }
 
     /// Downloads a blob, verified; what an earlier attempt left is gone on with.
-    async fn blob(&self, client: &mut Client, blob: &Descriptor, dir: &Path) -> Result<PathBuf, String> {
+    async fn blob(
+        &self,
+        client: &mut Client,
+        blob: &Descriptor,
+        dir: &Path,
+        tell: Tell<'_>,
+    ) -> Result<PathBuf, String> {
         let Some(hex) = blob.digest.strip_prefix("sha256:").filter(|_| is_digest(&blob.digest)) else {
             return Err(format!("unsupported digest {:?}", blob.digest));
         };
         let (done, partial) = (dir.join(hex), dir.join(format!("{hex}.partial")));
+        let downloaded = || tell(Progress::Downloaded { digest: blob.digest.clone(), size: blob.size });
         if tokio::fs::try_exists(&done).await.unwrap_or(false) {
+            downloaded();
             return Ok(done);
         }
         let _permit = self.inner.downloads.acquire().await.map_err(|e| e.to_string())?;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match download(client, blob, &partial).await {
+            match download(client, blob, &partial, tell).await {
                 Ok(()) => break,
                 Err(Broken::Retry(message)) if attempt < ATTEMPTS => {
                     tracing::debug!(blob = blob.digest, attempt, message, "a download broke and goes on");
@@ -253,6 +281,7 @@ impl Puller {
         tokio::fs::rename(&partial, &done)
             .await
             .map_err(|e| format!("cannot rename to {}: {e}", done.display()))?;
+        downloaded();
         Ok(done)
     }
 }
@@ -272,101 +301,6 @@ impl From<ImageError> for Fetch {
     fn from(error: ImageError) -> Self {
         Self::Image(error)
     }
-}
-
-enum Broken {
-    /// What came is kept; asking again may help.
-    Retry(String),
-    /// What came is wrong.
-    Wrong(String),
-}
-
-async fn download(client: &mut Client, blob: &Descriptor, partial: &Path) -> Result<(), Broken> {
-    let io = |e: std::io::Error| Broken::Wrong(format!("cannot write {}: {e}", partial.display()));
-    let (mut hasher, mut have) = (Sha256::new(), 0u64);
-    if let Ok(mut file) = tokio::fs::File::open(partial).await {
-        let mut buffer = vec![0u8; 1 << 16];
-        loop {
-            let n = file.read(&mut buffer).await.map_err(io)?;
-            if n == 0 {
-                break;
-            }
-            hasher.update(buffer.get(..n).unwrap_or_default());
-            have += n as u64;
-        }
-    }
-    if have < blob.size || blob.size == 0 {
-        let what = format!("blobs/{}", blob.digest);
-        let answer = client.ask(Method::GET, &what, "*/*", have).await.map_err(Broken::Retry)?;
-        match answer.status() {
-            StatusCode::OK if have > 0 => {
-                // The registry starts from the beginning.
-                hasher = Sha256::new();
-                have = 0;
-            }
-            StatusCode::OK => {}
-            StatusCode::PARTIAL_CONTENT if starts_at(&answer, have) => {}
-            code if code.is_server_error() || code == StatusCode::TOO_MANY_REQUESTS => {
-                return Err(Broken::Retry(format!(
-                    "unexpected status from GET request to {}: {code}",
-                    client.url(&what)
-                )));
-            }
-            code => {
-                return Err(Broken::Wrong(format!(
-                    "unexpected status from GET request to {}: {code}",
-                    client.url(&what)
-                )));
-            }
-        }
-        let mut options = tokio::fs::OpenOptions::new();
-        options.create(true).write(true).append(have > 0).truncate(have == 0);
-        let mut file = options.open(partial).await.map_err(io)?;
-        let mut body = answer.into_body();
-        loop {
-            let frame = tokio::time::timeout(STALL, body.frame()).await;
-            let frame = match frame {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(None) => break,
-                Ok(Some(Err(error))) => {
-                    file.flush().await.map_err(io)?;
-                    return Err(Broken::Retry(error.to_string()));
-                }
-                Err(_) => {
-                    file.flush().await.map_err(io)?;
-                    return Err(Broken::Retry(format!("nothing came for {} s", STALL.as_secs())));
-                }
-            };
-            let Ok(bytes) = frame.into_data() else { continue };
-            have += bytes.len() as u64;
-            if blob.size > 0 && have > blob.size {
-                return Err(Broken::Wrong(format!(
-                    "content is longer than the {} bytes it is said to have",
-                    blob.size
-                )));
-            }
-            hasher.update(&bytes);
-            file.write_all(&bytes).await.map_err(io)?;
-        }
-        file.flush().await.map_err(io)?;
-    }
-    if blob.size > 0 && have < blob.size {
-        return Err(Broken::Retry(format!("unexpected end after {have} of {} bytes", blob.size)));
-    }
-    let found = format!("sha256:{}", to_hex(&hasher.finalize()));
-    if found != blob.digest {
-        return Err(Broken::Wrong(format!(
-            "unexpected commit digest {found}, expected {}: the content is damaged",
-            blob.digest
-        )));
-    }
-    Ok(())
-}
-
-/// Whether a part of a blob begins where it was asked to.
-fn starts_at(answer: &Answer, from: u64) -> bool {
-    let range = answer.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok());
-    range.and_then(|r| r.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok()) == Some(from)
 }
 
 /// Finds the manifest of a tag or digest for this machine.

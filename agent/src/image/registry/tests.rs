@@ -6,6 +6,7 @@ use crate::image::testing::{Layer, config};
 use crate::image::{ImageError, ImageStore};
 use base64::Engine;
 use bytes::Bytes;
+use futures::StreamExt;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use parking_lot::Mutex;
@@ -346,8 +347,12 @@ fn answer<B>(
             *left -= 1;
             let half = from + (bytes.len() - from) / 2;
             let part = Bytes::copy_from_slice(&bytes[from..half]);
-            let broken =
-                futures::stream::iter([Ok(Frame::data(part)), Err(std::io::Error::other("the line is cut"))]);
+            let cut = async {
+                // What came before is sent when nothing follows at once.
+                tokio::task::yield_now().await;
+                Err(std::io::Error::other("the line is cut"))
+            };
+            let broken = futures::stream::iter([Ok(Frame::data(part))]).chain(futures::stream::once(cut));
             answer.body(BodyExt::boxed_unsync(StreamBody::new(broken))).unwrap()
         }
         _ => answer.body(body(&bytes[from..])).unwrap(),
@@ -394,9 +399,42 @@ async fn a_broken_download_goes_on_where_it_broke() {
     let manner = Arc::new(Mutex::new(Manner { cut: [(blob.clone(), 2)].into(), ..Manner::default() }));
     let name = misbehaving(content, manner.clone()).await;
     let (_dir, store) = store();
-    puller(&store, plain(&name)).pull(&format!("{name}/app:v1"), &Keyring::default()).await.unwrap();
+    let (puller, reference) = (puller(&store, plain(&name)), format!("{name}/app:v1"));
+    let told = Mutex::new(Vec::new());
+    let tell = |progress: Progress| told.lock().push(progress);
+    puller.pull_telling(&reference, &Keyring::default(), &tell).await.unwrap();
     let asked = manner.lock().requests.iter().filter(|r| r.ends_with(blob.as_str())).count();
     assert_eq!(asked, 3);
+    let told = std::mem::take(&mut *told.lock());
+    let [
+        Progress::Resolved { layers: 1, missing: 1, bytes, .. },
+        steps @ ..,
+        Progress::Downloaded { .. },
+        Progress::Unpacking,
+    ] = told.as_slice()
+    else {
+        panic!("{told:?}");
+    };
+    let steps: Vec<(u64, u64)> = steps
+        .iter()
+        .map(|step| match step {
+            Progress::Downloading { done, size, .. } => (*done, *size),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    // Three attempts, each from where the one before broke.
+    assert!(steps.len() == 3 && steps[0].0 == 0 && steps.iter().all(|(_, size)| size == bytes), "{steps:?}");
+    assert!(steps.is_sorted() && steps[1].0 > 0 && steps[2].0 > steps[1].0, "{steps:?}");
+
+    // Once more: nothing of it is missing.
+    let again = Mutex::new(Vec::new());
+    let tell = |progress: Progress| again.lock().push(progress);
+    puller.pull_telling(&reference, &Keyring::default(), &tell).await.unwrap();
+    let again = again.into_inner();
+    assert!(
+        matches!(again.as_slice(), [Progress::Resolved { missing: 0, bytes: 0, .. }, Progress::Unpacking]),
+        "{again:?}"
+    );
 }
 
 #[tokio::test]

@@ -86,9 +86,10 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
         if started.is_err() {
             crate::metrics::STARTED_CONTAINERS_ERRORS.count(&[container_type, "RunContainerError"]);
         }
-        let events = &self.context.events;
         match started {
-            Ok(status) => {
+            Ok(_) => {
+                let shown = self.user_of(&spec.id);
+                let events = &self.context.events;
                 events.container(&self.reference, &path, Kind::Normal, "Created", "Container created");
                 events.container(&self.reference, &path, Kind::Normal, "Started", "Container started");
                 self.failures = 0;
@@ -99,10 +100,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 memory.killing = false;
                 memory.started = container.startup_probe.is_none();
                 memory.ready = container.readiness_probe.is_none();
-                memory.user = match &status.user {
-                    Some((uid, gid, groups)) => Some(container::shown_user(*uid, *gid, groups)),
-                    None => user.known(),
-                };
+                memory.user = shown.or_else(|| user.known());
                 self.attempts.insert(name.to_owned(), attempt);
                 if kind != spec::Kind::Init {
                     self.post_start(container, attempt, &spec.id);
@@ -110,6 +108,7 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
                 true
             }
             Err(RuntimeError::Start { message, .. }) => {
+                let events = &self.context.events;
                 events.container(&self.reference, &path, Kind::Normal, "Created", "Container created");
                 events.container(
                     &self.reference,
@@ -125,12 +124,19 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
             Err(error) => {
                 let text = chain(&error);
+                let events = &self.context.events;
                 events.container(&self.reference, &path, Kind::Warning, "Failed", format!("Error: {text}"));
                 let retry = self.retry();
                 self.hold(name, ("CreateContainerError".into(), text), retry);
                 false
             }
         }
+    }
+
+    /// Who a container runs as, as its status shows it.
+    pub(super) fn user_of(&self, id: &str) -> Option<(i64, i64, Vec<i64>)> {
+        let (uid, gid, groups) = self.context.runtime.container_user(&self.reference.uid, id)?;
+        Some(container::shown_user(uid, gid, &groups))
     }
 
     fn hold(&mut self, name: &str, waiting: Waiting, retry: Option<Timestamp>) {

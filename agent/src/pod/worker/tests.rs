@@ -495,6 +495,26 @@ async fn a_restarted_agent_changes_nothing() {
 }
 
 #[tokio::test]
+async fn who_a_container_runs_as_is_found_by_an_agent_that_did_not_start_it() {
+    let world = World::new();
+    let mut node = world.agent();
+    let first = pod("p", json!({"containers": [{"name": "c"}]}));
+    node.create(&first);
+    node.until_ready("p").await;
+    node.stop().await;
+    // The agent died before it said anything about the container.
+    world.api.0.lock().pods.insert("p".to_owned(), json!(first));
+    let mut node = world.agent();
+    node.manager.apply(first);
+    node.manager.reset(&HashSet::from(["uid-p".to_owned()])).await;
+    node.until_ready("p").await;
+    let status = world.api.pod("p").unwrap().status.unwrap();
+    let user = status.container_statuses.unwrap()[0].user.clone().unwrap();
+    assert_eq!(json!(user), json!({"linux": {"uid": 7, "gid": 7, "supplementalGroups": [7]}}));
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn pods_that_vanished_meanwhile_are_ended_by_the_first_full_list_alone() {
     let world = World::new();
     let mut node = world.agent();

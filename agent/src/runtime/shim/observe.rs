@@ -144,7 +144,6 @@ fn container_status(record: Record, state: ContainerState) -> ContainerStatus {
         image_id: record.image_id,
         image_ref: record.image_ref,
         state,
-        user: None,
     }
 }
 
