@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kelp_model::controllers::cidr::Cidr;
+use kelp_model::controllers::endpointslice::mirror::MAX_ADDRESSES;
 
 use crate::certificates::Signer;
 
@@ -34,6 +35,8 @@ pub struct Config {
     pub orphan_grace: Duration,
     /// Ended pods beyond this number are removed, the oldest first; 0: never.
     pub terminated_pod_threshold: usize,
+    /// Addresses of one subset of Endpoints that are mirrored to EndpointSlices; more are left out.
+    pub mirrored_addresses_per_subset: usize,
     /// Time between two counts of what every quota covers, beside those that changes bring about.
     pub resource_quota_sync: Duration,
 }
@@ -53,6 +56,7 @@ impl Default for Config {
             node_eviction_interval: Duration::from_secs(10),
             orphan_grace: Duration::from_secs(40),
             terminated_pod_threshold: 12_500,
+            mirrored_addresses_per_subset: MAX_ADDRESSES,
             resource_quota_sync: Duration::from_secs(300),
         }
     }

@@ -7,10 +7,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kelp_model::controllers::endpointslice::{
-    CONTROLLER_NAME, MANAGED_BY, SERVICE_NAME, TriggerTimes, annotate, desired_groups, reconcile,
+    CONTROLLER_NAME, TriggerTimes, annotate, desired_groups, reconcile,
 };
-use kube::ResourceExt;
-use kube::api::Api;
 use parking_lot::Mutex;
 
 use crate::context::Context;
@@ -19,8 +17,8 @@ use crate::events::Recorder;
 use crate::informer::{Change, Informer, key_of};
 use crate::queue::{Key, Queue};
 use crate::service_index;
+use crate::slices;
 use crate::tracker::Tracker;
-use crate::write;
 
 /// Index of slices by the key of their Service.
 const SERVICE: &str = "service";
@@ -39,15 +37,6 @@ struct EndpointSlices {
     events: Recorder,
 }
 
-/// Key of the Service of one of this controller's slices.
-fn service_key(slice: &EndpointSlice) -> Option<String> {
-    let labels = slice.metadata.labels.as_ref()?;
-    if labels.get(MANAGED_BY).map(String::as_str) != Some(CONTROLLER_NAME) {
-        return None;
-    }
-    Some(format!("{}/{}", slice.metadata.namespace.as_deref()?, labels.get(SERVICE_NAME)?))
-}
-
 /// Starts the controller. Reads Services, Pods and Nodes; writes EndpointSlices.
 pub fn start(context: &Arc<Context>) -> Result<()> {
     let controller = Arc::new(EndpointSlices {
@@ -62,7 +51,9 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
         events: context.recorder("endpoint-slice-controller"),
     });
     service_index::add(&controller.services);
-    controller.slices.add_index(SERVICE, |slice| service_key(slice).into_iter().collect());
+    controller
+        .slices
+        .add_index(SERVICE, |slice| slices::service_key(slice, CONTROLLER_NAME).into_iter().collect());
     let c = controller.clone();
     controller.services.on_change(move |change| c.queue.add(key_of(&change.object().metadata)));
     let c = controller.clone();
@@ -71,10 +62,7 @@ pub fn start(context: &Arc<Context>) -> Result<()> {
     });
     let c = controller.clone();
     controller.slices.on_change(move |change| {
-        let mut keys: Vec<String> = service_key(change.object()).into_iter().collect();
-        if let Change::Updated { old, .. } = change {
-            keys.extend(service_key(old));
-        }
+        let keys = slices::changed(change, CONTROLLER_NAME, &c.tracker);
         keys.into_iter().for_each(|key| c.queue.add(key));
     });
     let c = controller.clone();
@@ -129,32 +117,7 @@ impl EndpointSlices {
             annotate(slice, trigger);
         }
 
-        let api: Api<EndpointSlice> =
-            Api::namespaced(self.context.client.clone(), &service.namespace().unwrap_or_default());
-        let result = async {
-            for slice in writes.create {
-                match api.create(&write::post_params(), &slice).await.map_err(crate::error::Error::from) {
-                    Ok(created) => self.tracker.wrote(key, &created.metadata),
-                    // Everything in the namespace goes.
-                    Err(error) if error.is_namespace_terminating() => return Ok(()),
-                    Err(error) => return Err(error),
-                }
-            }
-            for slice in writes.update {
-                let old = existing.iter().find(|s| s.metadata.name == slice.metadata.name);
-                if let Some(old) = old
-                    && let Some(written) = write::update(&api, old, &slice).await?
-                {
-                    self.tracker.wrote(key, &written.metadata);
-                }
-            }
-            for slice in writes.delete {
-                write::delete(&api, &slice, None).await?;
-                self.tracker.deleted(key, &slice.metadata);
-            }
-            Ok(())
-        }
-        .await;
+        let result = slices::write(&self.context.client, &self.tracker, key, writes, &existing).await;
         if let Err(error) = &result
             && !error.is_conflict()
         {

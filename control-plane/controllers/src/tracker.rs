@@ -42,6 +42,18 @@ impl Tracker {
         writes.since = Some(Instant::now());
     }
 
+    /// The object is gone, whoever deleted it.
+    pub fn gone(&self, key: &str, meta: &ObjectMeta) {
+        if let Some(writes) = self.pending.lock().get_mut(key) {
+            writes.by_uid.remove(meta.uid.as_deref().unwrap_or_default());
+        }
+    }
+
+    /// Forgets a key whose objects are all to go.
+    pub fn forget(&self, key: &str) {
+        self.pending.lock().remove(key);
+    }
+
     /// Whether the cache is as new as the writes for `key`; `cached` are the key's objects in the cache.
     pub fn is_current<'a>(&self, key: &str, cached: impl IntoIterator<Item = &'a ObjectMeta>) -> bool {
         let mut pending = self.pending.lock();
@@ -93,6 +105,13 @@ mod tests {
         assert!(!t.is_current("s", [&meta("a", 5), &meta("c", 2)]));
         assert!(!t.is_current("s", [&meta("a", 5)]));
         assert!(t.is_current("s", [&meta("a", 5), &meta("b", 9)]));
+        t.wrote("s", &meta("d", 10));
+        assert!(!t.is_current("s", []));
+        t.gone("s", &meta("d", 10));
+        assert!(t.is_current("s", []), "deleted by another before the cache was looked at");
+        t.wrote("s", &meta("d", 10));
+        t.forget("s");
+        assert!(t.is_current("s", []));
         t.wrote("s", &meta("d", 10));
         assert!(!t.is_current("s", []));
         tokio::time::advance(TIMEOUT + Duration::from_secs(1)).await;

@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::ReplicationController;
 use crate::context::Context;
 use crate::error::Result;
 use crate::{
-    certificates, clusterrole_aggregation, deployment, endpoints, endpointslice, ephemeral_volume, garbage,
-    namespace, node_ipam, node_lifecycle, node_ttl, pod_gc, replicaset, resource_quota, root_ca,
-    serviceaccount, taint_eviction, volume_attach, volume_binder, volume_protection,
+    certificates, clusterrole_aggregation, deployment, endpoints, endpointslice, endpointslice_mirroring,
+    ephemeral_volume, garbage, namespace, node_ipam, node_lifecycle, node_ttl, pod_gc, replicaset,
+    resource_quota, root_ca, serviceaccount, taint_eviction, volume_attach, volume_binder, volume_protection,
 };
 
 /// A controller: its name (as `--controllers` takes it) and how it starts.
@@ -33,6 +33,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row("replicaset-controller", replicaset::start::<ReplicaSet>),
     row("replicationcontroller-controller", replicaset::start::<ReplicationController>),
     row("endpointslice-controller", endpointslice::start),
+    row("endpointslice-mirroring-controller", endpointslice_mirroring::start),
     row("endpoints-controller", endpoints::start),
     row("namespace-controller", namespace::start),
     row("serviceaccount-controller", serviceaccount::start),

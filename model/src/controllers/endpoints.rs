@@ -93,12 +93,25 @@ pub fn truncate(subsets: &mut Vec<EndpointSubset>) -> bool {
 /// Addresses in order.
 type ByIp = BTreeMap<String, EndpointAddress>;
 
+/// A port in a form that has an order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct PortKey {
-    protocol: String,
-    port: i32,
-    name: Option<String>,
-    app_protocol: Option<String>,
+pub(super) struct PortKey {
+    pub(super) protocol: String,
+    pub(super) port: i32,
+    /// Never empty.
+    pub(super) name: Option<String>,
+    pub(super) app_protocol: Option<String>,
+}
+
+impl From<&EndpointPort> for PortKey {
+    fn from(port: &EndpointPort) -> Self {
+        Self {
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            port: port.port,
+            name: port.name.clone().filter(|name| !name.is_empty()),
+            app_protocol: port.app_protocol.clone(),
+        }
+    }
 }
 
 impl From<PortKey> for EndpointPort {

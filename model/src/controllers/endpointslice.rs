@@ -1,6 +1,7 @@
 //! Which EndpointSlices a Service needs, and the fewest writes that get there.
 
 mod desired;
+pub mod mirror;
 mod reconcile;
 mod trigger;
 

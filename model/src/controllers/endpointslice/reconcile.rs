@@ -174,7 +174,7 @@ fn slice_name(slice: &EndpointSlice) -> &str {
     slice.metadata.name.as_deref().unwrap_or_default()
 }
 
-fn same_ports(a: &[EndpointPort], b: &[EndpointPort]) -> bool {
+pub(super) fn same_ports(a: &[EndpointPort], b: &[EndpointPort]) -> bool {
     a.len() == b.len() && a.iter().all(|p| b.contains(p))
 }
 
@@ -194,6 +194,11 @@ fn slice_labels(service: &Service) -> BTreeMap<String, String> {
     labels
 }
 
+/// What the server makes the name of a Service's slice of. It adds a suffix, to at most 253 bytes.
+pub(super) fn name_prefix(service: &str) -> String {
+    format!("{}-", service.get(..service.len().min(247)).unwrap_or(service))
+}
+
 fn new_slice(
     service: &Service,
     group: &Group,
@@ -203,8 +208,7 @@ fn new_slice(
     let name = service.metadata.name.as_deref().unwrap_or_default();
     EndpointSlice {
         metadata: ObjectMeta {
-            // Room for the suffix the server adds to a name of at most 253 bytes.
-            generate_name: Some(format!("{}-", name.get(..name.len().min(247)).unwrap_or(name))),
+            generate_name: Some(name_prefix(name)),
             namespace: service.metadata.namespace.clone(),
             labels: Some(labels.clone()),
             owner_references: Some(vec![controller_reference("v1", "Service", &service.metadata)]),
