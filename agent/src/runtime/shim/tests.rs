@@ -508,6 +508,29 @@ async fn too_much_memory_is_reported_as_such() {
     node.finish().await;
 }
 
+/// On hosts with cgroup v2 alone; the others have no limit of swap by itself, and start the containers all the same.
+#[tokio::test]
+async fn containers_swap_as_much_as_they_may() {
+    let node = Node::new().await;
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    for (sandbox, swap) in [("none", 0), ("some", 1 << 20)] {
+        let resources =
+            Resources { memory_limit: Some(32 << 20), swap_limit: Some(swap), ..Resources::default() };
+        let spec = ContainerSpec { resources, ..node.container("main", &["sleep", "1000"]) };
+        node.runtime.create_sandbox(&node.sandbox_spec(sandbox)).await.unwrap();
+        node.runtime.start_container(sandbox, &spec).await.unwrap();
+        let cgroup =
+            fs::read_to_string(format!("/proc/{}/cgroup", node.pid(sandbox, "main.0").await)).unwrap();
+        let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/"));
+        assert!(!unified || path.is_some(), "{cgroup}");
+        if let Some(path) = path.filter(|_| unified) {
+            let limit = Path::new("/sys/fs/cgroup").join(path).join("memory.swap.max");
+            assert_eq!(fs::read_to_string(limit).unwrap().trim(), swap.to_string());
+        }
+    }
+    node.finish().await;
+}
+
 #[tokio::test]
 async fn an_agent_restart_changes_nothing() {
     let mut node = Node::new().await;
