@@ -64,6 +64,8 @@ pub struct UpArgs {
     #[command(flatten)]
     pub cluster: ClusterArgs,
     #[command(flatten)]
+    pub controllers: ControllerArgs,
+    #[command(flatten)]
     pub api: ApiArgs,
     #[command(flatten)]
     pub node: NodeArgs,
@@ -82,6 +84,8 @@ pub struct ServerArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub controllers: ControllerArgs,
     #[command(flatten)]
     pub api: ApiArgs,
     #[command(flatten)]
@@ -171,6 +175,18 @@ pub enum Dns {
     Builtin,
     /// Nobody, unless something is deployed; the Service is not made either.
     Off,
+}
+
+/// Settings of the controllers, by the names that they have in the upstream controller manager.
+#[derive(Debug, Clone, Args)]
+pub struct ControllerArgs {
+    /// Never detach volumes by force from a node only because it has not been ready for six minutes: a node that is lost has
+    /// to be given the taint `node.kubernetes.io/out-of-service` then.
+    #[arg(long)]
+    pub disable_force_detach_on_timeout: bool,
+    /// Addresses of one subset of Endpoints that are mirrored to EndpointSlices; more are left out.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub mirroring_max_endpoints_per_subset: u16,
 }
 
 /// How the API server is reached.

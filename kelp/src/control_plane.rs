@@ -1,6 +1,6 @@
 //! Starting the control plane: store, API server, scheduler, controllers.
 
-use crate::cli::{ApiArgs, Cidr, ClusterArgs, Dns};
+use crate::cli::{ApiArgs, Cidr, ClusterArgs, ControllerArgs, Dns};
 use crate::host::Host;
 use crate::kubeconfig;
 use crate::parts::Parts;
@@ -223,6 +223,22 @@ pub fn start_scheduler(client: Client, host_name: &str, parts: &mut Parts) {
     });
 }
 
+/// What the controllers are told by the command line.
+fn controllers_config(cluster: &ClusterArgs, settings: &ControllerArgs) -> Result<kelp_controllers::Config> {
+    let convert =
+        |cidrs: &[Cidr]| cidrs.iter().map(|cidr| cidr.to_string().parse()).collect::<Result<Vec<_>, _>>();
+    let mut config = kelp_controllers::Config {
+        cluster_cidrs: convert(&cluster.cluster_cidr).context("--cluster-cidr")?,
+        service_cidrs: convert(&cluster.service_cidr).context("--service-cidr")?,
+        mirrored_addresses_per_subset: settings.mirroring_max_endpoints_per_subset.into(),
+        ..Default::default()
+    };
+    if settings.disable_force_detach_on_timeout {
+        config.force_detach_after = None;
+    }
+    Ok(config)
+}
+
 /// Starts the controllers.
 ///
 /// # Errors
@@ -230,19 +246,49 @@ pub fn start_scheduler(client: Client, host_name: &str, parts: &mut Parts) {
 pub fn start_controllers(
     client: Client,
     cluster: &ClusterArgs,
+    settings: &ControllerArgs,
     ca_pem: Option<&str>,
     signer: Option<Signer>,
     parts: &mut Parts,
 ) -> Result<()> {
     let root_ca = ca_pem.map(str::to_owned);
-    let mut config = kelp_controllers::Config { root_ca, signer, ..Default::default() };
-    let convert =
-        |cidrs: &[Cidr]| cidrs.iter().map(|cidr| cidr.to_string().parse()).collect::<Result<Vec<_>, _>>();
-    config.cluster_cidrs = convert(&cluster.cluster_cidr).context("--cluster-cidr")?;
-    config.service_cidrs = convert(&cluster.service_cidr).context("--service-cidr")?;
+    let config = kelp_controllers::Config { root_ca, signer, ..controllers_config(cluster, settings)? };
     let shutdown = parts.shutdown();
     parts.spawn("controllers", async move {
         kelp_controllers::run(config, client, shutdown).await.context("the controllers failed")
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        #[command(flatten)]
+        controllers: ControllerArgs,
+    }
+
+    fn config(line: &[&str]) -> Result<kelp_controllers::Config> {
+        let line = Line::try_parse_from([&["kelp"], line].concat())?;
+        controllers_config(&line.cluster, &line.controllers)
+    }
+
+    #[test]
+    fn the_controllers_do_as_the_command_line_says() {
+        let (usual, plain) = (kelp_controllers::Config::default(), config(&[]).expect("nothing said"));
+        assert_eq!(plain.force_detach_after, usual.force_detach_after);
+        assert_eq!(plain.mirrored_addresses_per_subset, usual.mirrored_addresses_per_subset);
+        let line = ["--disable-force-detach-on-timeout", "--mirroring-max-endpoints-per-subset", "7"];
+        let said = config(&line).expect("flags");
+        assert_eq!((said.force_detach_after, said.mirrored_addresses_per_subset), (None, 7));
+        for bad in ["0", "1001", "x"] {
+            assert!(config(&["--mirroring-max-endpoints-per-subset", bad]).is_err(), "{bad}");
+        }
+    }
 }

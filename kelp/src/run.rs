@@ -57,7 +57,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
         control_plane::start_scheduler(api.client(&LeafSpec::scheduler()), &host.host_name, parts);
         let controllers = api.client(&LeafSpec::controller_manager());
         let (ca, signer) = (Some(api.ca_pem()), Some(api.signer()));
-        control_plane::start_controllers(controllers, &args.cluster, ca, signer, parts)?;
+        control_plane::start_controllers(controllers, &args.cluster, &args.controllers, ca, signer, parts)?;
         let ca_pem = api.ca_pem().as_bytes().to_vec();
         let (cluster, node) = (&args.cluster, &args.node);
         let settings = node::Settings { data_dir, cluster, node, host: &host, ca_pem, dns };
@@ -102,7 +102,14 @@ pub async fn server(args: ServerArgs) -> Result<()> {
                 (None, None) => None,
             };
             let signer = api.as_ref().map(control_plane::Apiserver::signer);
-            control_plane::start_controllers(client, &args.cluster, ca_pem.as_deref(), signer, parts)?;
+            control_plane::start_controllers(
+                client,
+                &args.cluster,
+                &args.controllers,
+                ca_pem.as_deref(),
+                signer,
+                parts,
+            )?;
         }
         Ok(())
     })

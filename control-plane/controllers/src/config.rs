@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kelp_model::controllers::cidr::Cidr;
 use kelp_model::controllers::endpointslice::mirror::MAX_ADDRESSES;
+use kelp_model::volume::attachment::UNMOUNT;
 
 use crate::certificates::Signer;
 
@@ -35,6 +36,9 @@ pub struct Config {
     pub orphan_grace: Duration,
     /// Ended pods beyond this number are removed, the oldest first; 0: never.
     pub terminated_pod_threshold: usize,
+    /// A node that is not ready may keep a volume that it has in use and does not need for this long; then it is detached by
+    /// force. `None`: it keeps it until it lets go, or somebody declares it to be out of service.
+    pub force_detach_after: Option<Duration>,
     /// Addresses of one subset of Endpoints that are mirrored to EndpointSlices; more are left out.
     pub mirrored_addresses_per_subset: usize,
     /// Time between two counts of what every quota covers, beside those that changes bring about.
@@ -56,6 +60,7 @@ impl Default for Config {
             node_eviction_interval: Duration::from_secs(10),
             orphan_grace: Duration::from_secs(40),
             terminated_pod_threshold: 12_500,
+            force_detach_after: Some(UNMOUNT),
             mirrored_addresses_per_subset: MAX_ADDRESSES,
             resource_quota_sync: Duration::from_secs(300),
         }

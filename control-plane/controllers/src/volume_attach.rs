@@ -1,5 +1,5 @@
 //! Attaches the volumes of CSI drivers that ask for it to the nodes of their pods, and detaches them when the node has let go,
-//! or will not: it is out of service, or has not been ready for long.
+//! or will not: it is out of service, or (unless configured otherwise) has not been ready for long.
 //!
 //! The work itself is the driver's (its attacher watches VolumeAttachments); this controller makes and deletes the objects
 //! and lists what is attached in the node's status, which the node waits for.
@@ -188,7 +188,8 @@ impl Attacher {
                 Step::Detach(name) => self.detach(&api, &name).await?,
                 Step::InUse(name) => {
                     let since = *self.kept.lock().entry(name.clone()).or_insert_with(Instant::now);
-                    match present.as_ref().and_then(|n| attachment::patience(n, since.elapsed())) {
+                    let limit = self.context.config.force_detach_after;
+                    match present.as_ref().and_then(|n| attachment::patience(n, since.elapsed(), limit)) {
                         // The node tells when it has let go.
                         None => {}
                         Some(Duration::ZERO) => {

@@ -2,10 +2,13 @@
 
 mod harness;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use harness::{BEHAVIOUR, Cluster, eventually, settings};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
+use kelp_controllers::Config;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -312,6 +315,51 @@ async fn volumes_are_attached_for_pods_and_detached_once_unused() -> Result<()> 
 async fn a_node_out_of_service_loses_its_volumes() -> Result<()> {
     let cluster = Cluster::start(settings()).await?;
     let name = kept_attachment(&cluster).await?;
+    let taint =
+        json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"});
+    let patch = Patch::Merge(json!({"spec": {"taints": [taint]}}));
+    cluster.all::<Node>().patch("n1", &PatchParams::default(), &patch).await?;
+    detached(&cluster, &name).await
+}
+
+async fn set_ready(cluster: &Cluster, status: &str) -> Result<()> {
+    let patch = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
+    cluster.all::<Node>().patch_status("n1", &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_not_ready_for_long_loses_its_volumes() -> Result<()> {
+    let config = Config { force_detach_after: Some(Duration::from_millis(100)), ..settings() };
+    let cluster = Cluster::start(config).await?;
+    let name = kept_attachment(&cluster).await?;
+    set_ready(&cluster, "Unknown").await?;
+    detached(&cluster, &name).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_not_ready_keeps_its_volumes_if_nothing_is_detached_by_time() -> Result<()> {
+    let cluster = Cluster::start(Config { force_detach_after: None, ..settings() }).await?;
+    let name = kept_attachment(&cluster).await?;
+    set_ready(&cluster, "Unknown").await?;
+    // What the controller does for this pod it does after it has seen the node's state.
+    let volumes: Api<PersistentVolume> = cluster.all();
+    let csi = json!({"hostPath": null, "csi": {"driver": "d.example.com", "volumeHandle": "h2"}});
+    volumes.create(&PostParams::default(), &volume("v2", "1Gi", csi)).await?;
+    cluster.create::<PersistentVolumeClaim>(classed("c2", json!({}))).await?;
+    claim_phase(&cluster, "c2", "Bound").await?;
+    let pod = json!({"metadata": {"name": "p2"}, "spec": {"containers": [{"name": "c", "image": "i"}],
+        "tolerations": [{"operator": "Exists"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c2"}}]}});
+    cluster.create::<Pod>(pod).await?;
+    let attachments: Api<VolumeAttachment> = cluster.all();
+    let names = eventually("the attachment of another volume", || async {
+        let all = attachments.list(&ListParams::default()).await?.items;
+        let names: Vec<String> = all.iter().map(ResourceExt::name_any).collect();
+        Ok(names.iter().any(|n| *n != name).then_some(names))
+    })
+    .await?;
+    assert!(names.contains(&name), "{names:?}");
     let taint =
         json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"});
     let patch = Patch::Merge(json!({"spec": {"taints": [taint]}}));

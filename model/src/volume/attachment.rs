@@ -96,14 +96,14 @@ pub fn is_healthy(node: &Node) -> bool {
     conditions.filter(|c| c.type_ == "Ready").any(|c| c.status == "True")
 }
 
-/// How much longer a node may keep a volume that it has in use and does not need: since `waited`. `None`: as long as it is
-/// healthy.
+/// How much longer a node may keep a volume that it has in use and does not need: since `waited`. `None`: until it lets go,
+/// which is so while it is healthy, and always without a `limit` for nodes that are not.
 #[must_use]
-pub fn patience(node: &Node, waited: Duration) -> Option<Duration> {
+pub fn patience(node: &Node, waited: Duration, limit: Option<Duration>) -> Option<Duration> {
     match () {
         () if is_out_of_service(node) => Some(Duration::ZERO),
         () if is_healthy(node) => None,
-        () => Some(UNMOUNT.saturating_sub(waited)),
+        () => limit.map(|limit| limit.saturating_sub(waited)),
     }
 }
 
@@ -223,11 +223,18 @@ mod tests {
             .expect("node")
         };
         let minute = Duration::from_secs(60);
-        assert_eq!(patience(&node("True", "x"), 100 * minute), None, "it will unmount");
-        assert_eq!(patience(&node("Unknown", "x"), minute), Some(5 * minute));
-        assert_eq!(patience(&node("Unknown", "x"), 7 * minute), Some(Duration::ZERO));
-        assert_eq!(patience(&node("True", OUT_OF_SERVICE), Duration::ZERO), Some(Duration::ZERO));
-        assert_eq!(patience(&Node::default(), Duration::ZERO), Some(6 * minute));
+        let limit = Some(UNMOUNT);
+        assert_eq!(patience(&node("True", "x"), 100 * minute, limit), None, "it will unmount");
+        assert_eq!(patience(&node("Unknown", "x"), minute, limit), Some(5 * minute));
+        assert_eq!(patience(&node("Unknown", "x"), 7 * minute, limit), Some(Duration::ZERO));
+        assert_eq!(patience(&node("True", OUT_OF_SERVICE), Duration::ZERO, limit), Some(Duration::ZERO));
+        assert_eq!(patience(&Node::default(), Duration::ZERO, limit), Some(6 * minute));
+        assert_eq!(
+            patience(&node("Unknown", "x"), 100 * minute, None),
+            None,
+            "somebody has to say that it is lost"
+        );
+        assert_eq!(patience(&node("Unknown", OUT_OF_SERVICE), Duration::ZERO, None), Some(Duration::ZERO));
     }
 
     #[test]
