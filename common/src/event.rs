@@ -74,6 +74,8 @@ pub const HOOK_FROM_NET: u8 = 2;
 pub const HOOK_TO_NET: u8 = 3;
 /// A destination in a system call.
 pub const HOOK_SOCKET: u8 = 4;
+/// What comes in by the uplink and is sent on by XDP.
+pub const HOOK_XDP: u8 = 5;
 
 /// Entries of FLOW_STATE, a value a CPU.
 pub mod state {
@@ -100,7 +102,7 @@ mod tests {
     fn verdicts_and_hooks_are_distinct() {
         let all = [VERDICT_FORWARDED, VERDICT_TRANSLATED, VERDICT_DROPPED, VERDICT_REFUSED];
         assert_eq!(all, [0, 1, 2, 3]);
-        let all = [HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NET, HOOK_TO_NET, HOOK_SOCKET];
-        assert_eq!(all, [0, 1, 2, 3, 4]);
+        let all = [HOOK_FROM_POD, HOOK_TO_POD, HOOK_FROM_NET, HOOK_TO_NET, HOOK_SOCKET, HOOK_XDP];
+        assert_eq!(all, [0, 1, 2, 3, 4, 5]);
     }
 }

@@ -56,12 +56,14 @@ pub const FLOW_RECENT: &str = "FLOW_RECENT_V1";
 pub const FLOW_STATE: &str = "FLOW_STATE_V1";
 /// Ring buffer of [`crate::FlowEvent`].
 pub const FLOW_EVENTS: &str = "FLOW_EVENTS_V1";
+/// [`xdp`](mod@xdp) → a count per CPU.
+pub const XDP_COUNTERS: &str = "XDP_COUNTERS_V1";
 
 /// Name of [`ENDPOINTS`] before endpoints had policies: [`crate::Address`] → [`crate::node::EndpointValueV1`].
 pub const ENDPOINTS_BEFORE_POLICIES: &str = "ENDPOINTS_V1";
 
 /// All of them.
-pub const ALL: [&str; 27] = [
+pub const ALL: [&str; 28] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -89,6 +91,7 @@ pub const ALL: [&str; 27] = [
     FLOW_RECENT,
     FLOW_STATE,
     FLOW_EVENTS,
+    XDP_COUNTERS,
 ];
 
 /// Indexes of [`COUNTERS`].
@@ -134,4 +137,19 @@ pub mod counter {
         "policy_ingress",
         "policy_egress",
     ];
+}
+
+/// Indexes of [`XDP_COUNTERS`]: what became of the packets that came in by the uplink while XDP was attached there.
+pub mod xdp {
+    /// Translated and sent on by the device's driver.
+    pub const FORWARDED: u32 = 0;
+    /// Left to the kernel's stack and the programs there: they do not only pass through this node, or are not plain.
+    pub const LEFT: u32 = 1;
+    /// Left likewise though they only pass through: too big, the last hop, a checksum that is not computed yet, or the next
+    /// hop is not known or due to be asked for.
+    pub const NO_WAY: u32 = 2;
+    /// Number of counters.
+    pub const COUNT: u32 = 3;
+    /// Names of the counters, by index.
+    pub const NAMES: [&str; COUNT as usize] = ["forwarded", "left", "no_way"];
 }

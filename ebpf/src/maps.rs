@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use kelp_common::event::state;
-use kelp_common::maps::counter;
+use kelp_common::maps::{counter, xdp};
 use kelp_common::{
     Address, AffinityKey, AffinityValue, Backend, ConnectionValue, EndpointValue, FlowKey, FlowSwitch,
     FlowValue, FragmentKey, FragmentValue, FrontendKey, FrontendValue, IdentityKey, NamespaceValue,
@@ -60,6 +60,9 @@ pub static MAGLEV: HashMap<u32, u32> = HashMap::pinned(limits::MAGLEV, 0);
 #[map(name = "CONNECTIONS_V1")]
 pub static CONNECTIONS: LruHashMap<FlowKey, ConnectionValue> = LruHashMap::pinned(limits::CONNECTIONS, 0);
 
+#[map(name = "XDP_COUNTERS_V1")]
+pub static XDP_COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(xdp::COUNT, 0);
+
 /// For people, as the next one: no program reads them.
 #[map(name = "SERVICE_NAMES_V1")]
 pub static SERVICE_NAMES: HashMap<u32, ServiceName> = HashMap::pinned(limits::FRONTENDS, BPF_F_NO_PREALLOC);
@@ -77,7 +80,7 @@ pub static FLOW_STATE: PerCpuArray<u64> = PerCpuArray::pinned(state::COUNT, 0);
 #[map(name = "FLOW_EVENTS_V1")]
 pub static FLOW_EVENTS: RingBuf = RingBuf::pinned(limits::FLOW_EVENTS, 0);
 
-/// Room for what would overflow the stack of 512 bytes. Classifiers run one at a time on a CPU: the kernel disables
+/// Room for what would overflow the stack of 512 bytes. Programs of devices run one at a time on a CPU: the kernel disables
 /// bottom halves around them.
 ///
 /// The packet lives here for another reason: what the verifier knows of values on the stack (one state for IPv4 and
@@ -95,6 +98,8 @@ pub struct Scratch {
     quoted: Quoted,
     /// What the policies are asked.
     question: Question,
+    /// Seconds of the monotonic clock; see [`crate::xdp`].
+    refreshed: [u32; 2],
 }
 
 #[map(name = "SCRATCH")]
@@ -106,7 +111,7 @@ macro_rules! room {
             $(#[$doc])*
             #[inline(always)]
             pub fn $name() -> Option<&'static mut $type> {
-                // SAFETY: the entry is this CPU's, and nothing else runs a classifier on this CPU meanwhile; a program
+                // SAFETY: the entry is this CPU's, and nothing else runs such a program on this CPU meanwhile; a program
                 // asks for each field in one place.
                 SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).$field })
             }
@@ -115,7 +120,7 @@ macro_rules! room {
 }
 
 room! {
-    /// Room for the packet. Classifiers only, as all of these.
+    /// Room for the packet. Programs of devices only, as all of these.
     packet_room: packet, Packet;
     /// Room for the translation of a new flow.
     forward_room: forward, FlowValue;
@@ -125,9 +130,11 @@ room! {
     quoted_room: quoted, Quoted;
     /// Room for what the policies are asked.
     connection_room: question, Question;
+    /// When a packet was last left to the kernel's stack for the sake of its neighbours: a reply, another one.
+    refreshed_room: refreshed, [u32; 2];
 }
 
-/// Counts one event, and notes it for those who listen. Classifiers only; indexes are in [`kelp_common::maps::counter`].
+/// Counts one event, and notes it for those who listen. Programs of devices only; indexes are in [`kelp_common::maps::counter`].
 #[inline(always)]
 pub fn count(index: u32) {
     tally(index);
@@ -139,6 +146,15 @@ pub fn count(index: u32) {
 pub fn tally(index: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: the entry is this CPU's and lives as long as the map; a lost update under preemption is harmless.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Counts a packet by what became of it ([`kelp_common::maps::xdp`]).
+#[inline(always)]
+pub fn tally_xdp(index: u32) {
+    if let Some(value) = XDP_COUNTERS.get_ptr_mut(index) {
+        // SAFETY: as in `tally`.
         unsafe { *value += 1 };
     }
 }

@@ -276,6 +276,11 @@ pub struct NodeArgs {
     /// UDP port by which nodes hand each other packets in mode `dsr` (Geneve). The same on all nodes.
     #[arg(long, value_name = "PORT", default_value_t = DSR_PORT)]
     pub dsr_port: u16,
+    /// Whether an XDP program at the uplink translates what only passes through the node, between clients outside the cluster
+    /// and pods of other nodes (not in mode `dsr`): `native` in its driver, `generic` in the kernel's stack (for tests),
+    /// `auto` in its driver if it can. A program of others that is attached there stays.
+    #[arg(long, value_enum, default_value_t = Xdp::Auto)]
+    pub xdp: Xdp,
     /// Port of the node's addresses on which cluster DNS is answered (UDP and TCP).
     #[arg(long, value_name = "PORT", default_value_t = kelp_agent::dns::DEFAULT_PORT)]
     pub dns_port: u16,
@@ -314,7 +319,32 @@ pub enum LbMode {
     Dsr,
 }
 
+/// Where packets that only pass through the node are translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Xdp {
+    /// In the uplink's driver, if it can.
+    Auto,
+    /// In the uplink's driver.
+    Native,
+    /// In the kernel's stack, before anything else.
+    Generic,
+    /// Where all packets are.
+    Off,
+}
+
 impl NodeArgs {
+    /// What the dataplane is told of [`Xdp`].
+    #[must_use]
+    pub fn xdp(&self) -> kelp_agent::dataplane::config::Xdp {
+        use kelp_agent::dataplane::config::Xdp as Setting;
+        match self.xdp {
+            Xdp::Auto => Setting::Auto,
+            Xdp::Native => Setting::Native,
+            Xdp::Generic => Setting::Generic,
+            Xdp::Off => Setting::Off,
+        }
+    }
+
     /// What the dataplane is told of [`Algorithm`].
     #[must_use]
     pub fn balancing(&self) -> Balancing {

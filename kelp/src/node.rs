@@ -103,6 +103,7 @@ pub async fn start(settings: Settings<'_>, client: Client, role: Role, parts: &m
             balancing: node.balancing(),
             dsr: node.lb_mode == LbMode::Dsr,
             dsr_port: node.dsr_port,
+            xdp: node.xdp(),
             local_dns: local_dns.context("cannot read the addresses of cluster DNS")?,
             ..dataplane::Config::default()
         };

@@ -62,8 +62,25 @@ pub struct Config {
     pub dsr: bool,
     /// UDP port by which nodes hand each other packets for it; the same on all nodes.
     pub dsr_port: u16,
+    /// Whether what only passes through the node is translated before the kernel's stack sees it.
+    pub xdp: Xdp,
     /// Whether programs are attached to devices by filters of `clsact` qdiscs also where the kernel has tcx (6.6).
     pub clsact: bool,
+}
+
+/// Whether an XDP program at the uplink translates what only passes through the node, between clients outside the cluster and
+/// backends of other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Xdp {
+    /// In the driver of the uplink, if it can. Not on veth devices, of which the other end would have to help.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the kernel's stack, with any device: for tests, as little is won.
+    Generic,
+    /// Not at all.
+    Off,
 }
 
 /// Maps whose size is a matter of the cluster's, by the name that people use.
@@ -98,6 +115,7 @@ impl Default for Config {
             balancing: Balancing::default(),
             dsr: false,
             dsr_port: DSR_PORT,
+            xdp: Xdp::default(),
             clsact: false,
         }
     }

@@ -1,7 +1,7 @@
 //! The kernel side: loads the programs, keeps maps and links pinned, replaces programs in place after a restart.
 //!
 //! Layout of the pin directory: `maps/<name>` (`old-maps/<name>` while a map is replaced by one of another size) and
-//! `links/<cgroup hook>`, `links/uplink-{in,out}`, `links/pod-<ifindex>-{in,out}`; see `attach`.
+//! `links/<cgroup hook>`, `links/uplink-{in,out,xdp}`, `links/pod-<ifindex>-{in,out}`; see `attach`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp};
 use aya::{Btf, Ebpf, EbpfLoader};
 use kelp_common::{limits, maps};
 
@@ -20,8 +20,10 @@ use attach::Devices;
 mod attach;
 mod btf;
 pub(super) mod filter;
+mod loopback;
 pub(super) mod maglev;
 pub(super) mod resize;
+pub(super) mod xdp;
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KELP_EBPF_OBJECT"));
@@ -119,6 +121,8 @@ impl Kernel {
             let program: &mut SchedClassifier = program_mut(&mut programs, name)?;
             retried(|| program.load()).map_err(failed(format!("load the kernel program {name}")))?;
         }
+        let program: &mut Xdp = program_mut(&mut programs, xdp::PROGRAM)?;
+        retried(|| program.load()).map_err(failed(format!("load the kernel program {}", xdp::PROGRAM)))?;
         let devices = Devices::new(filters)?;
         let kernel = Self { programs, directory: directory.to_owned(), devices };
         // Before a program that reads the new maps is attached.
@@ -230,6 +234,9 @@ fn remove(path: &Path) -> Result<(), DatapathError> {
 /// When a pin cannot be removed.
 pub fn cleanup(directory: &Path) -> Result<(), DatapathError> {
     attach::detach_all(directory)?;
+    if directory.join("links").join(xdp::PIN).exists() {
+        loopback::rest().map_err(failed("let the loopback device rest"))?;
+    }
     for part in ["links", "maps", resize::OLD_MAPS] {
         let directory = directory.join(part);
         let entries = match fs::read_dir(&directory) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use kelp_common::maps::counter;
+use kelp_common::maps::{counter, xdp};
 
 use super::status::State;
 
@@ -52,8 +52,14 @@ fn family(out: &mut String, name: &str, help: &str, kind: &str, values: &[(Strin
     }
 }
 
-/// The whole text. `capacities` are those of the maps by name, `packets` the counters of the kernel programs.
-pub(super) fn text(state: &State, capacities: &[(&'static str, u32)], packets: &[u64]) -> String {
+/// The whole text. `capacities` are those of the maps by name, `packets` the counters of the kernel programs, `xdp`
+/// those of the uplink's.
+pub(super) fn text(
+    state: &State,
+    capacities: &[(&'static str, u32)],
+    packets: &[u64],
+    xdp: &[u64],
+) -> String {
     let mut out = String::new();
     state.sync.write(
         &mut out,
@@ -83,6 +89,7 @@ pub(super) fn text(state: &State, capacities: &[(&'static str, u32)], packets: &
     let local = state.without_local_endpoints;
     let entries = state.entries.iter().map(|(map, entries)| (*map, *entries as f64)).collect();
     let reasons = counter::NAMES.iter().zip(packets);
+    let xdp = xdp::NAMES.iter().zip(xdp);
     for (name, help, kind, values) in [
         (
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
@@ -180,6 +187,12 @@ pub(super) fn text(state: &State, capacities: &[(&'static str, u32)], packets: &
             "counter",
             reasons.map(|(name, count)| (format!("{{reason=\"{name}\"}}"), *count as f64)).collect(),
         ),
+        (
+            "kelp_dataplane_xdp_packets_total",
+            "Packets that came in by the uplink while XDP was attached there, by what became of them",
+            "counter",
+            xdp.map(|(name, count)| (format!("{{result=\"{name}\"}}"), *count as f64)).collect(),
+        ),
     ] {
         family(&mut out, name, help, kind, &values);
     }
@@ -214,13 +227,15 @@ mod tests {
     #[test]
     fn every_reason_and_map_has_a_value() {
         let state = State { full: [("A", 2)].into(), entries: [("A", 7)].into(), ..State::default() };
-        let text = text(&state, &[("A", 9)], &[5; counter::COUNT as usize]);
+        let text = text(&state, &[("A", 9)], &[5; counter::COUNT as usize], &[4, 3, 2]);
         for line in [
             "kelp_dataplane_map_full_total{map=\"A\"} 2",
             "kelp_dataplane_map_entries{map=\"A\"} 7",
             "kelp_dataplane_map_capacity{map=\"A\"} 9",
             "kelp_dataplane_drops_total{reason=\"no_nat_port\"} 5",
             "kelp_dataplane_drops_total{reason=\"too_big\"} 5",
+            "kelp_dataplane_xdp_packets_total{result=\"forwarded\"} 4",
+            "kelp_dataplane_xdp_packets_total{result=\"no_way\"} 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }

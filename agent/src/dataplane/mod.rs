@@ -230,6 +230,7 @@ pub async fn start_with(
     namespaces.retain(|ifindex| pods.contains(&ifindex))?;
     if uplink.ifindex != 0 {
         kernel.attach_uplink(uplink.ifindex)?;
+        kernel.attach_xdp(config.uplink.as_deref().unwrap_or_default(), uplink.ifindex, config.xdp)?;
     }
     kernel.attach_sockets(&config.cgroup)?;
     kernel.forget_old_maps()?;
@@ -390,7 +391,9 @@ impl Dataplane {
                 Some((*name, entries))
             })
             .collect();
-        metrics::text(&self.status.state(), &capacities, &self.counters().unwrap_or_default())
+        let packets = self.counters().unwrap_or_default();
+        let xdp = self.xdp_counters().unwrap_or_default();
+        metrics::text(&self.status.state(), &capacities, &packets, &xdp)
     }
 
     /// Packets and connections refused or dropped, by the reasons of `kelp_common::maps::counter`.
@@ -398,9 +401,22 @@ impl Dataplane {
     /// # Errors
     /// When the kernel refuses.
     pub fn counters(&self) -> Result<Vec<u64>, DatapathError> {
-        let map = self.kernel.map(kelp_common::maps::COUNTERS)?;
+        self.count(kelp_common::maps::COUNTERS, kelp_common::maps::counter::COUNT)
+    }
+
+    /// What became of packets that came in by the uplink while XDP was attached there, by `kelp_common::maps::xdp`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn xdp_counters(&self) -> Result<Vec<u64>, DatapathError> {
+        self.count(kelp_common::maps::XDP_COUNTERS, kelp_common::maps::xdp::COUNT)
+    }
+
+    /// The sums of a map of counters.
+    fn count(&self, name: &str, length: u32) -> Result<Vec<u64>, DatapathError> {
+        let map = self.kernel.map(name)?;
         let cpus = possible_cpus()?;
-        (0..kelp_common::maps::counter::COUNT)
+        (0..length)
             .map(|index| {
                 sys::map_lookup_percpu(std::os::fd::AsFd::as_fd(&map), index, cpus)
                     .map(|values| values.iter().sum())

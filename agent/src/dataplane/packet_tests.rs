@@ -7,6 +7,7 @@ mod maglev;
 mod policies;
 mod services;
 mod telling;
+mod xdp;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -18,6 +18,7 @@ const MAP_DELETE_ELEM: i32 = 3;
 const MAP_GET_NEXT_KEY: i32 = 4;
 const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
+const PROG_LOAD: i32 = 5;
 const PROG_TEST_RUN: i32 = 10;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
 const LINK_CREATE: i32 = 28;
@@ -43,6 +44,8 @@ pub enum AttachType {
     Getpeername4 = 29,
     /// `getpeername(2)`, IPv6.
     Getpeername6 = 30,
+    /// XDP.
+    Xdp = 37,
     /// tcx, packets coming in.
     TcxIngress = 46,
     /// tcx, packets going out.
@@ -165,6 +168,18 @@ struct InfoAttr {
     fd: u32,
     length: u32,
     info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    program_type: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
 }
 
 #[repr(C)]
@@ -321,12 +336,18 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf(OBJ_GET, &mut attr).map(owned)
 }
 
-/// Attaches a program to a cgroup (`target` is a descriptor) or a device (`target` is its index).
-pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
+/// Attaches a program to a cgroup (`target` is a descriptor) or a device (`target` is its index). Flags are `XDP_FLAGS_*`.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         prog_fd: raw(program),
         target,
         attach_type: attach_type as u32,
+        flags,
         ..LinkCreateAttr::default()
     };
     bpf(LINK_CREATE, &mut attr).map(owned)
@@ -348,6 +369,21 @@ pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<(u32, u32, u32)> {
     Ok((info[2], info[3], info[4]))
 }
 
+/// Loads an XDP program of these instructions (`struct bpf_insn`), for what the object has no program: other ends of devices
+/// in tests and measurements.
+pub fn load_xdp(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const XDP: u32 = 6;
+    let license = c"GPL";
+    let mut attr = LoadAttr {
+        program_type: XDP,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        ..LoadAttr::default()
+    };
+    bpf(PROG_LOAD, &mut attr).map(owned)
+}
+
 /// What a program did with a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestRun {
@@ -359,8 +395,8 @@ pub struct TestRun {
     pub nanoseconds: u32,
 }
 
-/// Runs a classifier once (`repeat` ≤ 1) or many times over a packet without sending it; `ifindex` is the device it
-/// seems to come from. With more than one run only the first sees the packet as it was given.
+/// Runs a classifier, or an XDP program (`ifindex` is 0 then), once (`repeat` ≤ 1) or many times over a packet without
+/// sending it; `ifindex` is the device it seems to come from. With more than one run only the first sees the packet as it was given.
 pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], ifindex: u32, repeat: u32) -> io::Result<TestRun> {
     // `struct __sk_buff` up to 192 bytes; only `ifindex` (word 10) may be set here.
     let mut context = [0_u32; 48];

@@ -8,6 +8,7 @@ mod policies;
 mod services;
 mod view;
 pub(super) mod world;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};

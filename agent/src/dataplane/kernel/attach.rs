@@ -6,6 +6,7 @@
 //! | sockets of a cgroup | link | its pin; without one, among all links |
 //! | devices, since 6.6 | tcx link | its pin; without one, among the device's |
 //! | devices, before | filter of a `clsact` qdisc, see [`super::filter`] | its name, among the device's |
+//! | the uplink, before it makes buffers | XDP link, see [`super::xdp`] | its pin; without one, among all links |
 //!
 //! Pins are lost with their bpffs (one that is mounted over it hides them), and what they held may go on working. So the
 //! kernel is asked, whatever is pinned, and what is attached twice is detached. A program is ours if it has the name of
@@ -243,7 +244,7 @@ impl Kernel {
             known = Some(info.id);
         }
         if known.is_none() {
-            let link = sys::link_create(fd, target, attach_type)?;
+            let link = sys::link_create(fd, target, attach_type, 0)?;
             sys::pin(link.as_fd(), &path)?;
         }
         Ok(())
@@ -252,7 +253,7 @@ impl Kernel {
 
 /// Detaches a link and removes its pin; succeeds when there is none. The removal alone would detach it too, but some time
 /// later: the kernel lets go of a pinned object after an RCU grace period, on a work queue.
-fn detach_pinned(path: &Path) -> Result<(), DatapathError> {
+pub(super) fn detach_pinned(path: &Path) -> Result<(), DatapathError> {
     match sys::open_pin(path) {
         Ok(link) => {
             query::link_detach(link.as_fd())
@@ -270,7 +271,7 @@ fn is_at(link: &OwnedFd, place: Target) -> bool {
 }
 
 /// Whether a loaded program is our `name`, of this agent or a former one.
-fn is_ours(program: u32, name: &str) -> io::Result<bool> {
+pub(super) fn is_ours(program: u32, name: &str) -> io::Result<bool> {
     let Some(info) = query::program(program)?.filter(|info| info.name == name) else { return Ok(false) };
     for map in info.maps {
         if query::map_name(map)?.is_some_and(|map| is_our_map(&map)) {

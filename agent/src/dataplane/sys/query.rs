@@ -13,6 +13,7 @@ const LINK_GET_NEXT_ID: i32 = 31;
 const LINK_DETACH: i32 = 34;
 /// `enum bpf_link_type`.
 const LINK_CGROUP: u32 = 3;
+const LINK_XDP: u32 = 6;
 const LINK_TCX: u32 = 11;
 
 #[repr(C)]
@@ -104,6 +105,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link, &mut words)?;
     let (target, attach_type) = match words[0] {
         LINK_CGROUP => (Target::Cgroup(u64::from(words[4]) | u64::from(words[5]) << 32), words[6]),
+        LINK_XDP => (Target::Device(words[4]), AttachType::Xdp as u32),
         LINK_TCX => (Target::Device(words[4]), words[5]),
         _ => (Target::Other, 0),
     };

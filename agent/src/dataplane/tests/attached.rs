@@ -136,7 +136,7 @@ fn a_second_program_is_detached() {
     let fd = kernel.kernel().program("connect4").unwrap();
     let cgroup = std::fs::File::open(&world.cgroup).unwrap();
     let twice =
-        crate::dataplane::sys::link_create(fd, cgroup.as_raw_fd().cast_unsigned(), AttachType::Connect4);
+        crate::dataplane::sys::link_create(fd, cgroup.as_raw_fd().cast_unsigned(), AttachType::Connect4, 0);
     let twice = twice.unwrap();
     assert_eq!(count(&world).0, ALL.0 + 1);
     drop(kernel);

@@ -105,7 +105,7 @@ impl Net {
     }
 
     /// A path that names the namespace.
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 

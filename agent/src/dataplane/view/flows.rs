@@ -9,7 +9,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use jiff::Timestamp;
 use kelp_common::event::{
     self, FlowEvent, FlowSwitch, HOOK_FROM_NET, HOOK_FROM_POD, HOOK_SOCKET, HOOK_TO_NET, HOOK_TO_POD,
-    VERDICT_DROPPED, VERDICT_FORWARDED, VERDICT_REFUSED, VERDICT_TRANSLATED,
+    HOOK_XDP, VERDICT_DROPPED, VERDICT_FORWARDED, VERDICT_REFUSED, VERDICT_TRANSLATED,
 };
 use kelp_common::maps::counter;
 use kelp_common::policy::POLICY_UNKNOWN;
@@ -386,6 +386,7 @@ impl Describer {
                 HOOK_FROM_NET => "from-net",
                 HOOK_TO_NET => "to-net",
                 HOOK_SOCKET => "socket",
+                HOOK_XDP => "xdp",
                 _ => "?",
             },
             protocol: protocol_name(key.protocol),
