@@ -30,6 +30,10 @@ impl Loops {
     fn attach(&self, name: &str) -> Result<String> {
         let file = self.0.join(name);
         fs::File::create(&file)?.set_len(32 << 20)?;
+        if !Path::new("/dev/loop-control").exists() {
+            // Nothing asks for the module but the node that it makes.
+            run("modprobe", &["loop"])?;
+        }
         run("losetup", &["--find", "--show", file.to_str().context("path")?])
     }
 

@@ -21,13 +21,13 @@ pub enum Suite {
 /// Of the end-to-end tests, those in which a kernel has a part; each is a program of its own.
 pub const END_TO_END: [&str; 8] = [
     "spine",
-    "dns",
     "kubelet_cases",
     "node_management",
     "node_certificates",
     "storage",
     "eviction",
     "dataplane_only",
+    "policies",
 ];
 
 impl Suite {
