@@ -64,13 +64,31 @@ impl Graph {
         self.nodes.get(uid)
     }
 
-    /// Dependents that keep an owner with the foreground finalizer waiting.
+    /// Dependents that keep an owner with the foreground finalizer waiting. One that waits for the owner in turn does not: in a
+    /// circle neither would ever go.
     pub fn blocking_dependents(&self, uid: &str) -> Vec<&Node> {
-        let Some(node) = self.nodes.get(uid) else { return Vec::new() };
-        let dependents = node.dependents.iter().filter_map(|d| self.nodes.get(d));
+        self.blocking(uid).filter(|d| !self.waits_for(d, uid)).collect()
+    }
+
+    fn blocking<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Node> {
+        let dependents = self.nodes.get(uid).into_iter().flat_map(|node| &node.dependents);
         dependents
-            .filter(|d| d.owners.iter().any(|r| r.uid == uid && r.block_owner_deletion == Some(true)))
-            .collect()
+            .filter_map(|d| self.nodes.get(d))
+            .filter(move |d| d.owners.iter().any(|r| r.uid == uid && r.block_owner_deletion == Some(true)))
+    }
+
+    /// Whether an object waits, itself or through those it waits for, until the object of `uid` is gone.
+    fn waits_for(&self, node: &Node, uid: &str) -> bool {
+        let (mut ahead, mut seen) = (vec![node], HashSet::new());
+        while let Some(node) = ahead.pop() {
+            if node.identity.uid == uid {
+                return true;
+            }
+            if node.foreground && seen.insert(node.identity.uid.as_str()) {
+                ahead.extend(self.blocking(&node.identity.uid));
+            }
+        }
+        false
     }
 
     /// An object was added or changed.
@@ -261,6 +279,34 @@ mod tests {
         assert!(g.blocking_dependents("owner").is_empty());
         // A dependent that appears now goes too.
         assert_eq!(present(&mut g, "late", &[("owner", true)], json!({})), [check("late")]);
+    }
+
+    #[test]
+    fn nothing_waits_for_itself() {
+        let mut g = Graph::default();
+        let deleting = || json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FOREGROUND]});
+        let circle = [("a", "c"), ("b", "a"), ("c", "b")];
+        for (uid, owner) in circle {
+            present(&mut g, uid, &[(owner, true)], json!({}));
+        }
+        let blocking = |g: &Graph, uid: &str| -> Vec<String> {
+            let mut uids: Vec<_> =
+                g.blocking_dependents(uid).iter().map(|n| n.identity.uid.clone()).collect();
+            uids.sort();
+            uids
+        };
+        present(&mut g, "a", &[("c", true)], deleting());
+        present(&mut g, "b", &[("a", true)], deleting());
+        assert_eq!((blocking(&g, "a"), blocking(&g, "b")), (vec!["b".to_owned()], vec!["c".to_owned()]));
+        // The last one closes the circle, and is told to look at itself.
+        let tasks = present(&mut g, "c", &[("b", true)], deleting());
+        assert!(tasks.contains(&check("c")));
+        assert!(circle.iter().all(|(uid, _)| blocking(&g, uid).is_empty()));
+        // What hangs on the circle is waited for as ever, and so is the rest of it once it is broken.
+        present(&mut g, "d", &[("a", true)], json!({}));
+        assert_eq!(blocking(&g, "a"), ["d"]);
+        g.gone("c");
+        assert_eq!((blocking(&g, "a"), blocking(&g, "b")), (vec!["b".to_owned(), "d".to_owned()], vec![]));
     }
 
     #[test]
