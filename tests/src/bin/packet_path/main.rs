@@ -1,6 +1,7 @@
 //! What a service address costs: requests, connections, first packets and throughput from a pod to another on the same
 //! node, by the pod's address, through a ClusterIP translated in the socket, and through one translated packet by packet;
-//! beside rules of kube-proxy's shape in iptables and nftables, and kube-proxy itself where its path is given.
+//! beside rules of kube-proxy's shape in iptables and nftables, and kube-proxy itself where its path is given. And what
+//! passes through a node to a backend of another one, by XDP and by the classifier ([`xdp`]).
 //!
 //! Everything happens in network namespaces without an uplink, with the agent's own dataplane. The ways are measured in
 //! turn in every round, so that a slow moment of the machine hits all of them; tables and plot show medians.
@@ -12,6 +13,7 @@ mod plot;
 mod report;
 mod rules;
 mod world;
+mod xdp;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -41,6 +43,9 @@ struct Options {
     /// Only Kelp: no rules beside it
     #[arg(long)]
     alone: bool,
+    /// Only what XDP wins at the uplink
+    #[arg(long, conflicts_with_all = ["alone", "kube_proxy"])]
+    xdp: bool,
     /// kube-proxy, measured in its modes iptables and nftables with an API server of ours
     #[arg(long)]
     kube_proxy: Option<PathBuf>,
@@ -82,6 +87,14 @@ fn main() -> Result<()> {
     ensure!(options.rounds > 0 && !options.services.is_empty(), "--rounds and --services must not be empty");
     ensure!(options.services.iter().all(|number| *number <= MOST), "--services: at most {MOST}");
     let out = options.out.clone().unwrap_or_else(|| xtask::build::target_dir().join("bench"));
+    let passing = xdp::measure(options.rounds, Duration::from_millis(options.milliseconds))?;
+    println!("{}", passing.table());
+    for path in passing.write(&out)? {
+        println!("{}", path.display());
+    }
+    if options.xdp {
+        return Ok(());
+    }
     let columns = columns(&options);
     let mut results = Results::new(columns.iter().map(|column| column.title.to_owned()).collect());
     for services in &options.services {

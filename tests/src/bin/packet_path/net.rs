@@ -72,7 +72,13 @@ impl Net {
         })
     }
 
-    fn mac(&self, device: &str) -> Result<[u8; 6]> {
+    /// A path that names the namespace.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// The MAC address of a device.
+    pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
         self.run(|| {
             let output = Command::new("ip").args(["-j", "link", "show", "dev", device]).output()?;
             let value: serde_json::Value = serde_json::from_slice(&output.stdout)?;
@@ -86,7 +92,7 @@ impl Net {
 
 /// Joins a pod to the host as the agent does.
 pub fn pod(host: &Net, net: &Net, device: &str, address: Ipv4Addr) -> Result<Endpoint> {
-    let path = format!("/proc/{}/fd/{}", std::process::id(), net.0.as_raw_fd());
+    let path = net.path();
     host.ip(&format!("link add {device} type veth peer name eth0 netns {path}"))?;
     host.ip(&format!("link set {device} up"))?;
     net.ip("link set eth0 up")?;

@@ -65,7 +65,8 @@ pub struct Results {
     values: BTreeMap<(usize, Metric, usize), Vec<f64>>,
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The median; not a number of nothing.
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
