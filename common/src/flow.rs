@@ -58,6 +58,17 @@ impl FlowValue {
             protocol,
         }
     }
+
+    /// Whether `key` is the key of the other direction. What is found there may be another flow's: a port that is used
+    /// again, or a client that does so.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_reverse_of(&self, key: &FlowKey) -> bool {
+        self.destination_port == key.source_port
+            && self.source_port == key.destination_port
+            && self.destination == key.source
+            && self.source == key.destination
+    }
 }
 
 /// The entry is of replies: the other direction opened the flow.
@@ -72,6 +83,8 @@ pub const FLOW_CLOSED: u32 = 8;
 pub const FLOW_DSR: u32 = 16;
 /// Packets come from another node in an envelope.
 pub const FLOW_WRAPPED: u32 = 32;
+/// The source port was chosen here, from the node's range.
+pub const FLOW_PORT: u32 = 64;
 /// TCP: a flow whose answers are not seen here, after the end of what the client sends.
 pub const FLOW_HALF_SEEN: u32 = FLOW_DSR | FLOW_FIN;
 
@@ -81,6 +94,9 @@ pub const FLOW_HALF_SEEN: u32 = FLOW_DSR | FLOW_FIN;
 #[must_use]
 pub const fn lifetime(protocol: u32, flags: u32) -> u32 {
     match protocol as u8 {
+        // The port is given to another connection once the end that closed first does not remember this one any more
+        // (TIME-WAIT is a minute in Linux).
+        TCP if flags & FLOW_CLOSED != 0 && flags & FLOW_PORT != 0 => 60,
         TCP if flags & FLOW_CLOSED != 0 => 10,
         // The client has no more to say, but acknowledges. That the other side has finished is not seen here.
         TCP if flags & FLOW_HALF_SEEN == FLOW_HALF_SEEN => 3_600,
@@ -176,6 +192,7 @@ mod tests {
             ..FlowValue::default()
         };
         let reply_key = forward.reverse_key(6);
+        assert!(forward.is_reverse_of(&reply_key) && !forward.is_reverse_of(&key));
         assert_eq!((reply_key.source, reply_key.source_port), (Address::v4(5), 6));
         let reply = FlowValue {
             source: key.destination,

@@ -392,7 +392,7 @@ fn begin(
     forward: &mut FlowValue,
     translated: bool,
 ) -> Result<i32, i32> {
-    if flow::create(config, &packet.key, forward, translated).is_none() {
+    if flow::create(translated).is_none() {
         count(counter::NO_NAT_PORT);
         return Err(TC_ACT_SHOT);
     }

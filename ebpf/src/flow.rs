@@ -3,12 +3,13 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use kelp_common::flow::{
-    FLOW_CLOSED, FLOW_DSR, FLOW_ESTABLISHED, FLOW_FIN, FLOW_HALF_SEEN, FLOW_REPLY, FLOW_WRAPPED, lifetime,
+    FLOW_CLOSED, FLOW_DSR, FLOW_ESTABLISHED, FLOW_FIN, FLOW_HALF_SEEN, FLOW_PORT, FLOW_REPLY, FLOW_WRAPPED,
+    lifetime,
 };
-use kelp_common::{FlowKey, FlowValue, NodeConfig, SCTP, TCP, UDP};
+use kelp_common::{FlowKey, FlowValue, SCTP, TCP, UDP};
 
 use crate::lb::now;
-use crate::maps::{BACKENDS, FLOWS};
+use crate::maps::{BACKENDS, FLOWS, NODE_CONFIG, forward_room, packet_room, reply_room};
 use crate::packet::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// How often a port for a translated source is guessed before the packet is dropped.
@@ -52,10 +53,10 @@ pub fn lookup(packet: &Packet) -> Option<&'static FlowValue> {
     }
     let expired = now > entry.expires;
     if expired || tell_peer != 0 {
-        match FLOWS.get_ptr_mut(&entry.reverse_key(protocol)) {
+        // SAFETY: as above.
+        let peer = FLOWS.get_ptr_mut(&entry.reverse_key(protocol)).map(|peer| unsafe { &mut *peer });
+        match peer.filter(|peer| peer.is_reverse_of(&packet.key)) {
             Some(peer) => {
-                // SAFETY: as above.
-                let peer = unsafe { &mut *peer };
                 // A flow lives while one of its directions does.
                 if expired && now > peer.expires {
                     return None;
@@ -113,47 +114,57 @@ fn backend_is(value: &FlowValue) -> bool {
     }
 }
 
-/// Remembers a new flow. When another flow has the same replies, or `translated` asks for it, the source port of
-/// `forward` is changed to a free one of the node's range; `None` when none was found.
+/// Remembers the packet that is looked at as the first of a flow that goes where the room for translations says. When
+/// another flow has the same replies, or `translated` asks for it, the source port there is changed to a free one of the
+/// node's range; `None` when none was found.
+#[inline(always)]
+pub fn create(translated: bool) -> Option<()> {
+    (flow_create(u32::from(translated)) != 0).then_some(())
+}
+
+/// [`create`] for C. A global function, and therefore without pointers: the verifier looks at those once, and not once a
+/// call.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn create(config: &NodeConfig, key: &FlowKey, forward: &mut FlowValue, translated: bool) -> Option<()> {
+pub extern "C" fn flow_create(translated: u32) -> u32 {
+    let (Some(packet), Some(forward), Some(reply)) = (packet_room(), forward_room(), reply_room()) else {
+        return 0;
+    };
+    u32::from(remember(&packet.key, forward, reply, translated != 0))
+}
+
+/// The entry for the replies of a new flow.
+#[repr(C)]
+pub struct Reply {
+    key: FlowKey,
+    value: FlowValue,
+}
+
+#[inline(always)]
+fn remember(key: &FlowKey, forward: &mut FlowValue, reply: &mut Reply, translated: bool) -> bool {
     let now = now();
     let protocol = key.protocol;
-    let expires = now + lifetime(protocol, 0);
-    forward.expires = expires;
-    let wrapped = forward.flags & FLOW_WRAPPED;
-    forward.flags = wrapped;
-    let reply = FlowValue {
+    forward.expires = now + lifetime(protocol, 0);
+    forward.flags &= FLOW_WRAPPED;
+    reply.key = forward.reverse_key(protocol);
+    reply.value = FlowValue {
         source: key.destination,
         destination: key.source,
         source_port: key.destination_port,
         destination_port: key.source_port,
-        flags: FLOW_REPLY | wrapped,
-        expires,
+        flags: FLOW_REPLY | forward.flags,
+        expires: forward.expires,
         backend: forward.backend,
     };
-    let low = u32::from(config.nat_port_min);
-    let range = u32::from(config.nat_port_max).wrapping_sub(low).wrapping_add(1);
-    let mut reply_key = forward.reverse_key(protocol);
-    let mut reserved = !translated && reserve(key, &reply_key, &reply, now);
-    if !reserved {
-        // SAFETY: the helper has no preconditions.
-        let start = unsafe { bpf_get_prandom_u32() };
-        for step in 0..PORT_TRIES {
-            let offset = ((u64::from(start.wrapping_add(step.wrapping_mul(0x9e37_79b9))) * u64::from(range))
-                >> 32) as u32;
-            forward.source_port = ((low + offset) as u16).to_be();
-            reply_key.destination_port = forward.source_port;
-            if reserve(key, &reply_key, &reply, now) {
-                reserved = true;
-                break;
-            }
+    if translated || !reserve(key, reply, now) {
+        forward.flags |= FLOW_PORT;
+        reply.value.flags |= FLOW_PORT;
+        if !reserve_port(key, reply, now) {
+            return false;
         }
+        forward.source_port = reply.key.destination_port;
     }
-    if !reserved {
-        return None;
-    }
-    FLOWS.insert(key, &*forward, u64::from(BPF_ANY)).ok()
+    FLOWS.insert(key, &*forward, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Remembers a new flow whose answers are another node's affair.
@@ -164,21 +175,81 @@ pub fn create_one_way(key: &FlowKey, forward: &mut FlowValue) -> Option<()> {
     FLOWS.insert(key, &*forward, u64::from(BPF_ANY)).ok()
 }
 
-/// Takes the reply's key for a flow, unless a living flow of another origin has it.
-#[inline(never)]
-fn reserve(key: &FlowKey, reply_key: &FlowKey, reply: &FlowValue, now: u32) -> bool {
-    if FLOWS.insert(reply_key, reply, u64::from(BPF_NOEXIST)).is_ok() {
+/// Takes the replies' key for a flow, unless a living flow of another origin has it.
+#[inline(always)]
+fn reserve(key: &FlowKey, reply: &Reply, now: u32) -> bool {
+    if FLOWS.insert(&reply.key, &reply.value, u64::from(BPF_NOEXIST)).is_ok() {
         return true;
     }
     // SAFETY: the entry is only read.
-    if let Some(existing) = unsafe { FLOWS.get(reply_key) } {
-        let same_origin = existing.destination_port == key.source_port
-            && existing.source_port == key.destination_port
-            && existing.destination == key.source
-            && existing.source == key.destination;
-        if !same_origin && existing.expires >= now && existing.flags & FLOW_CLOSED == 0 {
-            return false;
+    match unsafe { FLOWS.get(&reply.key) } {
+        Some(existing) if !existing.is_reverse_of(key) && !is_over(existing, &reply.key, now) => false,
+        _ => take_over(key, reply),
+    }
+}
+
+/// Takes the replies' key with a port of the node's range. A closed connection's port rests for as long as its backend may
+/// refuse the next one from there; when all that are tried are taken, it is the one that has rested for longest.
+#[inline(always)]
+fn reserve_port(key: &FlowKey, reply: &mut Reply, now: u32) -> bool {
+    let Some(config) = NODE_CONFIG.get(0) else { return false };
+    let low = u32::from(config.nat_port_min);
+    let range = u32::from(config.nat_port_max).wrapping_sub(low).wrapping_add(1);
+    // SAFETY: the helper has no preconditions.
+    let start = unsafe { bpf_get_prandom_u32() };
+    let (mut rests, mut expires) = (0, u32::MAX);
+    for step in 0..PORT_TRIES {
+        // Steps of the golden ratio spread evenly.
+        let number = start.wrapping_add(step.wrapping_mul(0x9e37_79b9));
+        let offset = ((u64::from(number) * u64::from(range)) >> 32) as u32;
+        reply.key.destination_port = ((low + offset) as u16).to_be();
+        // SAFETY: the entry is only read.
+        match unsafe { FLOWS.get(&reply.key) } {
+            None => {
+                if FLOWS.insert(&reply.key, &reply.value, u64::from(BPF_NOEXIST)).is_ok() {
+                    return true;
+                }
+            }
+            Some(existing) if existing.expires < expires && is_over(existing, &reply.key, now) => {
+                rests = reply.key.destination_port;
+                expires = existing.expires;
+            }
+            Some(_) => {}
         }
     }
-    FLOWS.insert(reply_key, reply, u64::from(BPF_ANY)).is_ok()
+    reply.key.destination_port = rests;
+    rests != 0 && take_over(key, reply)
+}
+
+/// Whether a flow has ended: its connection is closed, or nothing was heard from both ends for too long.
+#[inline(always)]
+fn is_over(entry: &FlowValue, key: &FlowKey, now: u32) -> bool {
+    if entry.flags & FLOW_CLOSED != 0 {
+        return true;
+    }
+    if entry.expires >= now {
+        return false;
+    }
+    // SAFETY: the entry is only read.
+    match unsafe { FLOWS.get(&entry.reverse_key(key.protocol)) } {
+        Some(peer) => peer.expires < now || !peer.is_reverse_of(key),
+        None => true,
+    }
+}
+
+/// Takes the replies' key from a flow that is over. Its other direction is forgotten: late packets would get into the new
+/// flow.
+#[inline(always)]
+fn take_over(key: &FlowKey, reply: &Reply) -> bool {
+    // SAFETY: the entry is only read.
+    if let Some(existing) = unsafe { FLOWS.get(&reply.key) }
+        && !existing.is_reverse_of(key)
+    {
+        let old = existing.reverse_key(key.protocol);
+        // SAFETY: as above.
+        if unsafe { FLOWS.get(&old) }.is_some_and(|peer| peer.is_reverse_of(&reply.key)) {
+            let _ = FLOWS.remove(&old);
+        }
+    }
+    FLOWS.insert(&reply.key, &reply.value, u64::from(BPF_ANY)).is_ok()
 }

@@ -12,6 +12,7 @@ use kelp_common::{
     SourceRange, limits,
 };
 
+use crate::flow::Reply;
 use crate::packet::{Packet, Quoted};
 use crate::policy::Question;
 use crate::tell;
@@ -92,6 +93,8 @@ pub struct Scratch {
     packet: Packet,
     /// The translation of a new flow.
     forward: FlowValue,
+    /// The same for its replies.
+    reply: Reply,
     /// The quoted head of a packet.
     quote: [u32; 12],
     /// What an ICMP error is about.
@@ -124,6 +127,8 @@ room! {
     packet_room: packet, Packet;
     /// Room for the translation of a new flow.
     forward_room: forward, FlowValue;
+    /// Room for the entry of its replies.
+    reply_room: reply, Reply;
     /// Room for the head of a packet that is quoted in an answer.
     quote_room: quote, [u32; 12];
     /// Room for what an ICMP error is about.

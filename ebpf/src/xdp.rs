@@ -127,7 +127,7 @@ fn begin(config: &NodeConfig, packet: &Packet) -> Option<&'static FlowValue> {
     }
     let forward = untranslated(packet)?;
     let translated = service::choose(config, packet, frontend, true, forward).ok()?;
-    flow::create(config, &packet.key, forward, translated)?;
+    flow::create(translated)?;
     Some(forward)
 }
 

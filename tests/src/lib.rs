@@ -38,6 +38,10 @@ pub struct Report {
     /// From connect to the end of the answer, µs: `p50`, `p90`, `p99`, `p999` and `max` of a load.
     #[serde(default)]
     pub latency_us: BTreeMap<String, u64>,
+    /// Requests of a load that took longer than 900 ms: a segment that was lost or refused is sent again after one second at
+    /// first, or the answer took that long.
+    #[serde(default)]
+    pub slow: usize,
     /// How long a load took.
     #[serde(default)]
     pub milliseconds: u64,

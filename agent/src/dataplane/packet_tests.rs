@@ -5,6 +5,7 @@ mod errors;
 mod frame;
 mod maglev;
 mod policies;
+mod ports;
 mod services;
 mod telling;
 mod xdp;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_FAILURES_SHOWN: usize = 20;
+/// A request that takes longer, in µs, has waited for a segment to be sent again.
+const SLOW_US: u64 = 900_000;
 
 #[derive(Parser)]
 struct Cli {
@@ -147,6 +149,7 @@ fn load(address: SocketAddr, rate: u32, seconds: u64, threads: u32) -> Report {
     });
     all.failures.truncate(MAX_FAILURES_SHOWN);
     latencies.sort_unstable();
+    all.slow = latencies.iter().filter(|latency| **latency > SLOW_US).count();
     for (name, part) in [("p50", 500), ("p90", 900), ("p99", 990), ("p999", 999), ("max", 1000)] {
         let index = (latencies.len() * part / 1000).min(latencies.len().saturating_sub(1));
         if let Some(latency) = latencies.get(index) {

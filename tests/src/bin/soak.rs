@@ -106,11 +106,12 @@ fn show(way: &str, report: &Report) {
     let answered: usize = report.answers.values().sum();
     let seconds = report.milliseconds as f64 / 1000.0;
     println!(
-        "{way}: {answered} answered by {} pods, {} failed, {:.0} a second, µs {:?}",
+        "{way}: {answered} answered by {} pods, {} failed, {:.0} a second, µs {:?}, {} longer than 900 ms",
         report.answers.len(),
         report.failed,
         answered as f64 / seconds,
-        report.latency_us
+        report.latency_us,
+        report.slow
     );
     for failure in &report.failures {
         println!("  {failure}");
