@@ -1,6 +1,6 @@
 //! What the programs know of their node.
 
-use crate::{Address, Cidr};
+use crate::{Address, Cidr, TCP};
 
 /// The node's settings: the only entry of an array map.
 #[repr(C)]
@@ -31,11 +31,30 @@ pub struct NodeConfig {
     pub uplink_mtu: u32,
     /// UDP port of envelopes for backends of other nodes ([`NODE_DSR`]), network byte order.
     pub dsr_port: u16,
+    /// First and last port for translated sources of TCP, host byte order, where they are others; else 0. Twice as many
+    /// connections a second need twice as many, as a port rests for a minute.
+    pub tcp_port_min: u16,
+    /// See [`Self::tcp_port_min`].
+    pub tcp_port_max: u16,
     /// Zero; fills the structure.
-    pub unused: [u16; 3],
+    pub unused: u16,
 }
 
 const _: () = assert!(size_of::<NodeConfig>() == 16 + 6 * 32 + 4 * 16 + 16);
+
+impl NodeConfig {
+    /// The first port for translated sources of a protocol, and how many there are.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source_ports(&self, protocol: u32) -> (u32, u32) {
+        let (first, last) = if protocol == TCP as u32 && self.tcp_port_min != 0 {
+            (self.tcp_port_min, self.tcp_port_max)
+        } else {
+            (self.nat_port_min, self.nat_port_max)
+        };
+        (first as u32, (last as u32).wrapping_sub(first as u32).wrapping_add(1))
+    }
+}
 
 /// Traffic of pods to the outside takes the node's address.
 pub const NODE_MASQUERADE: u32 = 1;

@@ -193,8 +193,7 @@ fn reserve(key: &FlowKey, reply: &Reply, now: u32) -> bool {
 #[inline(always)]
 fn reserve_port(key: &FlowKey, reply: &mut Reply, now: u32) -> bool {
     let Some(config) = NODE_CONFIG.get(0) else { return false };
-    let low = u32::from(config.nat_port_min);
-    let range = u32::from(config.nat_port_max).wrapping_sub(low).wrapping_add(1);
+    let (low, range) = config.source_ports(key.protocol);
     // SAFETY: the helper has no preconditions.
     let start = unsafe { bpf_get_prandom_u32() };
     let (mut rests, mut expires) = (0, u32::MAX);

@@ -36,6 +36,9 @@ pub struct Config {
     /// Ports of translated sources. They must lie outside `net.ipv4.ip_local_port_range` and the
     /// node ports.
     pub nat_ports: RangeInclusive<u16>,
+    /// The same for TCP, which needs more: a port rests for a minute after its connection. Those that the host gives its
+    /// own sockets are left out. A server of the host may listen on one: only answers of the very same backend count.
+    pub tcp_ports: RangeInclusive<u16>,
     /// Whether pods reach the outside with the node's address.
     pub masquerade: bool,
     /// The cgroup2 directory whose sockets are served.
@@ -103,6 +106,7 @@ impl Default for Config {
             cluster_cidrs: vec![(v4(10, 244, 0, 0), 16), (v6(0xfd00, 0x10, 0x244), 56)],
             pod_cidrs: Vec::new(),
             nat_ports: 61_000..=65_535,
+            tcp_ports: 1_024..=29_999,
             masquerade: true,
             cgroup: PathBuf::from("/sys/fs/cgroup"),
             bpf_directory: PathBuf::from("/sys/fs/bpf/kelp"),
@@ -122,6 +126,15 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Leaves the ports to the host's sockets that the kernel gives them (`net.ipv4.ip_local_port_range`).
+    pub(super) fn leave_ports(&mut self, ephemeral: &RangeInclusive<u16>) {
+        let (first, last) = (*self.tcp_ports.start(), *self.tcp_ports.end());
+        let below = first..=ephemeral.start().saturating_sub(1).min(last);
+        let above = ephemeral.end().saturating_add(1).max(first)..=last;
+        let larger = if above.len() > below.len() { above } else { below };
+        self.tcp_ports = if larger.len() > self.nat_ports.len() { larger } else { self.nat_ports.clone() };
+    }
+
     /// The programs' form of the settings.
     #[must_use]
     pub fn for_kernel(&self, uplink: u32, uplink_mtu: u32, host_netns_cookie: u64) -> NodeConfig {
@@ -156,7 +169,9 @@ impl Config {
             nat_port_max: *self.nat_ports.end(),
             uplink_mtu,
             dsr_port: self.dsr_port.to_be(),
-            unused: [0; 3],
+            tcp_port_min: *self.tcp_ports.start(),
+            tcp_port_max: *self.tcp_ports.end(),
+            unused: 0,
         }
     }
 }
@@ -164,6 +179,24 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_the_hosts_own_sockets_are_left_to_them() {
+        for (ephemeral, rest) in [
+            (32_768..=60_999, 1_024..=29_999),
+            (20_000..=60_999, 1_024..=19_999),
+            (1_024..=9_999, 10_000..=29_999),
+            (10_000..=11_000, 11_001..=29_999),
+            // Too few are left, or none.
+            (5_000..=28_000, 61_000..=65_535),
+            (1_024..=65_535, 61_000..=65_535),
+            (1..=u16::MAX, 61_000..=65_535),
+        ] {
+            let mut config = Config::default();
+            config.leave_ports(&ephemeral);
+            assert_eq!(config.tcp_ports, rest, "{ephemeral:?}");
+        }
+    }
 
     #[test]
     fn maps_have_names_for_people() {

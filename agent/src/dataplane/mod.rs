@@ -181,7 +181,7 @@ pub async fn start(
 /// # Errors
 /// When the programs cannot be loaded or attached.
 pub async fn start_with(
-    config: Config,
+    mut config: Config,
     changes: impl futures::Stream<Item = reconciler::Change> + Send + 'static,
     policies: Option<policy::Source>,
     events: Events,
@@ -190,6 +190,13 @@ pub async fn start_with(
     kernel::ensure_bpffs(&config.bpf_directory)?;
     let kernel = Kernel::load_with(&config.bpf_directory, &config.map_sizes, config.clsact)?;
     let uplink = uplink(&config)?;
+    match sys::ephemeral_ports() {
+        Ok(ports) => config.leave_ports(&ports),
+        Err(error) => {
+            tracing::warn!(%error, "the ports of the host's own sockets are not known");
+            config.tcp_ports = config.nat_ports.clone();
+        }
+    }
     let netns_cookie = sys::netns_cookie().unwrap_or_else(|error| {
         tracing::warn!(%error, "node ports do not work on loopback addresses: the kernel has no namespace cookies");
         u64::MAX

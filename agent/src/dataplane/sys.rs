@@ -459,6 +459,19 @@ pub fn netns_cookie() -> io::Result<u64> {
     }
 }
 
+/// The ports that the kernel gives sockets which ask for none, in the calling thread's network namespace.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn ephemeral_ports() -> io::Result<std::ops::RangeInclusive<u16>> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(first..=last),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("ip_local_port_range is {text:?}"))),
+    }
+}
+
 /// Seconds of the monotonic clock, as the programs read it.
 #[must_use]
 pub fn monotonic_seconds() -> u32 {

@@ -16,7 +16,7 @@ fn with_ports(count: u16) -> Rig {
     let rig = Rig::new();
     let config: Table<u32, NodeConfig> = rig.table(kelp_common::maps::NODE_CONFIG);
     let mut few = config.get(&0).unwrap().unwrap();
-    few.nat_port_max = few.nat_port_min + count - 1;
+    few.tcp_port_max = few.tcp_port_min + count - 1;
     config.put(&0, &few).unwrap();
     rig
 }

@@ -203,7 +203,7 @@ fn ports_of_translated_sources_run_out_loudly() {
     let rig = Rig::new();
     let config: Table<u32, NodeConfig> = rig.table(kelp_common::maps::NODE_CONFIG);
     let mut few = config.get(&0).unwrap().unwrap();
-    few.nat_port_max = few.nat_port_min + 3;
+    few.tcp_port_max = few.tcp_port_min + 3;
     config.put(&0, &few).unwrap();
     let mut ports = BTreeSet::new();
     let mut dropped = 0;
