@@ -59,6 +59,9 @@ pub enum MapKind {
     Rows,
     /// A hash map from numbers to maps.
     Maps,
+    /// A hash map with keys and values of these sizes.
+    #[cfg(test)]
+    Hash(u32, u32),
 }
 
 /// A value the kernel reads or writes as bytes.
@@ -238,9 +241,11 @@ pub fn map_create(
     const ARRAY: u32 = 2;
     const HASH_OF_MAPS: u32 = 13;
     const INNER_MAP: u32 = 1 << 12;
-    let (map_type, value_size, map_flags) = match kind {
-        MapKind::Rows => (ARRAY, size_of::<kelp_common::maglev::Row>() as u32, INNER_MAP),
-        MapKind::Maps => (HASH_OF_MAPS, 4, 0),
+    let (map_type, key_size, value_size, map_flags) = match kind {
+        MapKind::Rows => (ARRAY, 4, size_of::<kelp_common::maglev::Row>() as u32, INNER_MAP),
+        MapKind::Maps => (HASH_OF_MAPS, 4, 4, 0),
+        #[cfg(test)]
+        MapKind::Hash(key_size, value_size) => (1, key_size, value_size, 0),
     };
     let mut map_name = [0; 16];
     for (to, from) in map_name.iter_mut().take(15).zip(name.bytes()) {
@@ -248,7 +253,7 @@ pub fn map_create(
     }
     let mut attr = CreateAttr {
         map_type,
-        key_size: 4,
+        key_size,
         value_size,
         max_entries: entries,
         map_flags,

@@ -1,19 +1,22 @@
 //! What broke other dataplanes: sockets of the kernel that are translated, established connections whose endpoint is
-//! unready or terminates, and flows that a starting agent throws away because it has heard of no service yet.
+//! unready or terminates, flows that a starting agent throws away because it has heard of no service yet, and maps whose
+//! layout another version of the agent does not know.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kelp_common::{FlowKey, FlowValue, maps};
+use kelp_common::{Address, EndpointValue, EndpointValueV1, FlowKey, FlowValue, maps};
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::world::*;
-use crate::dataplane::PodDatapath;
 use crate::dataplane::maps::Table;
 use crate::dataplane::reconciler::Change;
+use crate::dataplane::{PodDatapath, sys};
 
 /// A world whose pods serve on port 8080, and the address of the Service that has both.
 fn world() -> World {
@@ -243,4 +246,63 @@ fn nothing_is_collected_before_the_services_are_known() {
     let other = if answered.starts_with("one") { &world.pods[1] } else { &world.pods[0] };
     world.tell(Change::Slice(Event::Apply(slice("both", &[other.v4], 8080))));
     eventually("datagrams go to the endpoint that is left", || ask().starts_with(other.name));
+}
+
+/// What an agent of an older layout left is taken over, and the rest of it goes. Pods are not attached again: the
+/// next agent knows them from the old map alone.
+#[test]
+fn maps_of_an_older_layout_are_taken_over_and_no_connection_notices() {
+    let world = world();
+    world.start_with(objects(&world));
+    let (service, one) = (at("10.96.0.40", 80), &world.pods[0].net);
+    let connections = [
+        one.run(|| connected_to_second(service)),
+        world.outside.run(|| connected_to_second(at(NODE4, 30_040))),
+    ];
+    world.kill();
+
+    let pins = world.config.bpf_directory.join("maps");
+    let newer = sys::open_pin(&pins.join(maps::ENDPOINTS)).unwrap();
+    let (key, value) = (size_of::<Address>() as u32, size_of::<EndpointValueV1>() as u32);
+    let name = maps::ENDPOINTS_BEFORE_POLICIES;
+    let older = sys::map_create(sys::MapKind::Hash(key, value), name, 64, None).unwrap();
+    let mut before = BTreeMap::new();
+    sys::map_scan(newer.as_fd(), |address: &Address, endpoint: &EndpointValue| {
+        let EndpointValue { ifindex, pod_mac, host_mac, .. } = *endpoint;
+        sys::map_update(older.as_fd(), address, &EndpointValueV1 { ifindex, pod_mac, host_mac }).unwrap();
+        before.insert(IpAddr::from(*address), (ifindex, pod_mac, host_mac));
+    })
+    .unwrap();
+    assert_eq!(before.len(), 4, "two addresses of two pods");
+    sys::pin(older.as_fd(), &pins.join(name)).unwrap();
+    fs::remove_file(pins.join(maps::ENDPOINTS)).unwrap();
+    // And a layout that nobody can read any more.
+    let unknown = sys::map_create(sys::MapKind::Hash(8, 8), "FLOWS_V0", 8, None).unwrap();
+    sys::pin(unknown.as_fd(), &pins.join("FLOWS_V0")).unwrap();
+
+    world.start_with_pods(objects(&world), &[]);
+    for stream in &connections {
+        echoes(stream, "after an agent of another layout");
+    }
+    let mut names: Vec<String> =
+        (0..50).map(|_| world.outside.run(|| ask_tcp(at(NODE4, 30_040)).unwrap().0)).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names, ["one", "two"], "new connections find both pods");
+    let endpoints: Table<Address, EndpointValue> =
+        Table::open(world.dataplane().kernel(), maps::ENDPOINTS).unwrap();
+    let mut after = BTreeMap::new();
+    endpoints
+        .scan(|address, value| {
+            after.insert(IpAddr::from(*address), (value.ifindex, value.pod_mac, value.host_mac));
+        })
+        .unwrap();
+    assert_eq!(after, before);
+    let mut left: Vec<String> = fs::read_dir(&pins)
+        .unwrap()
+        .map(|pin| pin.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !maps::ALL.contains(&name.as_str()))
+        .collect();
+    left.sort();
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -331,7 +331,8 @@ impl World {
         self.launch(Vec::new(), None, &self.pods);
     }
 
-    fn start_with_pods(&self, objects: Objects, pods: &[Pod]) {
+    /// [`Self::start_with`], with these pods attached.
+    pub fn start_with_pods(&self, objects: Objects, pods: &[Pod]) {
         let lists = list(objects.services, Change::Service)
             .into_iter()
             .chain(list(objects.slices, Change::Slice))
