@@ -213,6 +213,20 @@ fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// [`bpf`] for a new map or program: before Linux 5.11 its memory counts as locked, of which processes may have little. The
+/// loader of the others does so as well.
+fn bpf_new<T>(command: i32, attr: &mut T) -> io::Result<OwnedFd> {
+    let mut result = bpf(command, attr);
+    if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)) {
+        let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: a plain system call; the structure is ours.
+        if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } == 0 {
+            result = bpf(command, attr);
+        }
+    }
+    result.map(owned)
+}
+
 fn address<T>(value: &T) -> u64 {
     std::ptr::from_ref(value) as u64
 }
@@ -261,7 +275,7 @@ pub fn map_create(
         numa_node: 0,
         map_name,
     };
-    bpf(MAP_CREATE, &mut attr).map(owned)
+    bpf_new(MAP_CREATE, &mut attr)
 }
 
 /// Reads one entry.
@@ -386,7 +400,7 @@ pub fn load_xdp(instructions: &[u64]) -> io::Result<OwnedFd> {
         license: license.as_ptr() as u64,
         ..LoadAttr::default()
     };
-    bpf(PROG_LOAD, &mut attr).map(owned)
+    bpf_new(PROG_LOAD, &mut attr)
 }
 
 /// What a program did with a packet.
