@@ -1,8 +1,9 @@
 //! Pods recorded under the real kubelet, on a sandbox cluster.
 //!
 //! All of them take minutes, so that a part that stands for the others runs unless `KELP_CASES` selects by name or area
-//! (words, `*` allowed; `*` alone is all of them). `KELP_CASES_JOBS` says how many run at once, `KELP_CASES_VERBOSE` shows
-//! every state. `KELP_CASES_KEEP` keeps the cluster and uses the one that is there.
+//! (words, `*` allowed; `*` alone is all of them). `KELP_CASES_JOBS` says how many run at once, `KELP_CASES_PATIENCE` how
+//! many times as long as usual they may take (for slow machines), `KELP_CASES_VERBOSE` shows every state.
+//! `KELP_CASES_KEEP` keeps the cluster and uses the one that is there.
 //!
 //! What differs must be in `kubelet_failures.txt`, with its reason; what is there must differ. The recordings are not part of
 //! the repository: the test does nothing without them.
@@ -98,7 +99,8 @@ fn recorded_pods() -> Result<()> {
         sandbox_enter(&node, &[agnhost, "absent-registry", "5001"]).spawn().context("start the registry")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let failed = runtime.block_on(async {
-        let runner = Runner::new(&cluster, variable("KELP_CASES_VERBOSE").is_some()).await?;
+        let patience = variable("KELP_CASES_PATIENCE").and_then(|times| times.parse().ok()).unwrap_or(1);
+        let runner = Runner::new(&cluster, patience, variable("KELP_CASES_VERBOSE").is_some()).await?;
         let jobs = variable("KELP_CASES_JOBS").and_then(|j| j.parse().ok()).unwrap_or(8);
         run_all(&runner, cases, jobs).await
     });

@@ -45,15 +45,16 @@ pub struct Runner {
     host: NodeLayout,
     book: Arc<Mutex<Book>>,
     changed: watch::Sender<()>,
+    patience: u32,
     verbose: bool,
 }
 
 impl Runner {
-    /// A runner for a cluster whose one node is host 2.
+    /// A runner for a cluster whose one node is host 2. Whatever is waited for may take `patience` times as long as usual.
     ///
     /// # Errors
     /// The cluster does not answer.
-    pub async fn new(cluster: &Cluster, verbose: bool) -> Result<Arc<Self>> {
+    pub async fn new(cluster: &Cluster, patience: u32, verbose: bool) -> Result<Arc<Self>> {
         let kubeconfig = cluster.layout().kubeconfig();
         let config = kube::config::Kubeconfig::read_from(&kubeconfig).context("read the kubeconfig")?;
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
@@ -67,6 +68,7 @@ impl Runner {
             host: node,
             book: Arc::default(),
             changed: watch::channel(()).0,
+            patience,
             verbose,
         });
         std::fs::create_dir_all(&runner.scratch)?;
@@ -220,6 +222,7 @@ impl Runner {
     }
 
     async fn wait(&self, pod: &str, until: &str, timeout: Duration) -> Result<()> {
+        let timeout = timeout * self.patience;
         let mut changed = self.changed.subscribe();
         let deadline = Instant::now() + timeout;
         loop {
@@ -267,7 +270,7 @@ impl Runner {
         tokio::pin!(run);
         let (out, over) = tokio::select! {
             out = &mut run => (out?, false),
-            () = tokio::time::sleep(timeout) => {
+            () = tokio::time::sleep(timeout * self.patience) => {
                 if let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()) {
                     // Our child, not reaped yet.
                     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);

@@ -75,6 +75,9 @@ pub fn test(kernels: &str, filters: &[String], seconds: u64) -> Result<bool> {
             ("XTASK_BIN", shown(&std::env::current_exe().context("find the xtask binary")?)),
             // Containers' filesystems cannot lie on the overlay that the guest's root is.
             ("KELP_SANDBOXES", "/tmp".to_owned()),
+            // Recorded pods, on a machine that is several times slower than the one of the recordings.
+            ("KELP_CASES_JOBS", "2".to_owned()),
+            ("KELP_CASES_PATIENCE", "5".to_owned()),
         ];
         let chosen = std::env::var("KELP_CASES").ok().map(|cases| ("KELP_CASES", cases));
         tests.environment.extend(chosen);
