@@ -15,7 +15,7 @@
 //! | [`csi::registry`](crate::csi::registry) | sockets in `plugins_registry` | CSI drivers, CSINode, labels of the Node |
 //! | [`node`] | the host, images, its Node | Node, node status, Lease |
 //! | [`server`](crate::server) | the manager's pods, log files, runtime events | – (answers on port 10250) |
-//! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods |
+//! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods, the dataplane's peers |
 //!
 //! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
 
@@ -30,6 +30,7 @@ use crate::image::registry::{CredentialProviders, Puller, RegistryConfig};
 use crate::image::{ImageStore, gc};
 use crate::kubelet_config::Settings;
 use crate::network::ipam::Prefix;
+use crate::network::peers::Own;
 use crate::network::{self, Network, NetworkError};
 use crate::node::facts::{self, Facts};
 use crate::node::state::States;
@@ -220,6 +221,11 @@ where
         }),
         config: config.clone(),
     });
+    let own =
+        Own { name: config.node_name.clone(), addresses: config.node_ips.clone(), routing: config.routing };
+    let reached = context.clone();
+    let tell_peers: network::TellPeers =
+        Box::new(move |peers, tunnels| reached.network.datapath().set_peers(peers, tunnels));
     let mut tasks = JoinSet::new();
     let api = match parts.client_ca.filter(|_| settings.enable_server) {
         Some(authority) => {
@@ -299,7 +305,7 @@ where
     tasks.spawn(eviction.run(shutdown.clone()));
     tasks.spawn(serve_plugins(devices, cpus, pods, config.kubelet_dir.clone(), shutdown.clone()));
     tasks.spawn(graceful.run(shutdown.clone()));
-    tasks.spawn(network::keep_node_routes(client.clone(), config.node_name.clone(), shutdown.clone()));
+    tasks.spawn(network::keep_node_routes(client.clone(), own, tell_peers, shutdown.clone()));
     tasks.spawn(follow_cidrs(cidrs_receiver, parts.on_pod_cidrs, shutdown.clone()));
     tasks.spawn(follow_datapath(parts.datapath_synced, readiness, shutdown.clone()));
     tasks.spawn(registry::follow(csi, shutdown.clone()));

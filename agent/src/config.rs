@@ -1,6 +1,7 @@
 //! What the agent is told about its node and cluster.
 
 use crate::kubelet_config::{ConfigError, KubeletConfig};
+use crate::network::Routing;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ pub struct AgentConfig {
     pub max_pods: u32,
     /// MTU of pod devices; `None`: that of the device with the default route or the node address, else 1500.
     pub mtu: Option<u32>,
+    /// How pods of other nodes are reached.
+    pub routing: Routing,
     /// Port of the kubelet API.
     pub kubelet_port: u16,
     /// The node's resolv.conf, from which pods inherit.
@@ -68,6 +71,7 @@ impl AgentConfig {
             cluster_domain: "cluster.local".into(),
             max_pods: 110,
             mtu: None,
+            routing: Routing::default(),
             kubelet_port: 10250,
             resolv_conf: "/etc/resolv.conf".into(),
             hosts_file: "/etc/hosts".into(),

@@ -16,6 +16,7 @@ pub mod maglev;
 pub mod maps;
 pub mod name;
 pub mod node;
+pub mod peer;
 pub mod policy;
 pub mod service;
 
@@ -24,6 +25,7 @@ pub use event::{FlowEvent, FlowSwitch};
 pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentValue, SocketKey, SocketValue};
 pub use name::{PodName, PolicyNames, ServiceName};
 pub use node::{EndpointValue, EndpointValueV1, NamespaceValue, NodeConfig};
+pub use peer::{PeerKey, PeerValue};
 pub use policy::{ConnectionValue, IdentityKey, PortKey, PortNumber, PrefixKey, RuleKey};
 pub use service::{
     AffinityKey, AffinityValue, Backend, FrontendKey, FrontendValue, SlotKey, SourceRange, SourceRangeKey,

@@ -22,6 +22,8 @@ pub const NODE_ADDRESSES: u32 = 1_024;
 pub const SOURCE_RANGES: u32 = 65_536;
 /// Network namespaces of pods on a node.
 pub const NAMESPACES: u32 = 8_192;
+/// Address ranges of other nodes' pods, and those nodes' addresses.
+pub const PEERS: u32 = 65_536;
 /// Datagrams in pieces at a time; the least recently used is forgotten.
 pub const FRAGMENTS: u32 = 8_192;
 /// Addresses of pods that policies of a node name.

@@ -17,13 +17,15 @@ pub const ENDPOINTS: &str = "ENDPOINTS_V2";
 /// [`crate::Address`] → 1.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRS_V1";
 /// 0 → [`crate::NodeConfig`].
-pub const NODE_CONFIG: &str = "NODE_CONFIG_V3";
+pub const NODE_CONFIG: &str = "NODE_CONFIG_V4";
 /// `counter` → a count per CPU; see [`counter`](mod@counter).
 pub const COUNTERS: &str = "COUNTERS_V3";
 /// [`crate::SourceRangeKey`] → 1.
 pub const SOURCE_RANGES: &str = "SOURCE_RANGES_V1";
 /// Cookie of a network namespace → [`crate::NamespaceValue`].
 pub const NAMESPACES: &str = "NAMESPACES_V1";
+/// [`crate::PeerKey`] → [`crate::PeerValue`].
+pub const PEERS: &str = "PEERS_V1";
 /// [`crate::FragmentKey`] → [`crate::FragmentValue`].
 pub const FRAGMENTS: &str = "FRAGMENTS_V1";
 /// [`crate::IdentityKey`] → identity of a pod's address.
@@ -63,7 +65,7 @@ pub const XDP_COUNTERS: &str = "XDP_COUNTERS_V1";
 pub const ENDPOINTS_BEFORE_POLICIES: &str = "ENDPOINTS_V1";
 
 /// All of them.
-pub const ALL: [&str; 28] = [
+pub const ALL: [&str; 29] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -76,6 +78,7 @@ pub const ALL: [&str; 28] = [
     COUNTERS,
     SOURCE_RANGES,
     NAMESPACES,
+    PEERS,
     FRAGMENTS,
     IDENTITIES,
     PREFIXES,

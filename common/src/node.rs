@@ -36,11 +36,15 @@ pub struct NodeConfig {
     pub tcp_port_min: u16,
     /// See [`Self::tcp_port_min`].
     pub tcp_port_max: u16,
-    /// Zero; fills the structure.
-    pub unused: u16,
+    /// UDP port of tunnels between nodes, network byte order.
+    pub tunnel_port: u16,
+    /// Index of the device of tunnels between nodes; 0 when there is none.
+    pub tunnel: u32,
+    /// Largest IP packet that fits through every tunnel in use, bytes; 0 when none is, or that is not known.
+    pub tunnel_mtu: u32,
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 16 + 6 * 32 + 4 * 16 + 16);
+const _: () = assert!(size_of::<NodeConfig>() == 16 + 6 * 32 + 4 * 16 + 24);
 
 impl NodeConfig {
     /// The first port for translated sources of a protocol, and how many there are.

@@ -21,7 +21,7 @@ use kelp_common::{Address, EndpointValue, FlowValue, FrontendValue, NodeConfig};
 use crate::maps::{NODE_CONFIG, count, forward_room, is_node_address, packet_room};
 use crate::packet::{Kind, NotParsed, Packet, parse};
 use crate::service::{self, endpoint, in_cluster};
-use crate::{dsr, flow, fragment, lb, policy, reject, related, rewrite, route, tell};
+use crate::{dsr, flow, fragment, lb, policy, reject, related, rewrite, route, tell, tunnel};
 
 /// Parses, or says what to do with a packet that has nothing to parse.
 #[inline(always)]
@@ -167,7 +167,7 @@ fn pod_packet(ctx: &TcContext) -> Result<i32, i32> {
     } else {
         admit_direct(ctx, packet, Some(owner), None)?;
         if config.flags & NODE_MASQUERADE == 0 || in_cluster(config, &destination) {
-            return Ok(route::to_uplink(ctx, config, packet));
+            return Ok(route::out(ctx, config, packet));
         }
         // The outside knows the node only.
         if !packet.flow {
@@ -219,6 +219,10 @@ pub fn to_net(ctx: TcContext) -> i32 {
 fn leaving(ctx: &TcContext) -> Result<i32, i32> {
     let Some(packet) = reply_of_host(ctx)? else { return Ok(TC_ACT_OK) };
     let config = NODE_CONFIG.get(0).ok_or(TC_ACT_OK)?;
+    if tunnel::is_forged(config, packet) {
+        count(counter::SPOOFED);
+        return Err(TC_ACT_SHOT);
+    }
     // A program that the socket hooks do not cover: it is told at once, and nothing leaves.
     if lb::is_service_address(config, &packet.key.destination) {
         count(counter::REFUSED);
@@ -290,6 +294,9 @@ pub fn from_net(ctx: TcContext) -> i32 {
 fn net_packet(ctx: &TcContext) -> Result<i32, i32> {
     let mut packet = parsed(ctx)?;
     let config = NODE_CONFIG.get(0).ok_or(TC_ACT_OK)?;
+    if tunnel::is_from(ctx, config) && !tunnel::accept(ctx, config, packet) {
+        return Err(TC_ACT_SHOT);
+    }
     if dsr::is_envelope(config, packet) && endpoint(&packet.key.destination).is_some() {
         let opened = dsr::open(ctx);
         compiler_fence(Ordering::SeqCst);
@@ -405,28 +412,40 @@ fn begin(
 fn send(ctx: &TcContext, config: &NodeConfig, packet: &Packet, to: &FlowValue) -> i32 {
     let pod = endpoint(&to.destination);
     let leaves = pod.is_none() && !is_node_address(&to.destination);
+    let mut exit = tunnel::Exit::NONE;
     if leaves {
-        if config.uplink == 0 {
+        exit = tunnel::exit(config, &to.source, &to.destination);
+        if exit.device() == 0 {
             count(counter::UNREACHABLE);
             return reject::back(ctx, packet);
         }
-        if route::is_too_big(ctx, config, packet) {
+        if route::is_too_big(ctx, packet, exit.mtu()) {
             count(counter::TOO_BIG);
-            return reject::too_big(ctx, packet, config.uplink_mtu);
+            return reject::too_big(ctx, packet, exit.mtu());
         }
     }
-    if let Err(verdict) = translate(ctx, packet, to) {
-        return verdict;
-    }
-    // What the client sends comes in envelopes: it learns at once how large its segments may be.
-    if to.flags & FLOW_WRAPPED != 0 {
-        rewrite::clamp_segments(ctx, packet, config.uplink_mtu);
+    if !become_translated(ctx, config, packet, to) {
+        return TC_ACT_SHOT;
     }
     match pod {
         Some(pod) => route::to_pod(ctx, pod),
-        None if leaves => route::send_up(ctx, config, packet),
+        None if leaves => route::send_out(ctx, config, packet, exit),
         None => TC_ACT_OK,
     }
+}
+
+/// Translates a packet in place. (Beside what may answer one, and not around it, for the stack's sake as well.)
+#[inline(never)]
+fn become_translated(ctx: &TcContext, config: &NodeConfig, packet: &Packet, to: &FlowValue) -> bool {
+    if translate(ctx, packet, to).is_err() {
+        return false;
+    }
+    // What the client sends comes in envelopes: it learns at once how large its segments may be.
+    if to.flags & FLOW_WRAPPED != 0 {
+        let mtu = if config.tunnel_mtu == 0 { config.uplink_mtu } else { config.tunnel_mtu };
+        rewrite::clamp_segments(ctx, packet, mtu);
+    }
+    true
 }
 
 /// Sends a translated ICMP error to its new destination.
@@ -438,9 +457,10 @@ fn deliver(ctx: &TcContext, config: &NodeConfig, packet: &Packet, destination: &
     if is_node_address(destination) {
         return TC_ACT_OK;
     }
-    if config.uplink == 0 {
+    let exit = tunnel::exit(config, &packet.key.source, destination);
+    if exit.device() == 0 {
         count(counter::UNREACHABLE);
         return TC_ACT_SHOT;
     }
-    route::send_up(ctx, config, packet)
+    route::send_out(ctx, config, packet, exit)
 }

@@ -7,10 +7,8 @@
 //! remembers the flow. Envelopes come from ports below 1024 of addresses that are no pod's: a pod cannot send one, since
 //! it reaches other nodes by its own address or by a port of the range for translated sources.
 
-use core::ptr;
-
 use aya_ebpf::bindings::TC_ACT_SHOT;
-use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_skb_adjust_room};
+use aya_ebpf::helpers::bpf_skb_adjust_room;
 use aya_ebpf::programs::TcContext;
 use kelp_common::flow::{FLOW_CLOSED, FLOW_WRAPPED};
 use kelp_common::maglev::flow_hash;
@@ -23,7 +21,7 @@ use crate::maps::{FLOWS, count, forward_room, packet_room};
 use crate::packet::{Kind, L2, Packet, TCP_ACK, TCP_SYN, parse};
 use crate::reject::{self, fold, store, sum, word};
 use crate::service::{in_cluster, of_family};
-use crate::{fragment, route};
+use crate::{fragment, route, tunnel};
 
 /// `enum bpf_adj_room_mode`: room between the Ethernet and the network header.
 const ROOM_MAC: u32 = 1;
@@ -44,7 +42,7 @@ pub fn send(ctx: &TcContext, config: &NodeConfig, packet: &Packet, backend: &Add
     let overhead = dsr_overhead(packet.v4);
     // SAFETY: the context is valid.
     let (length, segment) = unsafe { ((*ctx.skb.skb).len, (*ctx.skb.skb).gso_size) };
-    let mtu = config.uplink_mtu;
+    let mtu = tunnel::exit(config, &packet.key.source, backend).mtu();
     // Large segments of TCP are cut anew, to what is left; datagrams stay as they are.
     let size = if segment == 0 { length - L2 as u32 } else { segment + (packet.l4 - L2) as u32 + 8 };
     let is_cut = segment != 0 && packet.key.protocol == u32::from(TCP);
@@ -77,8 +75,7 @@ fn send_wrapped(ctx: &TcContext, config: &NodeConfig, packet: &Packet, backend: 
         count(counter::REWRITE);
         return TC_ACT_SHOT;
     }
-    // SAFETY: without parameters the helper resolves the next hop from the packet's destination.
-    unsafe { bpf_redirect_neigh(config.uplink, ptr::null_mut(), 0, 0) as i32 }
+    route::leave(ctx, config, tunnel::exit(config, &source, backend))
 }
 
 /// Writes the outer headers around `length` bytes.

@@ -8,8 +8,8 @@ use kelp_common::maps::{counter, xdp};
 use kelp_common::{
     Address, AffinityKey, AffinityValue, Backend, ConnectionValue, EndpointValue, FlowKey, FlowSwitch,
     FlowValue, FragmentKey, FragmentValue, FrontendKey, FrontendValue, IdentityKey, NamespaceValue,
-    NodeConfig, PodName, PolicyNames, PortNumber, RuleKey, ServiceName, SlotKey, SocketKey, SocketValue,
-    SourceRange, limits,
+    NodeConfig, PeerValue, PodName, PolicyNames, PortNumber, RuleKey, ServiceName, SlotKey, SocketKey,
+    SocketValue, SourceRange, limits,
 };
 
 use crate::flow::Reply;
@@ -34,7 +34,7 @@ pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::pinned(limi
 pub static ENDPOINTS: HashMap<Address, EndpointValue> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map(name = "NODE_ADDRS_V1")]
 pub static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(limits::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
-#[map(name = "NODE_CONFIG_V3")]
+#[map(name = "NODE_CONFIG_V4")]
 pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map(name = "COUNTERS_V3")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(counter::COUNT, 0);
@@ -42,6 +42,8 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(counter::COUNT, 0);
 pub static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::pinned(limits::SOURCE_RANGES, 0);
 #[map(name = "NAMESPACES_V1")]
 pub static NAMESPACES: HashMap<u64, NamespaceValue> = HashMap::pinned(limits::NAMESPACES, BPF_F_NO_PREALLOC);
+#[map(name = "PEERS_V1")]
+pub static PEERS: LpmTrie<Address, PeerValue> = LpmTrie::pinned(limits::PEERS, 0);
 #[map(name = "FRAGMENTS_V1")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> = LruHashMap::pinned(limits::FRAGMENTS, 0);
 #[map(name = "IDENTITIES_V1")]

@@ -8,8 +8,10 @@ use crate::context::Context;
 
 /// Length of the Ethernet header.
 pub const L2: usize = 14;
-const ETH_IPV4: u32 = 0x0800_u16.to_be() as u32;
-const ETH_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+/// Ethernet's number of IPv4, as in a packet.
+pub const ETH_IPV4: u32 = 0x0800_u16.to_be() as u32;
+/// That of IPv6.
+pub const ETH_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
 /// Bits of [`Packet::tcp_flags`].
 pub const TCP_FIN: u8 = 1;

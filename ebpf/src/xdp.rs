@@ -4,7 +4,7 @@
 //!
 //! It decides as [`crate::classifier`]'s `from_net` does, by the same code, maps and flows, and what is not plainly its
 //! affair it leaves to that, as it is: backends and pods of this node, other protocols than TCP and UDP, fragments, ICMP
-//! errors, refusals, packets that do not fit, direct return, flows whose next hop is not known. A flow that is begun here is
+//! errors, refusals, packets that do not fit, direct return, tunnels to other nodes, flows whose next hop is not known. A flow that is begun here is
 //! found there, and the other way round; no packet is translated by both.
 //!
 //! The next hop is what the routing tables and the neighbours say (`bpf_fib_lookup`), asked as for a packet of the host's
@@ -29,7 +29,7 @@ use crate::direct::Direct;
 use crate::maps::{NODE_CONFIG, count, is_node_address, refreshed_room, tally_xdp};
 use crate::packet::{Kind, L2, Packet, TCP_SYN, parse};
 use crate::service::{self, endpoint, untranslated};
-use crate::{flow, lb, rewrite, route, tell};
+use crate::{flow, lb, rewrite, route, tell, tunnel};
 
 /// Index of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -166,7 +166,9 @@ fn next_hop(
     let length = frame.length().wrapping_sub(L2);
     let fits = config.uplink_mtu == 0 || length <= config.uplink_mtu as usize;
     let checksum_at = packet.l4 + if packet.key.protocol == u32::from(TCP) { 16 } else { 6 };
-    if config.uplink == 0 || !fits || frame.is_unfinished(packet, checksum_at)? {
+    // What goes through a tunnel is wrapped by the stack.
+    let leaves = tunnel::exit(config, &to.source, &to.destination).device() == config.uplink;
+    if config.uplink == 0 || !leaves || !fits || frame.is_unfinished(packet, checksum_at)? {
         return Err(());
     }
     let head = frame.words::<2>(L2)?;

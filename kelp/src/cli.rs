@@ -3,7 +3,7 @@
 use crate::look::{CtCommand, EndpointCommand, FlowsArgs, PolicyCommand, ServiceCommand};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kelp_agent::dataplane::config::{
-    Balancing, DSR_PORT, MAGLEV_SIZE, MAGLEV_SIZES, is_maglev_size, sizable_maps,
+    Balancing, DSR_PORT, MAGLEV_SIZE, MAGLEV_SIZES, TUNNEL_PORT, is_maglev_size, sizable_maps,
 };
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -281,6 +281,13 @@ pub struct NodeArgs {
     /// `auto` in its driver if it can. A program of others that is attached there stays.
     #[arg(long, value_enum, default_value_t = Xdp::Auto)]
     pub xdp: Xdp,
+    /// How pods of other nodes are reached: `direct` by a route to the node, `tunnel` through VXLAN, `auto` as each node needs it:
+    /// directly when its address is in a network of the uplink.
+    #[arg(long, value_enum, default_value_t = Routing::Auto)]
+    pub routing: Routing,
+    /// UDP port of tunnels to other nodes (VXLAN). The same on all nodes.
+    #[arg(long, value_name = "PORT", default_value_t = TUNNEL_PORT)]
+    pub tunnel_port: u16,
     /// Port of the node's addresses on which cluster DNS is answered (UDP and TCP).
     #[arg(long, value_name = "PORT", default_value_t = kelp_agent::dns::DEFAULT_PORT)]
     pub dns_port: u16,
@@ -308,6 +315,27 @@ pub enum Algorithm {
     Random,
     /// By consistent hashing.
     Maglev,
+}
+
+/// How pods of other nodes are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Routing {
+    /// Directly or through a tunnel, as each node needs it.
+    Auto,
+    /// By routes to the nodes.
+    Direct,
+    /// Through tunnels.
+    Tunnel,
+}
+
+impl From<Routing> for kelp_agent::network::Routing {
+    fn from(routing: Routing) -> Self {
+        match routing {
+            Routing::Auto => Self::Auto,
+            Routing::Direct => Self::Direct,
+            Routing::Tunnel => Self::Tunnel,
+        }
+    }
 }
 
 /// How clients outside the cluster reach pods of other nodes.

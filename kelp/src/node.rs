@@ -12,7 +12,7 @@ use kelp_agent::dataplane::{self, Dataplane, PodDatapath};
 use kelp_agent::dns;
 use kelp_agent::image::ImageStore;
 use kelp_agent::kubelet_config::KubeletConfig;
-use kelp_agent::network::HostForwarding;
+use kelp_agent::network::{self, HostForwarding};
 use kelp_agent::runtime::{RuntimeConfig, ShimRuntime};
 use kube::Client;
 use std::os::fd::OwnedFd;
@@ -104,6 +104,7 @@ pub async fn start(settings: Settings<'_>, client: Client, role: Role, parts: &m
             dsr: node.lb_mode == LbMode::Dsr,
             dsr_port: node.dsr_port,
             xdp: node.xdp(),
+            tunnel_port: node.tunnel_port,
             local_dns: local_dns.context("cannot read the addresses of cluster DNS")?,
             ..dataplane::Config::default()
         };
@@ -131,6 +132,9 @@ pub async fn start(settings: Settings<'_>, client: Client, role: Role, parts: &m
     // One address: a resolver asks a second one only when the first is silent, which costs seconds.
     config.cluster_dns = cluster.dns_addresses().into_iter().take(1).collect();
     config.adopt(kubelet)?;
+    // The host's stack alone has no tunnels.
+    config.routing =
+        if role == Role::WithoutDataplane { network::Routing::Direct } else { node.routing.into() };
     let images = ImageStore::open(&image_dir(data_dir))?;
     let runtime_config = RuntimeConfig {
         run_dir: node.run_dir.clone(),

@@ -18,6 +18,9 @@ pub type Network = (IpAddr, u8);
 /// Geneve's port (RFC 8926).
 pub const DSR_PORT: u16 = 6_081;
 
+/// The port of VXLAN that Linux uses, and with it other pod networks.
+pub const TUNNEL_PORT: u16 = 8_472;
+
 /// Settings of the dataplane; the lists hold at most one entry of each family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -67,6 +70,8 @@ pub struct Config {
     pub dsr_port: u16,
     /// Whether what only passes through the node is translated before the kernel's stack sees it.
     pub xdp: Xdp,
+    /// UDP port of tunnels to nodes that are not on this one's link; the same on all nodes.
+    pub tunnel_port: u16,
     /// Whether programs are attached to devices by filters of `clsact` qdiscs also where the kernel has tcx (6.6).
     pub clsact: bool,
 }
@@ -120,6 +125,7 @@ impl Default for Config {
             dsr: false,
             dsr_port: DSR_PORT,
             xdp: Xdp::default(),
+            tunnel_port: TUNNEL_PORT,
             clsact: false,
         }
     }
@@ -135,7 +141,7 @@ impl Config {
         self.tcp_ports = if larger.len() > self.nat_ports.len() { larger } else { self.nat_ports.clone() };
     }
 
-    /// The programs' form of the settings.
+    /// The programs' form of the settings, without tunnels.
     #[must_use]
     pub fn for_kernel(&self, uplink: u32, uplink_mtu: u32, host_netns_cookie: u64) -> NodeConfig {
         let ranges = |list: &[Network]| {
@@ -171,7 +177,9 @@ impl Config {
             dsr_port: self.dsr_port.to_be(),
             tcp_port_min: *self.tcp_ports.start(),
             tcp_port_max: *self.tcp_ports.end(),
-            unused: 0,
+            tunnel_port: self.tunnel_port.to_be(),
+            tunnel: 0,
+            tunnel_mtu: 0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel side: loads the programs, keeps maps and links pinned, replaces programs in place after a restart.
 //!
 //! Layout of the pin directory: `maps/<name>` (`old-maps/<name>` while a map is replaced by one of another size) and
-//! `links/<cgroup hook>`, `links/uplink-{in,out,xdp}`, `links/pod-<ifindex>-{in,out}`; see `attach`.
+//! `links/<cgroup hook>`, `links/uplink-{in,out,xdp}`, `links/tunnel-{in,out}`, `links/pod-<ifindex>-{in,out}`; see `attach`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp};
 use aya::{Btf, Ebpf, EbpfLoader};
-use kelp_common::{limits, maps};
+use kelp_common::{NodeConfig, limits, maps};
 
 use super::DatapathError;
 use super::sys::{self, AttachType};
@@ -22,7 +22,9 @@ mod btf;
 pub(super) mod filter;
 mod loopback;
 pub(super) mod maglev;
+pub(super) mod netlink;
 pub(super) mod resize;
+pub(super) mod tunnel;
 pub(super) mod xdp;
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
@@ -41,7 +43,7 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
 ];
 
 /// Programs of the packet path.
-const CLASSIFIERS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
+const CLASSIFIERS: [&str; 5] = ["from_pod", "to_pod", "from_net", "to_net", "to_tunnel"];
 
 /// The loaded programs and maps of a node.
 pub struct Kernel {
@@ -227,12 +229,13 @@ fn remove(path: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// Detaches everything and removes all pins under `directory`. Traffic to services stops. Succeeds when nothing is
+/// Detaches everything and removes all pins under `directory`, and the tunnels' device. Traffic to services stops. Succeeds when nothing is
 /// there. Devices are those of the calling thread's network namespace.
 ///
 /// # Errors
 /// When a pin cannot be removed.
 pub fn cleanup(directory: &Path) -> Result<(), DatapathError> {
+    remove_tunnel(directory)?;
     attach::detach_all(directory)?;
     if directory.join("links").join(xdp::PIN).exists() {
         loopback::rest().map_err(failed("let the loopback device rest"))?;
@@ -255,6 +258,28 @@ pub fn cleanup(directory: &Path) -> Result<(), DatapathError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Removes the tunnels' device, if the settings in `directory` are about it.
+fn remove_tunnel(directory: &Path) -> Result<(), DatapathError> {
+    let settings = sys::open_pin(&directory.join("maps").join(maps::NODE_CONFIG)).ok();
+    let Some(settings) =
+        settings.filter(|map| check_shape::<u32, NodeConfig>(map.as_fd(), maps::NODE_CONFIG).is_ok())
+    else {
+        return Ok(());
+    };
+    let remove = || -> io::Result<()> {
+        let Some(settings) = sys::map_lookup::<u32, NodeConfig>(settings.as_fd(), &0)? else { return Ok(()) };
+        if settings.tunnel == 0 {
+            return Ok(());
+        }
+        let mut netlink = netlink::Connection::open()?;
+        match tunnel::find(&mut netlink)? {
+            Some(device) if device.ifindex == settings.tunnel => tunnel::remove(&mut netlink, device.ifindex),
+            _ => Ok(()),
+        }
+    };
+    remove().map_err(failed("remove the tunnels' device"))
 }
 
 /// Mounts a bpffs at the nearest directory that should carry `directory` when none is mounted there: `/sys/fs/bpf`

@@ -9,6 +9,7 @@
 //! | [`collector`] | the flow and socket maps, where datagrams may go | the same maps: removes what is stale; closes sockets |
 //! | `addresses` | the kernel's addresses | node addresses |
 //! | `foreign` | the node's Pods, as the reconciler gets them | endpoints of pods that another agent connected |
+//! | [`peers`] | the other nodes, as the pod network tells them | peers, the tunnels' device |
 //! | `health` | Services with a health check, the state of the dataplane | – (answers HTTP) |
 //! | [`events`] | what happened | Events |
 //!
@@ -26,6 +27,7 @@ pub mod maps;
 pub mod metrics;
 pub mod names;
 pub mod namespace;
+pub mod peers;
 pub mod policy;
 pub mod proxy_config;
 pub mod reconciler;
@@ -56,6 +58,8 @@ use kernel::{Kernel, failed};
 use maps::{KernelDatapath, Table};
 use names::{PodNames, ServiceNames, TableNames};
 use namespace::{Namespace, Namespaces};
+pub use peers::Peer;
+use peers::Tunnels;
 use policy::{Policies, PolicyMaps};
 use reconciler::Reports;
 use status::Status;
@@ -84,12 +88,23 @@ pub trait PodDatapath: Send + Sync + 'static {
     /// the pod can reach services and be reached, as far as network policies allow it.
     fn attach_endpoint(&self, endpoint: &Endpoint) -> impl Future<Output = Result<(), DatapathError>> + Send;
 
+    /// Takes over how other nodes are reached; `tunnels` is whether there may be tunnels. Returns the index of the
+    /// tunnels' device for the host's routes. A datapath without tunnels has none.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn set_peers(&self, peers: &[Peer], tunnels: bool) -> Result<Option<u32>, DatapathError>;
+
     /// Forgets a pod's addresses; its device may be gone already.
     fn detach_endpoint(&self, addresses: &[IpAddr])
     -> impl Future<Output = Result<(), DatapathError>> + Send;
 }
 
 impl<T: PodDatapath> PodDatapath for Arc<T> {
+    fn set_peers(&self, peers: &[Peer], tunnels: bool) -> Result<Option<u32>, DatapathError> {
+        self.as_ref().set_peers(peers, tunnels)
+    }
+
     async fn attach_endpoint(&self, endpoint: &Endpoint) -> Result<(), DatapathError> {
         (**self).attach_endpoint(endpoint).await
     }
@@ -140,6 +155,7 @@ pub struct Dataplane {
     namespaces: Arc<Namespaces>,
     pod_names: PodNames,
     node_config: Table<u32, NodeConfig>,
+    tunnels: Mutex<Tunnels>,
     config: Mutex<Config>,
     uplink: Uplink,
     netns_cookie: u64,
@@ -203,7 +219,9 @@ pub async fn start_with(
     });
     let host = Namespace::current().map_err(failed("open the network namespace"))?;
     let node_config: Table<u32, NodeConfig> = Table::open(&kernel, kelp_common::maps::NODE_CONFIG)?;
-    node_config.put(&0, &config.for_kernel(uplink.ifindex, uplink.mtu, netns_cookie))?;
+    let tunnels = Tunnels::open(&kernel, &config)?;
+    let settings = config.for_kernel(uplink.ifindex, uplink.mtu, netns_cookie);
+    node_config.put(&0, &tunnels.complete(settings))?;
     let address_watch = addresses::Watch::open()?;
     let node_addresses = addresses::NodeAddresses::new(
         Table::open(&kernel, kelp_common::maps::NODE_ADDRESSES)?,
@@ -236,8 +254,11 @@ pub async fn start_with(
     let namespaces = Arc::new(Namespaces::new(namespaces));
     namespaces.retain(|ifindex| pods.contains(&ifindex))?;
     if uplink.ifindex != 0 {
-        kernel.attach_uplink(uplink.ifindex)?;
+        kernel.attach_uplink(uplink.ifindex, tunnels.device())?;
         kernel.attach_xdp(config.uplink.as_deref().unwrap_or_default(), uplink.ifindex, config.xdp)?;
+    }
+    if tunnels.device() != 0 {
+        kernel.attach_tunnel(tunnels.device())?;
     }
     kernel.attach_sockets(&config.cgroup)?;
     kernel.forget_old_maps()?;
@@ -280,6 +301,7 @@ pub async fn start_with(
         namespaces,
         pod_names,
         node_config,
+        tunnels: Mutex::new(tunnels),
         config: Mutex::new(config),
         uplink,
         netns_cookie,
@@ -362,10 +384,16 @@ impl Dataplane {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_pod_cidrs(&self, pod_cidrs: &[config::Network]) -> Result<(), DatapathError> {
-        let mut config = self.config.lock();
-        config.pod_cidrs = pod_cidrs.to_vec();
+        let tunnels = self.tunnels.lock();
+        self.config.lock().pod_cidrs = pod_cidrs.to_vec();
+        self.tell_settings(&tunnels)
+    }
+
+    /// Writes the settings for the programs.
+    fn tell_settings(&self, tunnels: &Tunnels) -> Result<(), DatapathError> {
         let Uplink { ifindex, mtu } = self.uplink;
-        self.node_config.put(&0, &config.for_kernel(ifindex, mtu, self.netns_cookie))
+        let settings = self.config.lock().for_kernel(ifindex, mtu, self.netns_cookie);
+        self.node_config.put(&0, &tunnels.complete(settings))
     }
 
     /// Answers monitors, as far as the settings say where.
@@ -483,6 +511,10 @@ impl PodDatapath for Dataplane {
             self.namespaces.attach(endpoint.netns_cookie, &addresses, endpoint.host_ifindex)?;
         }
         self.kernel.attach_pod(endpoint.host_ifindex)
+    }
+
+    fn set_peers(&self, peers: &[Peer], tunnels: bool) -> Result<Option<u32>, DatapathError> {
+        self.write_peers(peers, tunnels)
     }
 
     async fn detach_endpoint(&self, addresses: &[IpAddr]) -> Result<(), DatapathError> {

@@ -2,12 +2,13 @@
 
 mod dsr;
 mod errors;
-mod frame;
+pub(super) mod frame;
 mod maglev;
 mod policies;
 mod ports;
 mod services;
 mod telling;
+mod tunnel;
 mod xdp;
 
 use std::net::IpAddr;
@@ -32,7 +33,8 @@ const DROP: i32 = 2;
 const REDIRECT: i32 = 7;
 /// Test runs come from the loopback device.
 const DEVICE: u32 = 1;
-const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
+/// Those that leave alone what they do not know, and `to_tunnel`, which does not.
+const PROGRAMS: [&str; 5] = ["from_pod", "to_pod", "from_net", "to_net", "to_tunnel"];
 
 /// Loaded programs with services: `web` (one pod), `far` (a pod of another node), `hosted` (on the node), `empty`.
 struct Rig {
@@ -570,7 +572,7 @@ fn truncated_packets_are_dropped_or_left_alone() {
             let whole = bytes.len() - sent.payload.len();
             // The kernel's test run itself refuses packets without a whole network header.
             for length in whole - header..whole {
-                for program in PROGRAMS {
+                for program in &PROGRAMS[..4] {
                     let (verdict, packet) = rig.run(program, &bytes[..length]);
                     let expected = if program.starts_with("from") { DROP } else { PASS };
                     assert_eq!(verdict, expected, "{program}, {length} bytes of {whole}");
@@ -590,7 +592,7 @@ fn what_is_not_ip_goes_to_the_stack() {
     let mut solicitation = Frame::udp("[fe80::5]:1", "[ff02::1]:1").bytes();
     solicitation[14 + 6] = 58;
     solicitation[54] = 135;
-    for program in PROGRAMS {
+    for program in &PROGRAMS[..4] {
         assert_eq!(rig.run(program, &arp).0, PASS);
         assert_eq!(rig.run(program, &solicitation).0, PASS);
     }
@@ -605,7 +607,7 @@ fn any_bytes_are_survived() {
         ..ProptestConfig::default()
     });
     let strategy = (
-        0..4_usize,
+        0..PROGRAMS.len(),
         prop::sample::select(vec![0_usize, 1]),
         prop::collection::vec(any::<(usize, u8)>(), 0..6),
         prop::collection::vec(any::<u8>(), 0..120),

@@ -104,6 +104,8 @@ plain!(
     IdentityKey,
     NamespaceValue,
     NodeConfig,
+    PeerKey,
+    PeerValue,
     PortKey,
     PrefixKey,
     RuleKey,

@@ -6,6 +6,7 @@ mod foreign;
 mod lessons;
 mod policies;
 mod services;
+mod tunnel;
 mod view;
 pub(super) mod world;
 mod xdp;

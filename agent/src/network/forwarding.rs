@@ -1,7 +1,7 @@
 //! Pods without Kelp's dataplane: the host's stack forwards between their devices and the uplink, and services are
 //! another program's affair.
 
-use crate::dataplane::{DatapathError, Endpoint, PodDatapath};
+use crate::dataplane::{DatapathError, Endpoint, Peer, PodDatapath};
 use crate::network::NetworkError;
 use std::net::IpAddr;
 
@@ -30,6 +30,10 @@ impl HostForwarding {
 }
 
 impl PodDatapath for HostForwarding {
+    fn set_peers(&self, _: &[Peer], _: bool) -> Result<Option<u32>, DatapathError> {
+        Ok(None)
+    }
+
     async fn attach_endpoint(&self, _: &Endpoint) -> Result<(), DatapathError> {
         Ok(())
     }

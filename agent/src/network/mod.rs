@@ -11,11 +11,13 @@
 mod device;
 mod forwarding;
 pub mod ipam;
-mod namespace;
-mod routes;
+pub(crate) mod namespace;
+pub mod peers;
+pub(crate) mod routes;
 
 pub use forwarding::HostForwarding;
-pub use routes::keep_node_routes;
+pub use peers::Routing;
+pub use routes::{TellPeers, carry_out, keep_node_routes};
 
 use crate::dataplane::{DatapathError, Endpoint, PodDatapath};
 use crate::network::ipam::{Ipam, IpamError, Prefix};
@@ -57,6 +59,9 @@ pub enum NetworkError {
         #[source]
         source: std::io::Error,
     },
+    /// The dataplane did not take how other nodes are reached.
+    #[error("cannot tell the dataplane how other nodes are reached")]
+    Peers(#[source] DatapathError),
     /// The dataplane did not take the pod.
     #[error("cannot attach the pod to the dataplane")]
     Datapath(#[from] DatapathError),
@@ -96,6 +101,11 @@ impl<D: PodDatapath> Network<D> {
         mtu: u32,
     ) -> Result<Self, NetworkError> {
         Ok(Self { datapath, ipam: Arc::new(Ipam::open(&data_dir.join("pod-addresses.json"))?), cidrs, mtu })
+    }
+
+    /// The datapath.
+    pub fn datapath(&self) -> &D {
+        &self.datapath
     }
 
     /// Removes devices and leases of pods that are not in `uids`. Call it only with the full list of sandboxes.

@@ -1,6 +1,8 @@
 //! In private network namespaces: two for "host" and "pod"; nothing leaves them.
 
 use super::*;
+use crate::dataplane::Peer;
+use crate::network::peers::Via;
 use kelp_model::service::ObjectName;
 use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
@@ -60,6 +62,10 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 struct Recorded(Arc<parking_lot::Mutex<Vec<Endpoint>>>);
 
 impl PodDatapath for Recorded {
+    fn set_peers(&self, _: &[Peer], _: bool) -> Result<Option<u32>, DatapathError> {
+        Ok(None)
+    }
+
     async fn attach_endpoint(&self, endpoint: &Endpoint) -> Result<(), DatapathError> {
         let mut list = self.0.lock();
         list.retain(|e| e.addresses != endpoint.addresses);
@@ -163,12 +169,12 @@ fn node_routes_follow_and_foreign_routes_stay() {
     host.ip(&["link", "set", "up1", "up"]);
     host.ip(&["addr", "add", "192.0.2.1/24", "dev", "up0"]);
     host.ip(&["route", "add", "10.9.0.0/16", "via", "192.0.2.9"]);
-    let route = |p: &str, via: &str| (p.parse::<Prefix>().unwrap(), via.parse::<IpAddr>().unwrap());
+    let route = |p: &str, via: &str| (p.parse::<Prefix>().unwrap(), Via::Gateway(via.parse().unwrap()));
     let both = vec![route("10.244.1.0/24", "192.0.2.2"), route("10.244.2.0/24", "192.0.2.3")];
-    assert_eq!(block_on(routes::apply_in(host.path(), both)).unwrap(), 2);
+    assert_eq!(block_on(routes::apply_in(host.path(), both, None)).unwrap(), 2);
     assert!(host.ip(&["route"]).contains("10.244.1.0/24 via 192.0.2.2"));
     let moved = vec![route("10.244.1.0/24", "192.0.2.4")];
-    assert_eq!(block_on(routes::apply_in(host.path(), moved)).unwrap(), 1);
+    assert_eq!(block_on(routes::apply_in(host.path(), moved, None)).unwrap(), 1);
     let routes = host.ip(&["route"]);
     assert!(routes.contains("10.244.1.0/24 via 192.0.2.4") && !routes.contains("10.244.2.0"), "{routes}");
     assert!(routes.contains("10.9.0.0/16"));

@@ -52,6 +52,9 @@ const POD: [(&str, Side); 2] = [("from_pod", Side::Ingress), ("to_pod", Side::Eg
 /// The programs of the uplink.
 const UPLINK: [(&str, Side); 2] = [("from_net", Side::Ingress), ("to_net", Side::Egress)];
 
+/// The programs of the tunnels' device.
+const TUNNEL: [(&str, Side); 2] = [("from_net", Side::Ingress), ("to_tunnel", Side::Egress)];
+
 impl Side {
     fn tcx(self) -> AttachType {
         if self == Self::Ingress { AttachType::TcxIngress } else { AttachType::TcxEgress }
@@ -93,14 +96,15 @@ impl Kernel {
         Ok(())
     }
 
-    /// Attaches the programs of the uplink; those of another device than `ifindex` are detached.
+    /// Attaches the programs of the uplink; those of another device than `ifindex` are detached, unless it is `tunnel`.
     ///
     /// # Errors
     /// When the device is gone or the kernel refuses.
-    pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
+    pub fn attach_uplink(&self, ifindex: u32, tunnel: u32) -> Result<(), DatapathError> {
         let action = || format!("attach to the uplink with index {ifindex}");
         if let Devices::Filters(filters) = &self.devices {
-            for other in devices().map_err(failed(action()))?.into_iter().filter(|other| *other != ifindex) {
+            let others = devices().map_err(failed(action()))?.into_iter();
+            for other in others.filter(|other| *other != ifindex && *other != tunnel) {
                 let is_ours =
                     |filter: &super::filter::Filter| UPLINK.iter().any(|(program, _)| filter.is_of(program));
                 filters.detach(other, is_ours).map_err(failed(action()))?;
@@ -110,6 +114,31 @@ impl Kernel {
             .into_iter()
             .try_for_each(|(program, side)| self.attach_device(program, "uplink", ifindex, side))
             .map_err(failed(action()))
+    }
+
+    /// Attaches the programs of the tunnels' device.
+    ///
+    /// # Errors
+    /// When the device is gone or the kernel refuses.
+    pub fn attach_tunnel(&self, ifindex: u32) -> Result<(), DatapathError> {
+        TUNNEL
+            .into_iter()
+            .try_for_each(|(program, side)| self.attach_device(program, "tunnel", ifindex, side))
+            .map_err(failed(format!("attach to the tunnels' device with index {ifindex}")))
+    }
+
+    /// Detaches the programs of the tunnels' device, which is about to be removed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach_tunnel(&self) -> Result<(), DatapathError> {
+        match &self.devices {
+            Devices::Tcx => TUNNEL.into_iter().try_for_each(|(_, side)| {
+                detach_pinned(&self.directory.join(format!("links/tunnel-{}", side.name())))
+            }),
+            // Filters go with their device.
+            Devices::Filters(_) => Ok(()),
+        }
     }
 
     /// Attaches the programs of a pod's host-side device.

@@ -7,16 +7,14 @@
 use std::io;
 
 use parking_lot::Mutex;
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
-};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption,
 };
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::netlink::Connection;
 
 /// Whether packets come in or go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,18 +96,10 @@ fn plan(there: &[Filter], program: &str) -> Plan {
 /// Speaks to the kernel about filters in the network namespace of the thread that opened it.
 pub struct Filters(Mutex<Connection>);
 
-struct Connection {
-    socket: Socket,
-    sequence: u32,
-}
-
 impl Filters {
     /// Opens a connection in the network namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self(Mutex::new(Connection { socket, sequence: 0 })))
+        Connection::open().map(Mutex::new).map(Self)
     }
 
     /// Attaches a program to a device, or replaces the one that is attached there by its name.
@@ -242,46 +232,6 @@ impl Connection {
         });
         gone(result)?;
         Ok(filters)
-    }
-
-    /// Sends a request and reads the answer to its end.
-    fn ask(
-        &mut self,
-        request: RouteNetlinkMessage,
-        flags: u16,
-        mut visit: impl FnMut(RouteNetlinkMessage),
-    ) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = datagram.as_slice();
-            while !rest.is_empty() {
-                let message =
-                    NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                let length = (message.header.length as usize).next_multiple_of(4).max(16);
-                rest = rest.get(length..).unwrap_or_default();
-                // The rest of an answer that was given up.
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) => {
-                        return if error.code.is_some() { Err(error.to_io()) } else { Ok(()) };
-                    }
-                    NetlinkPayload::InnerMessage(message) => visit(message),
-                    _ => {}
-                }
-            }
-        }
     }
 }
 

@@ -20,21 +20,21 @@ use crate::dataplane::{Endpoint, PodDatapath};
 /// How long one waits for what does not come.
 const SHORT: Duration = Duration::from_millis(400);
 
-fn policy(name: &str, spec: Value) -> NetworkPolicy {
+pub(super) fn policy(name: &str, spec: Value) -> NetworkPolicy {
     serde_json::from_value(json!({"metadata": {"namespace": "default", "name": name}, "spec": spec})).unwrap()
 }
 
-fn app(name: &str) -> Value {
+pub(super) fn app(name: &str) -> Value {
     json!({"podSelector": {"matchLabels": {"app": name}}})
 }
 
-fn of(name: &str, mut spec: Value) -> Value {
+pub(super) fn of(name: &str, mut spec: Value) -> Value {
     spec["podSelector"] = json!({"matchLabels": {"app": name}});
     spec
 }
 
 /// A pod as policies and the API know it.
-fn api_pod(name: &str, namespace: &str, addresses: &[String]) -> k8s_openapi::api::core::v1::Pod {
+pub(super) fn api_pod(name: &str, namespace: &str, addresses: &[String]) -> k8s_openapi::api::core::v1::Pod {
     let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
     serde_json::from_value(json!({
         "metadata": {"namespace": namespace, "name": name, "uid": name, "labels": {"app": name}},
@@ -89,7 +89,7 @@ fn start_guarded(world: &World, policies: &[NetworkPolicy]) {
     });
 }
 
-fn connects(address: SocketAddr) -> bool {
+pub(super) fn connects(address: SocketAddr) -> bool {
     let result = TcpStream::connect_timeout(&address, SHORT);
     if let Err(error) = &result {
         assert_eq!(

@@ -31,6 +31,9 @@ pub const NODE4: &str = "192.0.2.10";
 pub const NODE6: &str = "2001:db8::10";
 pub const OUTSIDE4: &str = "192.0.2.1";
 pub const OUTSIDE6: &str = "2001:db8::1";
+/// A client behind a router; see [`World::beyond`].
+pub const CLIENT4: &str = "203.0.113.9";
+pub const CLIENT6: &str = "2001:db8:9::9";
 /// A pod on another node: lives in the outside namespace.
 pub const REMOTE4: &str = "10.244.1.5";
 pub const TIMEOUT: Duration = Duration::from_secs(3);
@@ -226,13 +229,13 @@ pub fn sweep() {
 
 impl World {
     pub fn new() -> Self {
-        Self::of(0)
+        Self::of(0, "192.0.2.10", "2001:db8::10")
     }
 
     /// A second node on the other end of the first one's wire: its addresses are `192.0.2.11` and so on, its pods' are of
     /// `10.244.1.0/24`. The outside of both is that of the first.
     pub fn beside(first: &Self) -> Self {
-        let mut second = Self::of(1);
+        let mut second = Self::of(1, "192.0.2.11", "2001:db8::11");
         let outside = &first.outside;
         second.outside.ip("link set wire down");
         second.outside.ip("link set wire name wire1");
@@ -254,9 +257,43 @@ impl World {
         second
     }
 
-    fn of(number: u8) -> Self {
+    /// A second node behind a router, which the outside of the first one is: its addresses are `198.51.100.11` and so on, its
+    /// pods' are of `10.244.1.0/24`. The router throws away what is for pods. The outside of the second one is a client behind the
+    /// router, [`CLIENT4`] and [`CLIENT6`]. (It is not the router: what a path carries is remembered for what is forwarded, too.)
+    pub fn beyond(first: &Self) -> Self {
+        let mut second = Self::of(1, "198.51.100.11", "2001:db8:1::11");
+        let router = &first.outside;
+        second.outside.ip("link set wire down");
+        second.outside.ip("link set wire name wire1");
+        second.outside.ip(&format!("link set wire1 netns {}", router.path()));
+        router.ip("address add 198.51.100.1/24 dev wire1");
+        router.ip("address add 2001:db8:1::1/64 dev wire1 nodad");
+        router.ip("link set wire1 up");
+        router.ip(&format!("address del {REMOTE4}/32 dev lo"));
+        router.ip("route flush root 10.244.0.0/16");
+        router.ip("route add blackhole 10.244.0.0/16");
+        router.ip("-6 route add blackhole fd00:10:244::/48");
+        router.run(|| {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        });
+        let client = Net::new();
+        router.ip(&format!("link add client type veth peer name eth0 netns {}", client.path()));
+        for (net, device, v4, v6) in
+            [(router, "client", "203.0.113.1", "2001:db8:9::1"), (&client, "eth0", CLIENT4, CLIENT6)]
+        {
+            net.ip(&format!("address add {v4}/24 dev {device}"));
+            net.ip(&format!("address add {v6}/64 dev {device} nodad"));
+            net.ip(&format!("link set {device} up"));
+        }
+        client.ip("route add default via 203.0.113.1");
+        client.ip("-6 route add default via 2001:db8:9::1");
+        second.outside = client;
+        second
+    }
+
+    fn of(number: u8, node4: &str, node6: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let (node4, node6) = (format!("192.0.2.{}", 10 + number), format!("2001:db8::{}", 10 + number));
         sweep();
         let tag = format!("dataplane-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let cgroup = cgroup2().join(&tag);
@@ -267,16 +304,22 @@ impl World {
         let host = Net::new();
         let outside = Net::new();
         host.ip(&format!("link add uplink type veth peer name wire netns {}", outside.path()));
+        // The first address of the node's network.
+        let gateway = |node: &str, v4: bool| {
+            let (network, _) = node.rsplit_once(if v4 { '.' } else { ':' }).unwrap();
+            if v4 { format!("{network}.1") } else { format!("{network}:1") }
+        };
+        let (gateway4, gateway6) = (gateway(node4, true), gateway(node6, false));
         for (net, device, v4, v6) in
-            [(&host, "uplink", &*node4, &*node6), (&outside, "wire", OUTSIDE4, OUTSIDE6)]
+            [(&host, "uplink", node4, node6), (&outside, "wire", &*gateway4, &*gateway6)]
         {
             net.ip(&format!("address add {v4}/24 dev {device}"));
             net.ip(&format!("address add {v6}/64 dev {device} nodad"));
             net.ip(&format!("link set {device} up"));
         }
         // Whatever leaves by mistake finds a way, and someone who answers.
-        host.ip(&format!("route add default via {OUTSIDE4}"));
-        host.ip(&format!("-6 route add default via {OUTSIDE6}"));
+        host.ip(&format!("route add default via {gateway4}"));
+        host.ip(&format!("-6 route add default via {gateway6}"));
         outside.ip(&format!("address add {REMOTE4}/32 dev lo"));
         outside.ip(&format!("route add 10.244.{number}.0/24 via {node4}"));
         outside.ip("address add 10.96.9.9/32 dev lo");
@@ -284,7 +327,7 @@ impl World {
         let pods = ["one", "two"]
             .into_iter()
             .zip(1_u8..)
-            .map(|(name, place)| Pod::new(&host, number, name, place))
+            .map(|(name, place)| Pod::new(&host, (number, node4, node6), name, place))
             .collect();
         let config = Config {
             node_name: "here".to_owned(),
@@ -447,7 +490,8 @@ impl Drop for World {
 }
 
 impl Pod {
-    fn new(host: &Net, node: u8, name: &'static str, number: u8) -> Self {
+    /// On the node with this number and these addresses.
+    fn new(host: &Net, (node, node4, node6): (u8, &str, &str), name: &'static str, number: u8) -> Self {
         let net = Net::new();
         let device = format!("pod{number}");
         let v4 = format!("10.244.{node}.{}", number + 1);
@@ -465,8 +509,8 @@ impl Pod {
         net.ip("-6 route add default via fe80::1 dev eth0");
         net.ip(&format!("neigh replace 169.254.1.1 lladdr {} dev eth0 nud permanent", text(host_mac)));
         net.ip(&format!("-6 neigh replace fe80::1 lladdr {} dev eth0 nud permanent", text(host_mac)));
-        host.ip(&format!("route add {v4}/32 dev {device} src 192.0.2.{}", 10 + node));
-        host.ip(&format!("-6 route add {v6}/128 dev {device} src 2001:db8::{}", 10 + node));
+        host.ip(&format!("route add {v4}/32 dev {device} src {node4}"));
+        host.ip(&format!("-6 route add {v6}/128 dev {device} src {node6}"));
         host.ip(&format!("neigh replace {v4} lladdr {} dev {device} nud permanent", text(pod_mac)));
         host.ip(&format!("-6 neigh replace {v6} lladdr {} dev {device} nud permanent", text(pod_mac)));
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse().unwrap(), v6.parse().unwrap());

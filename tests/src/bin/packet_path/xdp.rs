@@ -289,7 +289,7 @@ pub fn measure(rounds: usize, length: Duration) -> Result<Measured> {
         }
         values.push(node.path(&generator, length, (&node.outside, "wire"))?);
         attach(Xdp::Off)?;
-        node.host.run(|| Ok(node.kernel.attach_uplink(node.uplink)?))?;
+        node.host.run(|| Ok(node.kernel.attach_uplink(node.uplink, 0)?))?;
         values.push(node.path(&generator, length, (&node.outside, "wire"))?);
         {
             let _nothing = Node::attach(&node.host, node.uplink, 1)?;

@@ -2,7 +2,7 @@
 
 use super::{Api, is_ready, pod};
 use crate::config::AgentConfig;
-use crate::dataplane::{DatapathError, Endpoint, PodDatapath};
+use crate::dataplane::{DatapathError, Endpoint, Peer, PodDatapath};
 use crate::image::ImageStore;
 use crate::image::testing::{busybox_layer, docker_archive};
 use crate::network::{Network, NetworkError, PodNetwork};
@@ -32,6 +32,10 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 struct NoDatapath;
 
 impl PodDatapath for NoDatapath {
+    fn set_peers(&self, _: &[Peer], _: bool) -> Result<Option<u32>, DatapathError> {
+        Ok(None)
+    }
+
     async fn attach_endpoint(&self, _endpoint: &Endpoint) -> Result<(), DatapathError> {
         Ok(())
     }
