@@ -22,7 +22,7 @@ mod btf;
 pub(super) mod filter;
 mod loopback;
 pub(super) mod maglev;
-pub(super) mod netlink;
+pub(crate) mod netlink;
 pub(super) mod resize;
 pub(super) mod tunnel;
 pub(super) mod xdp;

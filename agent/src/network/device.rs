@@ -1,6 +1,7 @@
 //! The veth pair of a pod.
 
 use crate::dataplane::sys::netns_cookie;
+use crate::network::bandwidth::{self, Limits};
 use crate::network::namespace::run;
 use crate::network::{GATEWAY_V4, GATEWAY_V6, NetworkError};
 use futures::TryStreamExt;
@@ -90,6 +91,7 @@ pub async fn connect(
     netns: PathBuf,
     addresses: Vec<IpAddr>,
     mtu: u32,
+    limits: Limits,
 ) -> Result<Link, NetworkError> {
     let name = host_name(&uid);
     let (host_mac, pod_mac) = (mac(&uid, 0), mac(&uid, 1));
@@ -143,7 +145,8 @@ pub async fn connect(
     })
     .await?;
     let netns_cookie = run(Some(netns), move |handle| async move {
-        inside_pod(&handle, &addresses, host_mac).await?;
+        let index = inside_pod(&handle, &addresses, host_mac).await?;
+        bandwidth::limit(&handle, index, limits).await?;
         Ok(netns_cookie().unwrap_or(0))
     })
     .await?;
@@ -193,7 +196,8 @@ async fn host_route(
         .await
 }
 
-async fn inside_pod(handle: &Handle, addresses: &[IpAddr], host_mac: [u8; 6]) -> Result<(), NetworkError> {
+/// Sets up the pod's device; returns its index.
+async fn inside_pod(handle: &Handle, addresses: &[IpAddr], host_mac: [u8; 6]) -> Result<u32, NetworkError> {
     let set = |name: &'static str| netlink(format!("cannot set up {name} in the pod"));
     let loopback = LinkUnspec::new_with_index(1).up().build();
     handle.link().set(loopback).execute().await.map_err(set("lo"))?;
@@ -247,7 +251,7 @@ async fn inside_pod(handle: &Handle, addresses: &[IpAddr], host_mac: [u8; 6]) ->
             handle.route().add(route).replace().execute().await.map_err(set("the default route"))?;
         }
     }
-    Ok(())
+    Ok(index)
 }
 
 /// Removes a pod's device; its routes, neighbour entries and peer go with it.

@@ -8,6 +8,7 @@
 //! State: leases in one file of the data directory ([`ipam`]); devices and routes are the kernel's. Everything is
 //! idempotent, so that a restarted agent goes through the same calls.
 
+pub(crate) mod bandwidth;
 mod device;
 mod forwarding;
 pub mod ipam;
@@ -15,6 +16,7 @@ pub(crate) mod namespace;
 pub mod peers;
 pub(crate) mod routes;
 
+pub use bandwidth::Limits as Bandwidth;
 pub use forwarding::HostForwarding;
 pub use peers::Routing;
 pub use routes::{TellPeers, carry_out, keep_node_routes};
@@ -59,6 +61,9 @@ pub enum NetworkError {
         #[source]
         source: std::io::Error,
     },
+    /// The pod's annotations of its bandwidth make no sense.
+    #[error("reading pod bandwidth annotations: {0}")]
+    Bandwidth(String),
     /// The dataplane did not take how other nodes are reached.
     #[error("cannot tell the dataplane how other nodes are reached")]
     Peers(#[source] DatapathError),
@@ -70,10 +75,11 @@ pub enum NetworkError {
 /// What the pod workers need of the network; the seam that lets their tests run without a kernel.
 pub trait PodNetwork: Send + Sync + 'static {
     /// Connects a pod's namespace and returns its addresses, primary first. Idempotent: a pod keeps its addresses. When this
-    /// returns, network policies apply to the pod.
+    /// returns, network policies apply to the pod, and it sends and receives no faster than `bandwidth` says.
     fn connect(
         &self,
         pod: &PodFacts,
+        bandwidth: Bandwidth,
         netns: &Path,
     ) -> impl Future<Output = Result<Vec<IpAddr>, NetworkError>> + Send;
 
@@ -125,7 +131,12 @@ impl<D: PodDatapath> Network<D> {
 }
 
 impl<D: PodDatapath> PodNetwork for Network<D> {
-    async fn connect(&self, pod: &PodFacts, netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+    async fn connect(
+        &self,
+        pod: &PodFacts,
+        bandwidth: Bandwidth,
+        netns: &Path,
+    ) -> Result<Vec<IpAddr>, NetworkError> {
         let uid: &str = &pod.uid;
         let cidrs = self.cidrs.borrow().clone();
         let addresses = match self.ipam.lease_of(uid) {
@@ -135,7 +146,7 @@ impl<D: PodDatapath> PodNetwork for Network<D> {
         };
         let (uid, netns, mtu): (String, PathBuf, u32) = (uid.to_owned(), netns.to_owned(), self.mtu);
         let list = addresses.clone();
-        let link = device::connect(uid, netns, list, mtu).await?;
+        let link = device::connect(uid, netns, list, mtu, bandwidth).await?;
         self.datapath
             .attach_endpoint(&Endpoint {
                 host_ifindex: link.host_ifindex,

@@ -99,11 +99,11 @@ fn a_pod_is_connected_again_after_a_restart_and_leaves_no_trace() {
             labels: Default::default(),
             ports: Vec::new(),
         };
-        let first = block_on(network.connect(&pod, &ns)).unwrap();
+        let first = block_on(network.connect(&pod, Bandwidth::default(), &ns)).unwrap();
         // A restarted agent: same leases, same device.
         let (_none, no_cidrs) = watch::channel(Vec::new());
         let network = Network::new(datapath, &path, no_cidrs, 1400).unwrap();
-        (first, block_on(network.connect(&pod, &ns)).unwrap())
+        (first, block_on(network.connect(&pod, Bandwidth::default(), &ns)).unwrap())
     });
     assert_eq!(first, second);
     assert_eq!(first, ["10.244.7.2".parse::<IpAddr>().unwrap(), "fd00:10:244:7::2".parse().unwrap()]);

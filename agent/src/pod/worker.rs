@@ -13,7 +13,7 @@ mod usage;
 mod watchers;
 
 use crate::metrics;
-use crate::network::PodNetwork;
+use crate::network::{Bandwidth, PodNetwork};
 use crate::pod::context::Context;
 use crate::pod::reference::PodRef;
 use crate::pod::static_pods::{SEEN, SOURCE};
@@ -399,7 +399,9 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
     /// Finds the network of a pod that ran before the agent started.
     async fn reconnect(&mut self, sandbox: &SandboxStatus) {
         let Some(netns) = &sandbox.netns else { return };
-        match self.context.network.connect(&self.facts(), netns).await {
+        // What was refused then has no sandbox; what became wrong since changes nothing.
+        let bandwidth = Bandwidth::of(self.pod.metadata.annotations.as_ref()).unwrap_or_default();
+        match self.context.network.connect(&self.facts(), bandwidth, netns).await {
             Ok(ips) => self.pod_ips = ips,
             Err(error) => {
                 tracing::warn!(pod = %self.reference, error = %crate::network::chain(&error), "pod not reconnected")

@@ -2,7 +2,7 @@
 
 use super::{Phase, RETRY, Wake, Worker, after, earlier};
 use crate::metrics;
-use crate::network::{PodNetwork, chain};
+use crate::network::{Bandwidth, PodNetwork, chain};
 use crate::pod::container::resources;
 use crate::pod::events::Kind;
 use crate::pod::volumes::{self, Downward};
@@ -340,7 +340,11 @@ impl<R: Runtime, N: PodNetwork> Worker<R, N> {
             }
         };
         if let (false, Some(netns)) = (host_network, &status.netns) {
-            match self.context.network.connect(&self.facts(), netns).await {
+            let connected = match Bandwidth::of(self.pod.metadata.annotations.as_ref()) {
+                Ok(bandwidth) => self.context.network.connect(&self.facts(), bandwidth, netns).await,
+                Err(error) => Err(error),
+            };
+            match connected {
                 Ok(ips) => self.pod_ips = ips,
                 Err(error) => {
                     failed(self, format!("failed to setup network for sandbox {uid:?}: {}", chain(&error)));

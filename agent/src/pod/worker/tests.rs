@@ -6,7 +6,7 @@ mod walk;
 
 use crate::config::AgentConfig;
 use crate::image::ImageConfig;
-use crate::network::{NetworkError, PodNetwork};
+use crate::network::{Bandwidth, NetworkError, PodNetwork};
 use crate::pod::classes::Classes;
 use crate::pod::context::{Context, Images, ResolvedImage};
 use crate::pod::events::Recorder;
@@ -188,7 +188,12 @@ impl Api {
 struct FakeNetwork(Arc<Mutex<BTreeMap<String, IpAddr>>>);
 
 impl PodNetwork for FakeNetwork {
-    async fn connect(&self, pod: &PodFacts, _netns: &Path) -> Result<Vec<IpAddr>, NetworkError> {
+    async fn connect(
+        &self,
+        pod: &PodFacts,
+        _: Bandwidth,
+        _netns: &Path,
+    ) -> Result<Vec<IpAddr>, NetworkError> {
         let mut leases = self.0.lock();
         let next = u8::try_from(leases.len() + 2).unwrap();
         Ok(vec![*leases.entry(pod.uid.to_string()).or_insert(IpAddr::from([10, 244, 0, next]))])
@@ -390,6 +395,22 @@ async fn a_pod_runs_to_completion_and_is_not_run_again() {
         assert!(!node.runtime.calls().iter().any(|c| matches!(c, Call::StartContainer(..))));
         node.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_bandwidth_that_makes_no_sense_keeps_a_pod_from_starting() {
+    let world = World::new();
+    let mut node = world.agent();
+    let mut slow = pod("p", json!({"containers": [{"name": "c"}]}));
+    slow.metadata.annotations = Some([("kubernetes.io/egress-bandwidth".to_owned(), "1".to_owned())].into());
+    node.create(&slow);
+    let event = "Failed to create pod sandbox: failed to setup network for sandbox \"uid-p\": \
+                 reading pod bandwidth annotations: resource is unreasonably small (< 1kbit)";
+    node.until("told", |n| n.api.has_event(event)).await;
+    assert!(!node.runtime.calls().iter().any(|c| matches!(c, Call::StartContainer(..))));
+    node.delete("p", 1);
+    node.until("deleted", |n| n.api.pod("p").is_none()).await;
+    node.stop().await;
 }
 
 #[tokio::test]

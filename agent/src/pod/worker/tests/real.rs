@@ -5,7 +5,7 @@ use crate::config::AgentConfig;
 use crate::dataplane::{DatapathError, Endpoint, Peer, PodDatapath};
 use crate::image::ImageStore;
 use crate::image::testing::{busybox_layer, docker_archive};
-use crate::network::{Network, NetworkError, PodNetwork};
+use crate::network::{Bandwidth, Network, NetworkError, PodNetwork};
 use crate::pod::classes::Classes;
 use crate::pod::context::{Context, Images};
 use crate::pod::events::Recorder;
@@ -77,9 +77,10 @@ impl PodNetwork for MortalNetwork {
     async fn connect(
         &self,
         pod: &PodFacts,
+        bandwidth: Bandwidth,
         netns: &std::path::Path,
     ) -> Result<Vec<std::net::IpAddr>, NetworkError> {
-        self.call("connect", self.inner.connect(pod, netns)).await
+        self.call("connect", self.inner.connect(pod, bandwidth, netns)).await
     }
 
     async fn disconnect(&self, uid: &str) -> Result<(), NetworkError> {
