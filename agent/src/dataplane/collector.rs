@@ -126,6 +126,14 @@ impl Collector {
 
     /// Removes expired flows and those of the addresses in `gone`.
     fn remove_dead(&self, gone: &BTreeSet<Address>) -> Result<usize, DatapathError> {
+        let (dead, entries) = self.find_dead(gone)?;
+        let removed = self.remove_found(&dead, gone)?;
+        self.status.size(maps::FLOWS, entries - removed);
+        Ok(removed)
+    }
+
+    /// Expired flows and those of the addresses in `gone`, and how many entries there are.
+    pub(super) fn find_dead(&self, gone: &BTreeSet<Address>) -> Result<(Vec<FlowKey>, usize), DatapathError> {
         let now = sys::monotonic_seconds();
         let mut expired = Vec::new();
         let mut living = BTreeSet::new();
@@ -133,10 +141,7 @@ impl Collector {
             (key.source, key.destination, key.source_port, key.destination_port, key.protocol)
         };
         self.flows.scan(|key, value| {
-            let dead = [key.source, key.destination, value.source, value.destination]
-                .iter()
-                .any(|address| gone.contains(address));
-            if dead {
+            if is_of(gone, key, value) {
                 expired.push((*key, None));
             } else if value.expires < now {
                 expired.push((*key, Some(identity(&value.reverse_key(key.protocol)))));
@@ -146,29 +151,40 @@ impl Collector {
         })?;
         let entries = expired.len() + living.len();
         // A flow lives while one of its directions does.
-        let keys: Vec<FlowKey> = expired
+        let keys = expired
             .into_iter()
             .filter(|(_, peer)| peer.is_none_or(|peer| !living.contains(&peer)))
             .map(|(key, _)| key)
             .collect();
-        self.flows.delete_all(&keys)?;
-        self.status.size(maps::FLOWS, entries - keys.len());
-        Ok(keys.len())
+        Ok((keys, entries))
+    }
+
+    /// Removes what [`Self::find_dead`] found. A client may have begun a flow from the same port meanwhile: it stays.
+    pub(super) fn remove_found(
+        &self,
+        dead: &[FlowKey],
+        gone: &BTreeSet<Address>,
+    ) -> Result<usize, DatapathError> {
+        let now = sys::monotonic_seconds();
+        self.flows.delete_if(dead, |key, value| value.expires < now || is_of(gone, key, value))
     }
 
     /// Removes verdicts on flows that have expired, and on those of the addresses in `gone`.
     fn remove_dead_connections(&self, gone: &BTreeSet<Address>) -> Result<usize, DatapathError> {
         let now = sys::monotonic_seconds();
+        let is_dead = |key: &FlowKey, value: &ConnectionValue| {
+            value.expires < now || gone.contains(&key.source) || gone.contains(&key.destination)
+        };
         let (mut entries, mut dead) = (0, Vec::new());
         self.connections.scan(|key, value| {
             entries += 1;
-            if value.expires < now || gone.contains(&key.source) || gone.contains(&key.destination) {
+            if is_dead(key, value) {
                 dead.push(*key);
             }
         })?;
-        self.connections.delete_all(&dead)?;
-        self.status.size(maps::CONNECTIONS, entries - dead.len());
-        Ok(dead.len())
+        let removed = self.connections.delete_if(&dead, is_dead)?;
+        self.status.size(maps::CONNECTIONS, entries - removed);
+        Ok(removed)
     }
 
     /// Removes flows of datagrams to a service whose endpoint does not serve, also when no endpoint is left, and flows that
@@ -197,6 +213,14 @@ impl Collector {
         self.flows.delete_all(&stale)?;
         Ok(stale.len())
     }
+}
+
+/// Whether one of these addresses is an end of a flow, before or behind the translation.
+fn is_of(gone: &BTreeSet<Address>, key: &FlowKey, value: &FlowValue) -> bool {
+    !gone.is_empty()
+        && [key.source, key.destination, value.source, value.destination]
+            .iter()
+            .any(|address| gone.contains(address))
 }
 
 /// What one round is about.

@@ -113,6 +113,22 @@ impl<K: Plain, V: Plain> Table<K, V> {
         sys::map_delete(self.map.as_fd(), key).map_err(failed(format!("change the map {}", self.name)))
     }
 
+    /// Removes entries of which `still` holds when they are looked at once more, right before; returns how many went. For
+    /// maps that programs write: since the entries were found, others may have got their keys.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete_if(&self, keys: &[K], still: impl Fn(&K, &V) -> bool) -> Result<usize, DatapathError> {
+        let mut deleted = 0;
+        for key in keys {
+            if self.get(key)?.is_some_and(|value| still(key, &value)) {
+                self.delete(key)?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
+
     /// Removes many entries, if they are there.
     ///
     /// # Errors

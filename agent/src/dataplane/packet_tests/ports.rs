@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kelp_common::flow::{FLOW_CLOSED, FLOW_REPLY};
 
 use super::*;
+use crate::dataplane::collector::Collector;
 
 const NODE_PORT: &str = "192.0.2.10:30010";
 
@@ -175,4 +176,26 @@ fn a_port_is_in_use_while_only_one_direction_speaks() {
     flows.put(&key, &value).unwrap();
     assert!(open(&rig, 2).is_none());
     assert_eq!(rig.redirected("from_net", &first.answer(ACK)).destination.to_string(), client(1));
+}
+
+#[test]
+fn a_connection_that_begins_while_flows_are_collected_stays() {
+    let rig = with_ports(8);
+    let first = open(&rig, 1).unwrap();
+    close(&rig, 1, &first);
+    age(&rig, &first, 100);
+    let collector = Collector::open(&rig.kernel, std::sync::Arc::default()).unwrap();
+    let gone = BTreeSet::new();
+    let (dead, all) = collector.find_dead(&gone).unwrap();
+    assert_eq!((dead.len(), all), (2, 2));
+    // The client uses its port again before the old flow is removed.
+    let second = open(&rig, 1).unwrap();
+    assert_eq!(collector.remove_found(&dead, &gone).unwrap(), 1, "the other direction of the old flow");
+    let next = rig.redirected("from_net", &Frame::tcp(&client(1), NODE_PORT, ACK));
+    assert_eq!((next.source, next.destination), (second.source, second.destination));
+    assert_eq!(entries(&rig).len(), 2);
+    // Of pods that are gone everything goes.
+    let gone = BTreeSet::from([Address::from(second.destination.ip())]);
+    let (dead, _) = collector.find_dead(&gone).unwrap();
+    assert_eq!(collector.remove_found(&dead, &gone).unwrap(), 2);
 }
