@@ -424,8 +424,13 @@ fn send(ctx: &TcContext, config: &NodeConfig, packet: &Packet, to: &FlowValue) -
             return reject::too_big(ctx, packet, exit.mtu());
         }
     }
-    if !become_translated(ctx, config, packet, to) {
+    if !become_translated(ctx, packet, to) {
         return TC_ACT_SHOT;
+    }
+    // What the client sends comes in envelopes: it learns at once how large its segments may be.
+    if to.flags & FLOW_WRAPPED != 0 {
+        let mtu = if config.tunnel_mtu == 0 { config.uplink_mtu } else { config.tunnel_mtu };
+        rewrite::clamp_segments(ctx, packet, mtu);
     }
     match pod {
         Some(pod) => route::to_pod(ctx, pod),
@@ -436,16 +441,8 @@ fn send(ctx: &TcContext, config: &NodeConfig, packet: &Packet, to: &FlowValue) -
 
 /// Translates a packet in place. (Beside what may answer one, and not around it, for the stack's sake as well.)
 #[inline(never)]
-fn become_translated(ctx: &TcContext, config: &NodeConfig, packet: &Packet, to: &FlowValue) -> bool {
-    if translate(ctx, packet, to).is_err() {
-        return false;
-    }
-    // What the client sends comes in envelopes: it learns at once how large its segments may be.
-    if to.flags & FLOW_WRAPPED != 0 {
-        let mtu = if config.tunnel_mtu == 0 { config.uplink_mtu } else { config.tunnel_mtu };
-        rewrite::clamp_segments(ctx, packet, mtu);
-    }
-    true
+fn become_translated(ctx: &TcContext, packet: &Packet, to: &FlowValue) -> bool {
+    translate(ctx, packet, to).is_ok()
 }
 
 /// Sends a translated ICMP error to its new destination.
