@@ -14,22 +14,6 @@ fn flows(world: &World) -> Vec<u32> {
     flags
 }
 
-/// Sends more than fits into any segment, and reads it back.
-fn echo(address: SocketAddr) {
-    const LENGTH: usize = 2_000_000;
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).unwrap();
-    greeting(&mut stream).unwrap();
-    let mut writer = stream.try_clone().unwrap();
-    let sent: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
-    let copy = sent.clone();
-    let writing = std::thread::spawn(move || writer.write_all(&copy).unwrap());
-    let mut received = vec![0; LENGTH];
-    stream.set_read_timeout(Some(TIMEOUT * 5)).unwrap();
-    stream.read_exact(&mut received).unwrap();
-    assert!(received == sent, "every byte comes back");
-    writing.join().unwrap();
-}
-
 /// A client asks the first node for a pod of the second; with direct return, if `dsr`. Returns the client that the pod saw.
 fn reached(dsr: bool) -> (World, World, Vec<String>) {
     let mut first = World::new();
@@ -59,7 +43,7 @@ fn reached(dsr: bool) -> (World, World, Vec<String>) {
                 assert_eq!(name, "there");
                 seen.push(client);
             }
-            echo(at(node, 30084));
+            echo_all(at(node, 30084), 2_000_000);
         });
     }
     (first, second, seen)

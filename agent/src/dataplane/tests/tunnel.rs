@@ -107,22 +107,6 @@ fn counted(world: &World, index: u32) -> u64 {
     world.dataplane().counters().unwrap()[index as usize]
 }
 
-/// Sends more than fits into any segment, and reads it back.
-fn much(address: SocketAddr) {
-    const LENGTH: usize = 1_000_000;
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).unwrap();
-    greeting(&mut stream).unwrap();
-    let mut writer = stream.try_clone().unwrap();
-    let sent: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
-    let copy = sent.clone();
-    let writing = std::thread::spawn(move || writer.write_all(&copy).unwrap());
-    let mut received = vec![0; LENGTH];
-    stream.set_read_timeout(Some(TIMEOUT * 5)).unwrap();
-    stream.read_exact(&mut received).unwrap();
-    assert!(received == sent, "every byte comes back");
-    writing.join().unwrap();
-}
-
 /// Whatever pods and clients do works, with the addresses that are seen without a tunnel.
 fn everything_works(first: &World, second: &World, families: &[bool]) {
     let (here, there) = (&first.pods[0], &second.pods[0]);
@@ -140,7 +124,7 @@ fn everything_works(first: &World, second: &World, families: &[bool]) {
                         "{address}"
                     );
                 }
-                much(address);
+                echo_all(address, 1_000_000);
             }
         };
         here.net.run(body);
@@ -149,21 +133,21 @@ fn everything_works(first: &World, second: &World, families: &[bool]) {
         let back = SocketAddr::new(first.pods[1].address(v4), 8080);
         there.net.run(|| {
             assert_eq!(ask_tcp(back).unwrap(), ("two".to_owned(), there.address(v4).to_string()));
-            much(back);
+            echo_all(back, 1_000_000);
         });
         // The host's stack, which probes and proxies.
         if let Some(node) = first.config.node_addresses.iter().find(|address| address.is_ipv4() == v4) {
             first.host.run(|| {
                 assert_eq!(ask_tcp(remote).unwrap(), ("one".to_owned(), node.to_string()));
                 assert_eq!(ask_udp(remote, true).unwrap(), ("one".to_owned(), node.to_string()));
-                much(remote);
+                echo_all(remote, 1_000_000);
             });
             // A client outside the cluster reaches a pod of the other node through this one.
             second.outside.run(|| {
                 let service = SocketAddr::new(*node, 30084);
                 assert_eq!(ask_tcp(service).unwrap(), ("one".to_owned(), node.to_string()));
                 assert_eq!(ask_udp(service, true).unwrap(), ("one".to_owned(), node.to_string()));
-                much(service);
+                echo_all(service, 1_000_000);
             });
             let elsewhere = SocketAddr::new(
                 second.config.node_addresses.iter().copied().find(|address| address.is_ipv4() == v4).unwrap(),
@@ -363,7 +347,7 @@ fn a_backend_behind_a_tunnel_answers_clients_itself() {
             for connected in [true, false] {
                 assert_eq!(ask_udp(at(node, 30084), connected).unwrap(), ("one".to_owned(), own.to_owned()));
             }
-            much(at(node, 30084));
+            echo_all(at(node, 30084), 1_000_000);
         });
     }
     assert!(sent_by_tunnel(&first) > 0);

@@ -568,6 +568,21 @@ pub fn ask_tcp(address: SocketAddr) -> std::io::Result<(String, String)> {
     greeting(&mut stream)
 }
 
+/// Sends `length` bytes, more than fit into any segment, and reads them back.
+pub fn echo_all(address: SocketAddr, length: usize) {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).unwrap();
+    greeting(&mut stream).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let sent: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+    let copy = sent.clone();
+    let writing = std::thread::spawn(move || writer.write_all(&copy).unwrap());
+    let mut received = vec![0; length];
+    stream.set_read_timeout(Some(TIMEOUT * 5)).unwrap();
+    stream.read_exact(&mut received).unwrap();
+    assert!(received == sent, "every byte comes back");
+    writing.join().unwrap();
+}
+
 /// Reads the greeting of a connection.
 pub fn greeting(stream: &mut TcpStream) -> std::io::Result<(String, String)> {
     stream.set_read_timeout(Some(TIMEOUT))?;
