@@ -14,6 +14,15 @@ const FARTHEST: usize = 0xff;
 /// The bits of the flags of a change that are its size.
 const SIZE: u64 = 0xf;
 
+/// The same number, in a register whose bounds the verifier knows. Up to Linux 6.3 it forgets the bounds of a number that
+/// rests on the stack, and the compiler compares one copy of it and adds another: so it is read anew, and cut there.
+#[inline(always)]
+fn bounded(at: usize) -> usize {
+    // SAFETY: a local variable is valid and aligned.
+    let at = unsafe { core::ptr::from_ref(&at).read_volatile() };
+    at & FARTHEST
+}
+
 /// A packet in memory.
 pub struct Direct {
     start: *mut u8,
@@ -39,7 +48,7 @@ impl Direct {
         if at > FARTHEST {
             return Err(());
         }
-        let from = self.start.wrapping_add(at);
+        let from = self.start.wrapping_add(bounded(at));
         if from.wrapping_add(length).cast_const() > self.end { Err(()) } else { Ok(from) }
     }
 
