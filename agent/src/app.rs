@@ -16,6 +16,7 @@
 //! | [`node`] | the host, images, its Node | Node, node status, Lease |
 //! | [`server`](crate::server) | the manager's pods, log files, runtime events | – (answers on port 10250) |
 //! | [`network::keep_node_routes`] | Nodes | routes to other nodes' pods, the dataplane's peers |
+//! | [`Network::follow_mtu`] | what the dataplane says fits | MTUs of pods |
 //!
 //! Ending the agent, however, leaves pods, devices and programs as they are: the next agent takes them over.
 
@@ -147,11 +148,7 @@ where
     }
     check_host(&config.kubelet.settings)?;
     let (cidrs, cidrs_receiver) = watch::channel(Vec::new());
-    let mtu = match config.mtu {
-        Some(mtu) => mtu,
-        None => network::uplink_mtu(&config.node_ips).await.unwrap_or(1500),
-    };
-    let network = Network::new(parts.datapath, &config.data_dir, cidrs_receiver.clone(), mtu)?;
+    let network = Network::new(parts.datapath, &config.data_dir, cidrs_receiver.clone())?;
     // Devices of pods whose sandbox is gone are nobody's; pods with a sandbox keep theirs.
     // So do pods with a directory: a sandbox that does not answer just now may be missing from the list.
     let mut present: Vec<String> = runtime.list().await?.into_iter().map(|s| s.id).collect();
@@ -223,7 +220,8 @@ where
     });
     let own =
         Own { name: config.node_name.clone(), addresses: config.node_ips.clone(), routing: config.routing };
-    let reached = context.clone();
+    let sized = context.clone();
+    let (reached, stop) = (context.clone(), shutdown.clone());
     let tell_peers: network::TellPeers =
         Box::new(move |peers, tunnels| reached.network.datapath().set_peers(peers, tunnels));
     let mut tasks = JoinSet::new();
@@ -306,6 +304,7 @@ where
     tasks.spawn(serve_plugins(devices, cpus, pods, config.kubelet_dir.clone(), shutdown.clone()));
     tasks.spawn(graceful.run(shutdown.clone()));
     tasks.spawn(network::keep_node_routes(client.clone(), own, tell_peers, shutdown.clone()));
+    tasks.spawn(async move { sized.network.follow_mtu(stop).await });
     tasks.spawn(follow_cidrs(cidrs_receiver, parts.on_pod_cidrs, shutdown.clone()));
     tasks.spawn(follow_datapath(parts.datapath_synced, readiness, shutdown.clone()));
     tasks.spawn(registry::follow(csi, shutdown.clone()));

@@ -30,8 +30,6 @@ pub struct AgentConfig {
     pub cluster_domain: String,
     /// Most pods that the Node offers.
     pub max_pods: u32,
-    /// MTU of pod devices; `None`: that of the device with the default route or the node address, else 1500.
-    pub mtu: Option<u32>,
     /// How pods of other nodes are reached.
     pub routing: Routing,
     /// Port of the kubelet API.
@@ -70,7 +68,6 @@ impl AgentConfig {
             cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
             cluster_domain: "cluster.local".into(),
             max_pods: 110,
-            mtu: None,
             routing: Routing::default(),
             kubelet_port: 10250,
             resolv_conf: "/etc/resolv.conf".into(),

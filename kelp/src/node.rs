@@ -167,7 +167,9 @@ pub async fn start(settings: Settings<'_>, client: Client, role: Role, parts: &m
     }
     let on_node = OnNode { config, client, runtime, images, ca_pem };
     let Some(dataplane) = dataplane else {
-        let datapath = HostForwarding::enable().context("cannot let the host forward to pods")?;
+        let uplink = node_address::interface_of(&host.node_ips)?;
+        let datapath = HostForwarding::enable(uplink.as_deref(), parts.shutdown())
+            .context("cannot let the host forward to pods")?;
         let (_, synced) = watch::channel(true);
         on_node.run(datapath, synced, Box::new(|_| {}), parts);
         return Ok(());

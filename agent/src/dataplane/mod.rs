@@ -8,6 +8,7 @@
 //! | [`policy`] | watches of NetworkPolicies, all Namespaces and Pods | policies of endpoints, identities, rules |
 //! | [`collector`] | the flow and socket maps, where datagrams may go | the same maps: removes what is stale; closes sockets |
 //! | `addresses` | the kernel's addresses | node addresses |
+//! | `uplink` | the kernel's devices | what fits through the uplink and tunnels |
 //! | `foreign` | the node's Pods, as the reconciler gets them | endpoints of pods that another agent connected |
 //! | [`peers`] | the other nodes, as the pod network tells them | peers, the tunnels' device |
 //! | `health` | Services with a health check, the state of the dataplane | – (answers HTTP) |
@@ -34,6 +35,7 @@ pub mod reconciler;
 pub mod sockets;
 pub mod status;
 pub mod sys;
+mod uplink;
 pub mod view;
 
 use std::collections::BTreeSet;
@@ -63,6 +65,8 @@ use peers::Tunnels;
 use policy::{Policies, PolicyMaps};
 use reconciler::Reports;
 use status::Status;
+pub use uplink::PodMtu;
+pub(crate) use uplink::{Uplink, Watch as UplinkWatch};
 
 /// A pod's device on this node, as the pod network made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +99,9 @@ pub trait PodDatapath: Send + Sync + 'static {
     /// When the kernel refuses.
     fn set_peers(&self, peers: &[Peer], tunnels: bool) -> Result<Option<u32>, DatapathError>;
 
+    /// The largest packets of pods, now and whenever that changes.
+    fn pod_mtu(&self) -> watch::Receiver<PodMtu>;
+
     /// Forgets a pod's addresses; its device may be gone already.
     fn detach_endpoint(&self, addresses: &[IpAddr])
     -> impl Future<Output = Result<(), DatapathError>> + Send;
@@ -103,6 +110,10 @@ pub trait PodDatapath: Send + Sync + 'static {
 impl<T: PodDatapath> PodDatapath for Arc<T> {
     fn set_peers(&self, peers: &[Peer], tunnels: bool) -> Result<Option<u32>, DatapathError> {
         self.as_ref().set_peers(peers, tunnels)
+    }
+
+    fn pod_mtu(&self) -> watch::Receiver<PodMtu> {
+        self.as_ref().pod_mtu()
     }
 
     async fn attach_endpoint(&self, endpoint: &Endpoint) -> Result<(), DatapathError> {
@@ -157,21 +168,14 @@ pub struct Dataplane {
     node_config: Table<u32, NodeConfig>,
     tunnels: Mutex<Tunnels>,
     config: Mutex<Config>,
-    uplink: Uplink,
+    /// Index of the uplink; 0 when there is none.
+    uplink: u32,
+    pod_mtu: watch::Sender<PodMtu>,
     netns_cookie: u64,
     removed: mpsc::UnboundedSender<Vec<Address>>,
     synced: watch::Receiver<bool>,
     status: Arc<Status>,
     index: Arc<RwLock<Index>>,
-}
-
-/// The device to other nodes and the outside.
-#[derive(Debug, Clone, Copy)]
-struct Uplink {
-    /// 0 when there is none.
-    ifindex: u32,
-    /// 0 when it is not known.
-    mtu: u32,
 }
 
 /// Starts the dataplane in the network namespace of the calling thread. Services follow the API of `client` until
@@ -205,7 +209,9 @@ pub async fn start_with(
 ) -> Result<Arc<Dataplane>, DatapathError> {
     kernel::ensure_bpffs(&config.bpf_directory)?;
     let kernel = Kernel::load_with(&config.bpf_directory, &config.map_sizes, config.clsact)?;
-    let uplink = uplink(&config)?;
+    // Told of changes before it is looked at, so that none is missed.
+    let uplink_watch = UplinkWatch::open()?;
+    let uplink = Uplink::find(config.uplink.as_deref())?;
     match sys::ephemeral_ports() {
         Ok(ports) => config.leave_ports(&ports),
         Err(error) => {
@@ -219,9 +225,10 @@ pub async fn start_with(
     });
     let host = Namespace::current().map_err(failed("open the network namespace"))?;
     let node_config: Table<u32, NodeConfig> = Table::open(&kernel, kelp_common::maps::NODE_CONFIG)?;
-    let tunnels = Tunnels::open(&kernel, &config)?;
+    let tunnels = Tunnels::open(&kernel, &config, uplink.mtu)?;
     let settings = config.for_kernel(uplink.ifindex, uplink.mtu, netns_cookie);
     node_config.put(&0, &tunnels.complete(settings))?;
+    let (pod_mtu, _) = watch::channel(tunnels.pod_mtu());
     let address_watch = addresses::Watch::open()?;
     let node_addresses = addresses::NodeAddresses::new(
         Table::open(&kernel, kelp_common::maps::NODE_ADDRESSES)?,
@@ -303,7 +310,8 @@ pub async fn start_with(
         node_config,
         tunnels: Mutex::new(tunnels),
         config: Mutex::new(config),
-        uplink,
+        uplink: uplink.ifindex,
+        pod_mtu,
         netns_cookie,
         removed,
         synced,
@@ -311,16 +319,17 @@ pub async fn start_with(
         index,
     });
     dataplane.serve(&host, &shutdown);
+    if uplink.ifindex != 0 {
+        let followed = Arc::downgrade(&dataplane);
+        let tell = move |mtu| {
+            if let Some(dataplane) = followed.upgrade() {
+                dataplane.resize(mtu);
+            }
+        };
+        tokio::spawn(uplink_watch.run(uplink.ifindex, tell, shutdown.clone()));
+    }
     tokio::spawn(reconciler.run(changes, synced_sender, shutdown));
     Ok(dataplane)
-}
-
-fn uplink(config: &Config) -> Result<Uplink, DatapathError> {
-    let Some(name) = &config.uplink else { return Ok(Uplink { ifindex: 0, mtu: 0 }) };
-    let ifindex =
-        nix::net::if_::if_nametoindex(name.as_str()).map_err(failed(format!("find the uplink {name}")))?;
-    let mtu = sys::device_mtu(name).map_err(failed(format!("look at the uplink {name}")))?;
-    Ok(Uplink { ifindex, mtu })
 }
 
 /// Reads: pods whose sockets are left alone. Writes: what the socket hooks know of pods.
@@ -391,8 +400,7 @@ impl Dataplane {
 
     /// Writes the settings for the programs.
     fn tell_settings(&self, tunnels: &Tunnels) -> Result<(), DatapathError> {
-        let Uplink { ifindex, mtu } = self.uplink;
-        let settings = self.config.lock().for_kernel(ifindex, mtu, self.netns_cookie);
+        let settings = self.config.lock().for_kernel(self.uplink, tunnels.uplink_mtu(), self.netns_cookie);
         self.node_config.put(&0, &tunnels.complete(settings))
     }
 
@@ -515,6 +523,10 @@ impl PodDatapath for Dataplane {
 
     fn set_peers(&self, peers: &[Peer], tunnels: bool) -> Result<Option<u32>, DatapathError> {
         self.write_peers(peers, tunnels)
+    }
+
+    fn pod_mtu(&self) -> watch::Receiver<PodMtu> {
+        self.pod_mtu.subscribe()
     }
 
     async fn detach_endpoint(&self, addresses: &[IpAddr]) -> Result<(), DatapathError> {

@@ -1,7 +1,7 @@
 //! Other nodes, as the programs know them: where their pods are, and whether a tunnel leads there.
 //!
-//! Reads: what [`crate::network`] decides of Node objects. Writes: peers, the tunnels' device, the node's settings. Like all
-//! that is pinned, both go on while no agent runs.
+//! Reads: what [`crate::network`] decides of Node objects, what the uplink takes. Writes: peers, the tunnels' device, the node's
+//! settings. Like all that is pinned, they go on while no agent runs.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use super::config::Network;
 use super::kernel::netlink::Connection;
 use super::kernel::{Kernel, failed, tunnel};
 use super::maps::Table;
-use super::{Config, DatapathError, Dataplane, Uplink};
+use super::{Config, DatapathError, Dataplane, PodMtu};
 
 /// IPv6 needs it of every link (RFC 8200). Where the uplink leaves less, the kernel divides what is outside.
 const LEAST_MTU: u32 = 1_280;
@@ -39,12 +39,17 @@ impl Peer {
     }
 
     fn value(&self, uplink_mtu: u32) -> PeerValue {
-        let mtu = match uplink_mtu {
-            0 => 0,
-            mtu => mtu.saturating_sub(tunnel_overhead(self.node.is_ipv4())).max(LEAST_MTU),
-        };
+        let mtu = tunnel_mtu(uplink_mtu, self.node.is_ipv4());
         let flags = if self.tunnel { PEER_TUNNEL } else { 0 } | if self.is_node { PEER_NODE } else { 0 };
         PeerValue { node: Address::from(self.node), flags, mtu }
+    }
+}
+
+/// The largest IP packet for a tunnel to a node, by the family of its address; 0 when that is not known.
+fn tunnel_mtu(uplink_mtu: u32, v4: bool) -> u32 {
+    match uplink_mtu {
+        0 => 0,
+        mtu => mtu.saturating_sub(tunnel_overhead(v4)).max(LEAST_MTU),
     }
 }
 
@@ -57,19 +62,53 @@ pub(super) struct Tunnels {
     device: u32,
     /// What fits through every tunnel; 0 when there is none.
     mtu: u32,
+    /// What the uplink takes; 0 when that is not known.
+    uplink_mtu: u32,
 }
 
 impl Tunnels {
     /// Takes over what an earlier agent left, in the network namespace of the calling thread.
-    pub fn open(kernel: &Kernel, config: &Config) -> Result<Self, DatapathError> {
+    pub fn open(kernel: &Kernel, config: &Config, uplink_mtu: u32) -> Result<Self, DatapathError> {
         let action = "look for the tunnels' device";
         let mut netlink = Connection::open().map_err(failed(action))?;
         let found =
             if config.foreign_pods { None } else { tunnel::find(&mut netlink).map_err(failed(action))? };
         let device = found.map_or(0, |device| device.ifindex);
-        let mut tunnels = Self { table: Table::open(kernel, maps::PEERS)?, netlink, device, mtu: 0 };
-        tunnels.mtu = least_mtu(tunnels.read()?.values());
+        let table = Table::open(kernel, maps::PEERS)?;
+        let mut tunnels = Self { table, netlink, device, mtu: 0, uplink_mtu: 0 };
+        tunnels.resize(uplink_mtu)?;
         Ok(tunnels)
+    }
+
+    /// Has peers and the device fit an uplink that takes this much.
+    fn resize(&mut self, uplink_mtu: u32) -> Result<(), DatapathError> {
+        self.uplink_mtu = uplink_mtu;
+        let mut peers = self.read()?;
+        for peer in peers.values_mut() {
+            peer.mtu = tunnel_mtu(uplink_mtu, peer.node.is_v4());
+        }
+        self.mtu = least_mtu(peers.values());
+        if self.device != 0 {
+            let mtu = self.device_mtu();
+            let action = "change the MTU of the tunnels' device";
+            tunnel::resize(&mut self.netlink, self.device, mtu).map_err(failed(action))?;
+        }
+        self.write(&peers)
+    }
+
+    /// The host sends by the device only when a node needs it.
+    fn device_mtu(&self) -> u32 {
+        if self.mtu == 0 { LEAST_MTU } else { self.mtu }
+    }
+
+    /// What the uplink takes; 0 when that is not known.
+    pub fn uplink_mtu(&self) -> u32 {
+        self.uplink_mtu
+    }
+
+    /// The largest packets of pods.
+    pub fn pod_mtu(&self) -> PodMtu {
+        PodMtu::new(self.uplink_mtu, self.mtu)
     }
 
     /// Index of the device; 0 when there is none.
@@ -115,21 +154,16 @@ impl Dataplane {
     /// When the kernel refuses a map or the device, and a peer needs it. Peers that are reached directly are written in any
     /// case.
     pub fn write_peers(&self, peers: &[Peer], tunnels: bool) -> Result<Option<u32>, DatapathError> {
-        let Uplink { mtu, .. } = self.uplink;
+        let mut state = self.tunnels.lock();
+        let mtu = state.uplink_mtu;
         let wanted: BTreeMap<PeerKey, PeerValue> =
             peers.iter().map(|peer| (peer.key(), peer.value(mtu))).collect();
-        let mut state = self.tunnels.lock();
-        let least = least_mtu(wanted.values());
-        let made = if tunnels && !peers.is_empty() {
-            // The host sends by the device only when a node needs it.
-            self.open_tunnel(&mut state, if least == 0 { LEAST_MTU } else { least })
-        } else {
-            Ok(())
-        };
+        state.mtu = least_mtu(wanted.values());
+        let made = if tunnels && !peers.is_empty() { self.open_tunnel(&mut state) } else { Ok(()) };
         let needed = wanted.values().any(|peer| peer.flags & PEER_TUNNEL != 0);
-        state.mtu = least;
         self.tell_settings(&state)?;
         state.write(&wanted)?;
+        self.tell_pod_mtu(&state);
         match made {
             Err(error) if needed => return Err(error),
             Err(error) => {
@@ -146,8 +180,27 @@ impl Dataplane {
         Ok((state.device != 0).then_some(state.device))
     }
 
-    fn open_tunnel(&self, state: &mut Tunnels, mtu: u32) -> Result<(), DatapathError> {
+    fn tell_pod_mtu(&self, state: &Tunnels) {
+        let wanted = state.pod_mtu();
+        self.pod_mtu.send_if_modified(|mtu| std::mem::replace(mtu, wanted) != wanted);
+    }
+
+    /// Follows a change of the uplink, which takes this much now.
+    pub(super) fn resize(&self, uplink_mtu: u32) {
+        let mut state = self.tunnels.lock();
+        if state.uplink_mtu == uplink_mtu {
+            return;
+        }
+        tracing::info!(mtu = uplink_mtu, "the uplink takes packets of another size");
+        if let Err(error) = state.resize(uplink_mtu).and_then(|()| self.tell_settings(&state)) {
+            tracing::warn!(error = %super::chain(&error), "a change of the uplink is not followed");
+        }
+        self.tell_pod_mtu(&state);
+    }
+
+    fn open_tunnel(&self, state: &mut Tunnels) -> Result<(), DatapathError> {
         let port = self.config.lock().tunnel_port;
+        let mtu = state.device_mtu();
         let action = "make the device for tunnels to other nodes";
         let device = tunnel::ensure(&mut state.netlink, port, mtu).map_err(failed(action))?;
         if device != state.device {

@@ -5,6 +5,7 @@ mod bandwidth;
 mod dsr;
 mod foreign;
 mod lessons;
+mod mtu;
 mod policies;
 mod services;
 mod tunnel;

@@ -1,19 +1,21 @@
 //! The veth pair of a pod.
 
+use crate::dataplane::PodMtu;
 use crate::dataplane::sys::netns_cookie;
 use crate::network::bandwidth::{self, Limits};
 use crate::network::namespace::run;
-use crate::network::{GATEWAY_V4, GATEWAY_V6, NetworkError};
+use crate::network::{Connected, GATEWAY_V4, GATEWAY_V6, NetworkError};
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Host-side devices of pods start with this.
 const HOST_PREFIX: &str = "kpod";
@@ -90,7 +92,7 @@ pub async fn connect(
     uid: String,
     netns: PathBuf,
     addresses: Vec<IpAddr>,
-    mtu: u32,
+    mtu: PodMtu,
     limits: Limits,
 ) -> Result<Link, NetworkError> {
     let name = host_name(&uid);
@@ -113,12 +115,12 @@ pub async fn connect(
             let peer = LinkMessageBuilder::<LinkUnspec>::new()
                 .name(POD_NAME)
                 .address(pod_mac.to_vec())
-                .mtu(mtu)
+                .mtu(mtu.device)
                 .setns_by_fd(file.as_raw_fd())
                 .build();
             let pair = LinkVeth::new(&device, POD_NAME)
                 .address(host_mac.to_vec())
-                .mtu(mtu)
+                .mtu(mtu.device)
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
                 .build();
             handle
@@ -134,7 +136,7 @@ pub async fn connect(
         })?;
         let index = link.header.index;
         host_sysctls(&device);
-        let up = LinkUnspec::new_with_index(index).up().build();
+        let up = LinkUnspec::new_with_index(index).mtu(mtu.device).up().build();
         handle.link().set(up).execute().await.map_err(netlink(format!("cannot bring up {device}")))?;
         for address in list {
             host_route(&handle, index, address, pod_mac)
@@ -145,7 +147,7 @@ pub async fn connect(
     })
     .await?;
     let netns_cookie = run(Some(netns), move |handle| async move {
-        let index = inside_pod(&handle, &addresses, host_mac).await?;
+        let index = inside_pod(&handle, &addresses, host_mac, mtu).await?;
         bandwidth::limit(&handle, index, limits).await?;
         Ok(netns_cookie().unwrap_or(0))
     })
@@ -197,7 +199,12 @@ async fn host_route(
 }
 
 /// Sets up the pod's device; returns its index.
-async fn inside_pod(handle: &Handle, addresses: &[IpAddr], host_mac: [u8; 6]) -> Result<u32, NetworkError> {
+async fn inside_pod(
+    handle: &Handle,
+    addresses: &[IpAddr],
+    host_mac: [u8; 6],
+    mtu: PodMtu,
+) -> Result<u32, NetworkError> {
     let set = |name: &'static str| netlink(format!("cannot set up {name} in the pod"));
     let loopback = LinkUnspec::new_with_index(1).up().build();
     handle.link().set(loopback).execute().await.map_err(set("lo"))?;
@@ -212,13 +219,13 @@ async fn inside_pod(handle: &Handle, addresses: &[IpAddr], host_mac: [u8; 6]) ->
     {
         sysctl(&format!("/proc/sys/net/ipv6/conf/{POD_NAME}/{key}"), value);
     }
-    let up = LinkUnspec::new_with_index(index).up().build();
+    let up = LinkUnspec::new_with_index(index).mtu(mtu.device).up().build();
     handle.link().set(up).execute().await.map_err(set("eth0"))?;
     for address in addresses {
         let length = if address.is_ipv4() { 32 } else { 128 };
         let added = handle.address().add(index, *address, length).replace().execute().await;
         unless(libc::EEXIST, added).map_err(set("the pod's address"))?;
-        let gateway = if address.is_ipv4() { IpAddr::V4(GATEWAY_V4) } else { IpAddr::V6(GATEWAY_V6) };
+        let gateway = gateway(address.is_ipv4());
         handle
             .neighbours()
             .add(index, gateway)
@@ -228,30 +235,94 @@ async fn inside_pod(handle: &Handle, addresses: &[IpAddr], host_mac: [u8; 6]) ->
             .execute()
             .await
             .map_err(set("the gateway's neighbour entry"))?;
-        let routes = match gateway {
-            IpAddr::V4(g) => vec![
-                RouteMessageBuilder::<Ipv4Addr>::new()
-                    .destination_prefix(g, 32)
-                    .output_interface(index)
-                    .scope(RouteScope::Link)
-                    .build(),
-                RouteMessageBuilder::<Ipv4Addr>::new().gateway(g).output_interface(index).onlink().build(),
-            ],
-            IpAddr::V6(g) => {
-                vec![
-                    RouteMessageBuilder::<Ipv6Addr>::new()
-                        .gateway(g)
-                        .output_interface(index)
-                        .onlink()
-                        .build(),
-                ]
-            }
-        };
-        for route in routes {
-            handle.route().add(route).replace().execute().await.map_err(set("the default route"))?;
+        if let IpAddr::V4(gateway) = gateway {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(gateway, 32)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .build();
+            handle.route().add(route).replace().execute().await.map_err(set("the way to the gateway"))?;
         }
+        let route = default_route(address.is_ipv4(), index, mtu);
+        handle.route().add(route).replace().execute().await.map_err(set("the default route"))?;
     }
     Ok(index)
+}
+
+fn gateway(v4: bool) -> IpAddr {
+    if v4 { IpAddr::V4(GATEWAY_V4) } else { IpAddr::V6(GATEWAY_V6) }
+}
+
+/// A pod's default route. Only what it sends has to fit into tunnels: the device takes what comes from elsewhere.
+fn default_route(v4: bool, index: u32, mtu: PodMtu) -> RouteMessage {
+    let mut route = if v4 {
+        RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY_V4).output_interface(index).onlink().build()
+    } else {
+        RouteMessageBuilder::<Ipv6Addr>::new().gateway(GATEWAY_V6).output_interface(index).onlink().build()
+    };
+    if mtu.route != mtu.device {
+        route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu.route)]));
+    }
+    route
+}
+
+/// Whether the pod's default route is still the one that we made: a pod may have another way, which is its own.
+async fn has_default_route(handle: &Handle, v4: bool, index: u32) -> Result<bool, NetworkError> {
+    let family = if v4 {
+        RouteMessageBuilder::<Ipv4Addr>::new().build()
+    } else {
+        RouteMessageBuilder::<Ipv6Addr>::new().build()
+    };
+    let ours = match gateway(v4) {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    };
+    let (ours, out) = (RouteAttribute::Gateway(ours), RouteAttribute::Oif(index));
+    let mut list = handle.route().get(family).execute();
+    let mut found = false;
+    while let Some(route) = list.try_next().await.map_err(netlink("cannot list the pod's routes"))? {
+        found |= route.header.destination_prefix_length == 0
+            && route.attributes.contains(&ours)
+            && route.attributes.contains(&out);
+    }
+    Ok(found)
+}
+
+/// Has a connected pod's devices and routes fit; what is not there is not made.
+pub async fn resize(uid: &str, pod: &Arc<Connected>, mtu: PodMtu) -> Result<(), NetworkError> {
+    let name = host_name(uid);
+    let pod = pod.clone();
+    let device = name.clone();
+    let is_there = run(None, move |handle| async move {
+        let Some(link) = find(&handle, &device).await? else { return Ok(false) };
+        let wanted = LinkUnspec::new_with_index(link.header.index).mtu(mtu.device).build();
+        let result = unless(libc::ENODEV, handle.link().set(wanted).execute().await);
+        result.map_err(netlink(format!("cannot change the MTU of {device}")))?;
+        Ok(true)
+    })
+    .await?;
+    if !is_there {
+        return Ok(());
+    }
+    let netns = PathBuf::from(format!("/proc/self/fd/{}", pod.netns.as_raw_fd()));
+    run(Some(netns), move |handle| async move {
+        let Some(link) = find(&handle, POD_NAME).await? else { return Ok(()) };
+        let index = link.header.index;
+        let wanted = LinkUnspec::new_with_index(index).mtu(mtu.device).build();
+        let result = unless(libc::ENODEV, handle.link().set(wanted).execute().await);
+        result.map_err(netlink("cannot change the MTU of the pod's device"))?;
+        for v4 in [true, false] {
+            if pod.addresses.iter().any(|address| address.is_ipv4() == v4)
+                && has_default_route(&handle, v4, index).await?
+            {
+                let route = default_route(v4, index, mtu);
+                let result = unless(libc::ENODEV, handle.route().add(route).replace().execute().await);
+                result.map_err(netlink("cannot change the MTU of the pod's default route"))?;
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Removes a pod's device; its routes, neighbour entries and peer go with it.
@@ -290,37 +361,6 @@ pub async fn remove_others(keep: &[String]) -> Result<(), NetworkError> {
             unless(libc::ENODEV, result).map_err(netlink(format!("cannot remove device {name}")))?;
         }
         Ok(())
-    })
-    .await
-}
-
-/// MTU of the device that has one of these addresses.
-pub async fn uplink_mtu(addresses: Vec<IpAddr>) -> Result<Option<u32>, NetworkError> {
-    use rtnetlink::packet_route::address::AddressAttribute;
-    run(None, move |handle| async move {
-        let mut list = handle.address().get().execute();
-        let mut found = None;
-        while let Some(message) = list.try_next().await.map_err(netlink("cannot list addresses"))? {
-            let hit = message.attributes.iter().any(|a| match a {
-                AddressAttribute::Address(ip) | AddressAttribute::Local(ip) => addresses.contains(ip),
-                _ => false,
-            });
-            if hit {
-                found = Some(message.header.index);
-                break;
-            }
-        }
-        drop(list);
-        let Some(index) = found else { return Ok(None) };
-        let link = handle.link().get().match_index(index).execute().try_next().await;
-        let link = link.map_err(netlink("cannot look up the node's device"))?;
-        let mtu = link.and_then(|l| {
-            l.attributes.iter().find_map(|a| match a {
-                LinkAttribute::Mtu(mtu) => Some(*mtu),
-                _ => None,
-            })
-        });
-        Ok(mtu)
     })
     .await
 }

@@ -2,7 +2,8 @@
 //!
 //! A pod has a veth pair: `eth0` with a host prefix (/32, /128) in its namespace, and a host-side device named
 //! `kpod<hash of the UID>` to which the host has a route and a permanent neighbour entry. The pod's default route
-//! leads through a link-local gateway that is the host-side device's MAC. Forwarding stays off: the dataplane's
+//! leads through a link-local gateway that is the host-side device's MAC. The devices take what the uplink takes; what the default
+//! route sends also fits into tunnels, if there are any, and both follow when that changes. Forwarding stays off: the dataplane's
 //! programs on the host-side device route; without the dataplane the host's stack does ([`HostForwarding`]).
 //!
 //! State: leases in one file of the data directory ([`ipam`]); devices and routes are the kernel's. Everything is
@@ -21,13 +22,17 @@ pub use forwarding::HostForwarding;
 pub use peers::Routing;
 pub use routes::{TellPeers, carry_out, keep_node_routes};
 
-use crate::dataplane::{DatapathError, Endpoint, PodDatapath};
+use crate::dataplane::{DatapathError, Endpoint, PodDatapath, PodMtu};
 use crate::network::ipam::{Ipam, IpamError, Prefix};
 use kelp_model::policy::PodFacts;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// The pods' gateway; a link-local address that no device has.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -92,7 +97,15 @@ pub struct Network<D> {
     datapath: D,
     ipam: Arc<Ipam>,
     cidrs: watch::Receiver<Vec<Prefix>>,
-    mtu: u32,
+    mtu: watch::Receiver<PodMtu>,
+    connected: Mutex<BTreeMap<String, Arc<Connected>>>,
+}
+
+/// What is known of a connected pod by its UID.
+struct Connected {
+    /// Its namespace, held open: the path that led there may lead elsewhere once the pod is gone.
+    netns: File,
+    addresses: Vec<IpAddr>,
 }
 
 impl<D: PodDatapath> Network<D> {
@@ -104,14 +117,36 @@ impl<D: PodDatapath> Network<D> {
         datapath: D,
         data_dir: &Path,
         cidrs: watch::Receiver<Vec<Prefix>>,
-        mtu: u32,
     ) -> Result<Self, NetworkError> {
-        Ok(Self { datapath, ipam: Arc::new(Ipam::open(&data_dir.join("pod-addresses.json"))?), cidrs, mtu })
+        let ipam = Arc::new(Ipam::open(&data_dir.join("pod-addresses.json"))?);
+        let mtu = datapath.pod_mtu();
+        Ok(Self { datapath, ipam, cidrs, mtu, connected: Mutex::default() })
     }
 
     /// The datapath.
     pub fn datapath(&self) -> &D {
         &self.datapath
+    }
+
+    /// Has the pods follow what fits, until `shutdown`.
+    pub async fn follow_mtu(&self, shutdown: CancellationToken) {
+        let mut changes = self.mtu.clone();
+        let work = async {
+            loop {
+                let mtu = *changes.borrow_and_update();
+                let pods: Vec<_> =
+                    self.connected.lock().iter().map(|(uid, pod)| (uid.clone(), pod.clone())).collect();
+                for (uid, pod) in pods {
+                    if let Err(error) = device::resize(&uid, &pod, mtu).await {
+                        tracing::warn!(uid, error = %chain(&error), "the pod does not follow what fits");
+                    }
+                }
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        shutdown.run_until_cancelled(work).await;
     }
 
     /// Removes devices and leases of pods that are not in `uids`. Call it only with the full list of sandboxes.
@@ -144,9 +179,21 @@ impl<D: PodDatapath> PodNetwork for Network<D> {
             None if cidrs.is_empty() => return Err(NetworkError::NoPodCidr),
             None => self.ipam.lease(uid, &cidrs)?,
         };
-        let (uid, netns, mtu): (String, PathBuf, u32) = (uid.to_owned(), netns.to_owned(), self.mtu);
-        let list = addresses.clone();
-        let link = device::connect(uid, netns, list, mtu, bandwidth).await?;
+        let file = File::open(netns).map_err(|source| NetworkError::Io {
+            action: format!("cannot open {}", netns.display()),
+            source,
+        })?;
+        let connected = Arc::new(Connected { netns: file, addresses: addresses.clone() });
+        self.connected.lock().insert(uid.to_owned(), connected);
+        let link = loop {
+            let mtu = *self.mtu.borrow();
+            let list = addresses.clone();
+            let link = device::connect(uid.to_owned(), netns.to_owned(), list, mtu, bandwidth).await?;
+            // What changes from here on finds the pod connected.
+            if *self.mtu.borrow() == mtu {
+                break link;
+            }
+        };
         self.datapath
             .attach_endpoint(&Endpoint {
                 host_ifindex: link.host_ifindex,
@@ -164,15 +211,11 @@ impl<D: PodDatapath> PodNetwork for Network<D> {
         if let Some(addresses) = self.ipam.lease_of(uid) {
             self.datapath.detach_endpoint(&addresses).await?;
         }
+        self.connected.lock().remove(uid);
         device::remove(uid).await?;
         self.ipam.release(uid)?;
         Ok(())
     }
-}
-
-/// MTU of the device that has one of these addresses.
-pub async fn uplink_mtu(addresses: &[IpAddr]) -> Option<u32> {
-    device::uplink_mtu(addresses.to_vec()).await.ok().flatten()
 }
 
 /// An error with its causes, in one line.

@@ -7,6 +7,7 @@ use kelp_model::service::ObjectName;
 use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A network namespace that lives as long as its thread.
@@ -58,12 +59,22 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-#[derive(Clone, Default)]
-struct Recorded(Arc<parking_lot::Mutex<Vec<Endpoint>>>);
+#[derive(Clone)]
+struct Recorded(Arc<parking_lot::Mutex<Vec<Endpoint>>>, watch::Sender<PodMtu>);
+
+impl Recorded {
+    fn new(device: u32, route: u32) -> Self {
+        Self(Arc::default(), watch::Sender::new(PodMtu { device, route }))
+    }
+}
 
 impl PodDatapath for Recorded {
     fn set_peers(&self, _: &[Peer], _: bool) -> Result<Option<u32>, DatapathError> {
         Ok(None)
+    }
+
+    fn pod_mtu(&self) -> watch::Receiver<PodMtu> {
+        self.1.subscribe()
     }
 
     async fn attach_endpoint(&self, endpoint: &Endpoint) -> Result<(), DatapathError> {
@@ -85,14 +96,15 @@ fn a_pod_is_connected_again_after_a_restart_and_leaves_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
     let netns = pod.path();
-    let datapath = Recorded::default();
+    let datapath = Recorded::new(1400, 1400);
     let endpoints = datapath.0.clone();
     let (_keep, cidrs) =
         watch::channel(vec!["10.244.7.0/24".parse().unwrap(), "fd00:10:244:7::/64".parse().unwrap()]);
     host.ip(&["link", "set", "lo", "up"]);
-    let (ns, first_cidrs) = (netns.clone(), cidrs.clone());
+    let (ns, first_cidrs, first_datapath) = (netns.clone(), cidrs.clone(), datapath.clone());
     let (first, second) = host.inside(move || {
-        let network = Network::new(datapath.clone(), &path, first_cidrs, 1400).unwrap();
+        let datapath = first_datapath;
+        let network = Network::new(datapath.clone(), &path, first_cidrs).unwrap();
         let pod = PodFacts {
             name: ObjectName::new("default", "pod"),
             uid: "uid-1".into(),
@@ -102,7 +114,7 @@ fn a_pod_is_connected_again_after_a_restart_and_leaves_no_trace() {
         let first = block_on(network.connect(&pod, Bandwidth::default(), &ns)).unwrap();
         // A restarted agent: same leases, same device.
         let (_none, no_cidrs) = watch::channel(Vec::new());
-        let network = Network::new(datapath, &path, no_cidrs, 1400).unwrap();
+        let network = Network::new(datapath, &path, no_cidrs).unwrap();
         (first, block_on(network.connect(&pod, Bandwidth::default(), &ns)).unwrap())
     });
     assert_eq!(first, second);
@@ -140,15 +152,61 @@ fn a_pod_is_connected_again_after_a_restart_and_leaves_no_trace() {
     .unwrap();
     assert_eq!(server.join().unwrap(), "192.0.2.1".parse::<IpAddr>().unwrap());
     let path = dir.path().to_owned();
-    let after = endpoints.clone();
     host.inside(move || {
-        let network = Network::new(Recorded(after), &path, cidrs, 1400).unwrap();
+        let network = Network::new(datapath, &path, cidrs).unwrap();
         block_on(network.retain(&["other".to_owned()]));
         block_on(network.disconnect("uid-1")).unwrap();
     });
     assert!(endpoints.lock().is_empty());
     assert!(!host.ip(&["-o", "link"]).contains("kpod"));
     assert!(!host.ip(&["route"]).contains("10.244.7.2"));
+}
+
+/// Routes that a pod has made for itself are its own, whatever the node's network becomes.
+#[test]
+fn a_pod_with_another_way_out_keeps_it() {
+    let (host, pod) = (Netns::new(), Netns::new());
+    let dir = tempfile::tempdir().unwrap();
+    let (path, netns) = (dir.path().to_owned(), pod.path());
+    let (_keep, cidrs) =
+        watch::channel(vec!["10.244.7.0/24".parse().unwrap(), "fd00:10:244:7::/64".parse().unwrap()]);
+    let datapath = Recorded::new(1500, 1450);
+    let sizes = datapath.1.clone();
+    let network = Arc::new(Network::new(datapath, &path, cidrs).unwrap());
+    let facts = PodFacts {
+        name: ObjectName::new("default", "pod"),
+        uid: "uid-1".into(),
+        labels: Default::default(),
+        ports: Vec::new(),
+    };
+    let connecting = network.clone();
+    host.inside(move || block_on(connecting.connect(&facts, Bandwidth::default(), &netns)).unwrap());
+    for family in ["-4", "-6"] {
+        let route = pod.ip(&[family, "route", "show", "default"]);
+        assert!(route.contains("dev eth0") && route.contains("mtu 1450"), "{route}");
+    }
+    pod.ip(&["link", "add", "tun0", "type", "veth", "peer", "name", "tun1"]);
+    pod.ip(&["link", "set", "tun0", "up"]);
+    pod.ip(&["route", "replace", "default", "dev", "tun0"]);
+    sizes.send_replace(PodMtu { device: 1400, route: 1350 });
+    host.inside(move || {
+        let shutdown = CancellationToken::new();
+        let (follow, stop) = (network.follow_mtu(shutdown.clone()), shutdown);
+        let looked = async {
+            loop {
+                let devices = pod.ip(&["-o", "link", "show", "eth0"]);
+                let routes = pod.ip(&["-6", "route", "show", "default"]);
+                if devices.contains("mtu 1400") && routes.contains("mtu 1350") {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let route = pod.ip(&["route", "show", "default"]);
+            assert!(route.lines().count() == 1 && route.starts_with("default dev tun0"), "{route}");
+            stop.cancel();
+        };
+        block_on(async { tokio::join!(follow, looked) });
+    });
 }
 
 #[test]

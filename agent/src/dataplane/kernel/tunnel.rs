@@ -120,6 +120,15 @@ pub fn ensure(netlink: &mut Connection, port: u16, mtu: u32) -> io::Result<u32> 
     Ok(device.ifindex)
 }
 
+/// Has the device of this index take IP packets of so many bytes; it may be gone.
+pub fn resize(netlink: &mut Connection, ifindex: u32, mtu: u32) -> io::Result<()> {
+    let message = LinkUnspec::new_with_index(ifindex).mtu(mtu).build();
+    match netlink.ask(RouteNetlinkMessage::SetLink(message), NLM_F_ACK, |_| {}) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
 /// Removes the device of this index; it may be gone.
 pub fn remove(netlink: &mut Connection, ifindex: u32) -> io::Result<()> {
     let message = LinkUnspec::new_with_index(ifindex).build();

@@ -39,7 +39,7 @@ fn node_object(number: usize, world: &World) -> Node {
 }
 
 /// Has both nodes follow their Node objects.
-fn introduce(worlds: [&World; 2], routing: Routing) {
+pub(super) fn introduce(worlds: [&World; 2], routing: Routing) {
     let nodes: Vec<Node> =
         worlds.iter().enumerate().map(|(number, world)| node_object(number, world)).collect();
     for (number, world) in worlds.into_iter().enumerate() {
@@ -56,7 +56,7 @@ fn introduce(worlds: [&World; 2], routing: Routing) {
 }
 
 /// Servers at the pods, and the service `far` of the second node's first pod.
-fn serve(worlds: [&World; 2]) {
+pub(super) fn serve(worlds: [&World; 2]) {
     for world in worlds {
         for pod in &world.pods {
             for v4 in [true, false] {
@@ -67,7 +67,7 @@ fn serve(worlds: [&World; 2]) {
     }
 }
 
-fn start_both(worlds: [&World; 2]) {
+pub(super) fn start_both(worlds: [&World; 2]) {
     let pod = &worlds[1].pods[0];
     for world in worlds {
         world.start(
@@ -78,7 +78,7 @@ fn start_both(worlds: [&World; 2]) {
 }
 
 /// Two nodes with a router between them, whose uplinks have this MTU.
-fn apart(change: impl Fn(&mut World)) -> (World, World) {
+pub(super) fn apart(change: impl Fn(&mut World)) -> (World, World) {
     let mut first = World::new();
     let mut second = World::beyond(&first);
     for world in [&mut first, &mut second] {
@@ -90,7 +90,7 @@ fn apart(change: impl Fn(&mut World)) -> (World, World) {
     (first, second)
 }
 
-fn device(world: &World) -> Option<Value> {
+pub(super) fn device(world: &World) -> Option<Value> {
     world.host.run(|| {
         let output =
             std::process::Command::new("ip").args(["-s", "-d", "-j", "link", "show", DEVICE]).output();
@@ -99,7 +99,7 @@ fn device(world: &World) -> Option<Value> {
     })
 }
 
-fn sent_by_tunnel(world: &World) -> u64 {
+pub(super) fn sent_by_tunnel(world: &World) -> u64 {
     device(world).unwrap()["stats64"]["tx"]["packets"].as_u64().unwrap()
 }
 
@@ -190,7 +190,7 @@ fn nodes_with_addresses_of_one_family_carry_both_in_their_tunnels() {
 }
 
 /// The largest packet to where a connected socket sends, as the kernel knows it.
-fn path_mtu(socket: &UdpSocket) -> i32 {
+pub(super) fn path_mtu(socket: &UdpSocket) -> i32 {
     let v4 = socket.local_addr().unwrap().is_ipv4();
     let (level, name) =
         if v4 { (libc::IPPROTO_IP, libc::IP_MTU) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU) };
@@ -203,7 +203,7 @@ fn path_mtu(socket: &UdpSocket) -> i32 {
     mtu
 }
 
-fn forbid_fragments(socket: &UdpSocket) {
+pub(super) fn forbid_fragments(socket: &UdpSocket) {
     let v4 = socket.local_addr().unwrap().is_ipv4();
     let (level, name, value) = if v4 {
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)

@@ -454,9 +454,14 @@ impl World {
         self.running.lock().unwrap().as_ref().unwrap().dataplane.clone()
     }
 
+    /// Runs the agent's tasks.
+    pub fn runtime(&self) -> tokio::runtime::Handle {
+        self.running.lock().unwrap().as_ref().unwrap().runtime.handle().clone()
+    }
+
     /// Runs a future of the agent in the host's namespace.
     pub fn block_on<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
-        let handle = self.running.lock().unwrap().as_ref().unwrap().runtime.handle().clone();
+        let handle = self.runtime();
         self.host.run(|| handle.block_on(future))
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Api, is_ready, pod};
 use crate::config::AgentConfig;
-use crate::dataplane::{DatapathError, Endpoint, Peer, PodDatapath};
+use crate::dataplane::{DatapathError, Endpoint, Peer, PodDatapath, PodMtu};
 use crate::image::ImageStore;
 use crate::image::testing::{busybox_layer, docker_archive};
 use crate::network::{Bandwidth, Network, NetworkError, PodNetwork};
@@ -34,6 +34,10 @@ struct NoDatapath;
 impl PodDatapath for NoDatapath {
     fn set_peers(&self, _: &[Peer], _: bool) -> Result<Option<u32>, DatapathError> {
         Ok(None)
+    }
+
+    fn pod_mtu(&self) -> watch::Receiver<PodMtu> {
+        watch::channel(PodMtu::new(1_500, 0)).1
     }
 
     async fn attach_endpoint(&self, _endpoint: &Endpoint) -> Result<(), DatapathError> {
@@ -149,7 +153,7 @@ impl Host {
             cpus: Default::default(),
             pods: Default::default(),
             network: MortalNetwork {
-                inner: Network::new(NoDatapath, &self.config.data_dir, cidrs, 1500).unwrap(),
+                inner: Network::new(NoDatapath, &self.config.data_dir, cidrs).unwrap(),
                 plan: plan.clone(),
             },
             runtime: FaultyRuntime::new(runtime.clone(), move |_, name| plan(name)),
