@@ -7,6 +7,7 @@ pub mod devices;
 pub mod dns;
 pub mod duration;
 pub mod eviction;
+pub mod hash;
 pub mod json;
 pub mod maglev;
 pub mod names;

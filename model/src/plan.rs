@@ -5,17 +5,20 @@
 //! knows its clients. Ids are stable: a backend and a table keep the id they have in the maps, also after a restart of
 //! the agent. (The reverse of a translation is kept with the flow, so there is no table of it to keep in step.)
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kelp_common::service::BACKEND_DRAINING;
 use kelp_common::{Backend, FrontendKey, FrontendValue, SlotKey, SourceRangeKey};
 
+use crate::hash::HashMap;
 use crate::maglev::{Maglev, Member};
 use crate::service::{BackendKey, Desired, Lookup, TableName};
 
 mod changes;
 
+use changes::slots_of;
 pub use changes::{Ids, plan_changes};
 
 /// The content of the maps.
@@ -157,22 +160,28 @@ fn key_of(backend: &Backend) -> BackendKey {
 /// again from where it stopped leads to the same end. With them the ids that `desired` has afterwards.
 #[must_use]
 pub fn plan(desired: &Desired, actual: &Actual) -> (Vec<MapOp>, Ids) {
-    let mut ops = Vec::new();
-    let (backend_ids, fresh_backends) = plan_backends(desired, actual, &mut ops);
     let (table_ids, fresh_tables) = table_ids(desired, actual);
-
-    let mut lengths = BTreeMap::new();
+    let mut ops = Vec::new();
+    let mut slots = Vec::new();
+    let mut backend_ids = BackendIds::new(desired, actual);
+    let mut lengths = HashMap::default();
     for (name, backends) in &desired.tables {
         let Some(table) = table_ids.get(name) else { continue };
-        lengths.insert(*table, u32::try_from(backends.len()).unwrap_or(u32::MAX));
-        let ids = backends.iter().filter_map(|backend| backend_ids.get(backend));
-        for (slot, id) in (0_u32..).zip(ids) {
+        let mut present = slots_of(actual, *table).peekable();
+        let mut slot = 0;
+        for backend in backends {
+            let Some(id) = backend_ids.of(backend, &mut ops) else { continue };
             let key = SlotKey { table: *table, slot };
-            if actual.slots.get(&key) != Some(id) {
-                ops.push(MapOp::PutSlot(key, *id));
+            while present.next_if(|(present, _)| *present < key).is_some() {}
+            if present.peek() != Some(&(key, id)) {
+                slots.push(MapOp::PutSlot(key, id));
             }
+            slot += 1;
         }
+        lengths.insert(*table, slot);
     }
+    let (backend_ids, fresh_backends) = backend_ids.with_the_rest(&mut ops);
+    ops.append(&mut slots);
     let mut lookups = BTreeSet::new();
     for (name, lookup) in &desired.lookups {
         let (Some(table), Some(backends)) = (table_ids.get(name), desired.tables.get(name)) else { continue };
@@ -212,8 +221,7 @@ pub fn plan(desired: &Desired, actual: &Actual) -> (Vec<MapOp>, Ids) {
     ops.extend(actual.ranges.difference(&ranges).map(|key| MapOp::DeleteRange(*key)));
     let stale = actual.lookups.keys().filter(|table| !lookups.contains(table));
     ops.extend(stale.map(|table| MapOp::DeleteLookup(*table)));
-    let stale =
-        actual.slots.keys().filter(|key| lengths.get(&key.table).is_none_or(|length| key.slot >= *length));
+    let stale = actual.slots.keys().filter(|key| lengths.get(&key.table).is_none_or(|end| key.slot >= *end));
     ops.extend(stale.map(|key| MapOp::DeleteSlot(*key)));
     let stale = actual.backends.iter().filter(|(id, backend)| backend_ids.get(&key_of(backend)) != Some(id));
     ops.extend(stale.map(|(id, _)| MapOp::DeleteBackend(*id)));
@@ -228,32 +236,55 @@ fn made(lookup: &Lookup, backends: &[BackendKey], mut id: impl FnMut(&BackendKey
     Maglev::new(lookup.size, members)
 }
 
-/// An id for every backend: the one it has, else a new one. What is to be written goes to `ops`.
-fn plan_backends(
-    desired: &Desired,
-    actual: &Actual,
-    ops: &mut Vec<MapOp>,
-) -> (HashMap<BackendKey, u32>, Fresh) {
-    let mut known = HashMap::with_capacity(actual.backends.len());
-    for (id, backend) in actual.backends.iter().filter(|(id, _)| **id != 0) {
-        // Two ids for one backend can only be left by a foreign writer: the lower stays.
-        known.entry(key_of(backend)).or_insert((*id, backend.flags));
+/// Ids of backends: the one a backend has in the maps, else a new one. New ones are given in the order of the tables, so
+/// that the backends of a service are next to each other.
+struct BackendIds<'a> {
+    desired: &'a Desired,
+    /// The id and the flags of each backend in the maps.
+    known: HashMap<BackendKey, (u32, u8)>,
+    fresh: Fresh,
+    ids: HashMap<BackendKey, u32>,
+}
+
+impl<'a> BackendIds<'a> {
+    fn new(desired: &'a Desired, actual: &Actual) -> Self {
+        let mut known = HashMap::with_capacity_and_hasher(actual.backends.len(), Default::default());
+        for (id, backend) in actual.backends.iter().filter(|(id, _)| **id != 0) {
+            // Two ids for one backend can only be left by a foreign writer: the lower stays.
+            known.entry(key_of(backend)).or_insert((*id, backend.flags));
+        }
+        // An id that a slot still names is not free, even when its backend is gone.
+        let taken: BTreeSet<u32> = actual.backends.keys().chain(actual.slots.values()).copied().collect();
+        let ids = HashMap::with_capacity_and_hasher(desired.backends.len(), Default::default());
+        Self { desired, known, fresh: Fresh::new(taken), ids }
     }
-    // An id that a slot still names is not free, even when its backend is gone.
-    let taken: BTreeSet<u32> = actual.backends.keys().chain(actual.slots.values()).copied().collect();
-    let mut fresh = Fresh::new(taken);
-    let mut ids = HashMap::with_capacity(desired.backends.len());
-    for (key, draining) in &desired.backends {
-        let flags = if *draining { BACKEND_DRAINING } else { 0 };
-        let known = known.get(key);
-        let id = known.map_or_else(|| fresh.next(), |(id, _)| *id);
+
+    /// The id of a backend, if it is to be there. What is to be written goes to `ops`.
+    fn of(&mut self, key: &BackendKey, ops: &mut Vec<MapOp>) -> Option<u32> {
+        let entry = match self.ids.entry(*key) {
+            Entry::Occupied(entry) => return Some(*entry.get()),
+            Entry::Vacant(entry) => entry,
+        };
+        let flags = if *self.desired.backends.get(key)? { BACKEND_DRAINING } else { 0 };
+        let known = self.known.get(key);
+        let id = known.map_or_else(|| self.fresh.next(), |(id, _)| *id);
         if known.is_none_or(|(_, before)| *before != flags) {
             let backend = Backend { address: key.address, port: key.port, protocol: key.protocol, flags };
             ops.push(MapOp::PutBackend(id, backend));
         }
-        ids.insert(*key, id);
+        Some(*entry.insert(id))
     }
-    (ids, fresh)
+
+    /// All ids, with those of backends in no table.
+    fn with_the_rest(mut self, ops: &mut Vec<MapOp>) -> (HashMap<BackendKey, u32>, Fresh) {
+        let rest = self.desired.backends.keys().filter(|key| !self.ids.contains_key(key));
+        let mut rest: Vec<BackendKey> = rest.copied().collect();
+        rest.sort_unstable();
+        for key in rest {
+            self.of(&key, ops);
+        }
+        (self.ids, self.fresh)
+    }
 }
 
 /// An id for every table. A table keeps the id in the maps when all frontends that use the id lead to this table:

@@ -16,6 +16,8 @@ use kelp_common::service::{
 };
 use kelp_common::{Address, FrontendKey, UDP};
 
+use crate::hash::HashMap;
+
 mod balancing;
 pub mod endpoints;
 mod local_dns;
@@ -133,7 +135,7 @@ pub struct Desired {
     /// Backends of each table, in the order of their slots.
     pub tables: BTreeMap<TableName, Vec<BackendKey>>,
     /// All backends; `true` for those in no table, which established connections keep using.
-    pub backends: BTreeMap<BackendKey, bool>,
+    pub backends: HashMap<BackendKey, bool>,
     /// The clients of the tables behind frontends with [`FRONTEND_SOURCE_RANGES`].
     pub ranges: BTreeMap<TableName, BTreeSet<Range>>,
     /// The tables behind frontends with [`FRONTEND_MAGLEV`] that have a choice.

@@ -1,13 +1,14 @@
 //! Plans for a change: as [`super::plan`], but only what the change touched is looked at, so that one endpoint of one
 //! Service costs as much in a cluster of ten thousand Services as in one of ten.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kelp_common::service::BACKEND_DRAINING;
 use kelp_common::{Backend, FrontendValue, SlotKey, SourceRangeKey};
 
 use super::{Actual, Fresh, MapOp};
+use crate::hash::HashMap;
 use crate::service::{BackendKey, Desired, TableName, Touched};
 
 /// The ids that tables and backends have in the maps.
@@ -110,7 +111,7 @@ fn left(desired: &Desired, actual: &Actual, touched: &Touched, ids: &Ids) -> BTr
     moved.collect()
 }
 
-fn slots_of(actual: &Actual, table: u32) -> impl Iterator<Item = (SlotKey, u32)> {
+pub(super) fn slots_of(actual: &Actual, table: u32) -> impl Iterator<Item = (SlotKey, u32)> {
     let range = SlotKey { table, slot: 0 }..=SlotKey { table, slot: u32::MAX };
     actual.slots.range(range).map(|(key, id)| (*key, *id))
 }
@@ -120,7 +121,9 @@ fn slots_of(actual: &Actual, table: u32) -> impl Iterator<Item = (SlotKey, u32)>
 #[must_use]
 pub fn plan_changes(desired: &Desired, actual: &Actual, touched: &Touched, ids: &mut Ids) -> Vec<MapOp> {
     let mut ops = Ops::default();
-    for key in &touched.backends {
+    let mut backends: Vec<&BackendKey> = touched.backends.iter().collect();
+    backends.sort_unstable();
+    for key in backends {
         if let Some(draining) = desired.backends.get(key) {
             let id = ids.backend(*key);
             let flags = if *draining { BACKEND_DRAINING } else { 0 };

@@ -7,6 +7,7 @@ use kelp_common::{Address, TCP};
 use proptest::prelude::*;
 
 use super::*;
+use crate::hash::HashMap;
 use crate::service::{DesiredFrontend, ObjectName, Range, Touched};
 
 fn backend(number: u8) -> BackendKey {
@@ -127,12 +128,14 @@ fn touched(old: &Desired, new: &Desired) -> Touched {
     for to in frontends.iter().flat_map(|key| [old.frontends.get(key), new.frontends.get(key)]).flatten() {
         tables.insert(to.table.clone());
     }
-    Touched { frontends, tables, backends: differing(&old.backends, &new.backends) }
+    let backends = old.backends.keys().chain(new.backends.keys());
+    let backends = backends.filter(|key| old.backends.get(key) != new.backends.get(key)).copied().collect();
+    Touched { frontends, tables, backends }
 }
 
 fn assert_reached(actual: &Actual, desired: &Desired) {
     assert_eq!(meaning(actual), wanted(desired));
-    let backends: BTreeMap<BackendKey, bool> = actual
+    let backends: HashMap<BackendKey, bool> = actual
         .backends
         .values()
         .map(|backend| (key_of(backend), backend.flags & BACKEND_DRAINING != 0))

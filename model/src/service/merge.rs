@@ -6,10 +6,12 @@
 //! may use it. [`Merged::set`] says what a change touched, so that a plan need not look at the rest.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use kelp_common::service::{FRONTEND_MAGLEV, FRONTEND_SOURCE_RANGES, SCOPE_CLUSTER};
 use kelp_common::{Address, FrontendKey};
+
+use crate::hash::{HashMap, HashSet};
 
 use super::{BackendKey, Conflict, Desired, ObjectName, TableName};
 
@@ -30,7 +32,7 @@ pub struct Touched {
     /// Tables, their clients included.
     pub tables: BTreeSet<TableName>,
     /// Backends.
-    pub backends: BTreeSet<BackendKey>,
+    pub backends: HashSet<BackendKey>,
 }
 
 impl Touched {

@@ -112,7 +112,8 @@ pub struct Step<'a> {
 
 /// The script of these steps, those of a suite one after another.
 pub fn script(steps: &[Step<'_>]) -> String {
-    let mut script = String::from("export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n");
+    // Many nodes live in one process of tests, each with the maps of a kernel side.
+    let mut script = String::from("export PATH=/usr/sbin:/usr/bin:/sbin:/bin\nulimit -n 65536\n");
     for part in steps.chunk_by(|a, b| a.suite == b.suite) {
         let name = part.first().map_or("", |step| step.suite.name());
         script += &format!("echo '{MARK} begin {name}'\nfailed=0\n");
