@@ -10,8 +10,9 @@ pub const BACKENDS: u32 = 1_048_576;
 pub const MAGLEV: u32 = 1_024;
 /// Clients with session affinity; the least recently used is forgotten.
 pub const AFFINITIES: u32 = 65_536;
-/// Directions of translated flows; the least recently used is forgotten.
-pub const FLOWS: u32 = 131_072;
+/// Directions of translated flows; the least recently used is forgotten. About 150 bytes each: 40 MB. A thousand connections a
+/// second fit, see `agent/src/dataplane/collector.rs`.
+pub const FLOWS: u32 = 262_144;
 /// Translated destinations of sockets; the least recently used is forgotten.
 pub const SOCKETS: u32 = 65_536;
 /// Addresses of pods on a node.

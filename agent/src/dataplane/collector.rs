@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kelp_common::flow::FLOW_REPLY;
+use kelp_common::flow::{FLOW_CLOSED, FLOW_PORT, FLOW_REPLY, lifetime};
 use kelp_common::{
-    Address, AffinityKey, AffinityValue, ConnectionValue, FlowKey, FlowValue, SocketKey, SocketValue, UDP,
-    maps,
+    Address, AffinityKey, AffinityValue, ConnectionValue, FlowKey, FlowValue, SocketKey, SocketValue, TCP,
+    UDP, limits, maps,
 };
 use kelp_model::service::BackendKey;
 use tokio::sync::{mpsc, watch};
@@ -24,7 +24,16 @@ use super::status::Status;
 use super::{DatapathError, sockets, sys};
 
 /// Shortest and longest pause between two rounds: the pause doubles while there is nothing to remove.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(300));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(60));
+
+/// Translated connections a second that a node takes for good, without forgetting one that is idle.
+const CONNECTIONS_A_SECOND: u64 = 1_000;
+/// Both directions of a closed connection stay while its port rests, and until the next round after that.
+const _: () = assert!(
+    limits::FLOWS as u64
+        >= 2 * CONNECTIONS_A_SECOND
+            * (lifetime(TCP as u32, FLOW_CLOSED | FLOW_PORT) as u64 + 1 + PAUSE.1.as_secs())
+);
 
 /// The maps that are kept small.
 #[derive(Debug)]

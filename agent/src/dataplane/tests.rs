@@ -6,6 +6,7 @@ mod dsr;
 mod foreign;
 mod lessons;
 mod mtu;
+mod node_ports;
 mod policies;
 mod services;
 mod tunnel;

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kelp_common::flow::{FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_PORT, FLOW_REPLY};
 use kelp_common::{Address, EndpointValue, EndpointValueV1, FlowKey, FlowValue, maps};
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
@@ -193,6 +194,51 @@ fn flows(world: &World) -> usize {
     let mut count = 0;
     flows.scan(|_, _| count += 1).unwrap();
     count
+}
+
+/// Lesson 11: both directions of a closed connection stay for two minutes at most, while its port rests and until the collector
+/// comes. An idle connection, which nobody has used since, is not forgotten for them.
+#[test]
+fn an_idle_connection_outlives_a_thousand_others_a_second() {
+    let world = world();
+    world.start_with(objects(&world));
+    let idle = world.pods[0].net.run(|| connected_to_second(at("10.96.0.40", 80)));
+    let table: Table<FlowKey, FlowValue> = Table::open(world.dataplane().kernel(), maps::FLOWS).unwrap();
+    let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+    let (node, backend) = (address(NODE4), address("10.244.1.77"));
+    let expires = sys::monotonic_seconds() + 120;
+    for number in 0..120_000_u32 {
+        let client = Address::from(IpAddr::from((0xc612_0000 + number / 20_000).to_be_bytes()));
+        let (port, rest) = ((10_000 + number % 20_000) as u16, (number / 20_000) as u16);
+        let key = FlowKey {
+            source: client,
+            destination: node,
+            source_port: port.to_be(),
+            destination_port: 30_040_u16.to_be(),
+            protocol: kelp_common::TCP.into(),
+        };
+        let value = FlowValue {
+            source: node,
+            destination: backend,
+            source_port: port.to_be(),
+            destination_port: (8_080 + rest).to_be(),
+            flags: FLOW_ESTABLISHED | FLOW_CLOSED | FLOW_PORT,
+            expires,
+            backend: 1,
+        };
+        let back = FlowValue {
+            source: key.destination,
+            destination: key.source,
+            source_port: key.destination_port,
+            destination_port: key.source_port,
+            flags: value.flags | FLOW_REPLY,
+            ..value
+        };
+        table.put(&key, &value).unwrap();
+        table.put(&value.reverse_key(key.protocol), &back).unwrap();
+    }
+    assert!(flows(&world) > 240_000, "all have room");
+    echoes(&idle, "after the others");
 }
 
 /// Lesson 7.
