@@ -19,7 +19,7 @@ pub enum Suite {
 }
 
 /// Of the end-to-end tests, those in which a kernel has a part; each is a program of its own.
-pub const END_TO_END: [&str; 8] = [
+pub const END_TO_END: [&str; 9] = [
     "spine",
     "kubelet_cases",
     "node_management",
@@ -28,6 +28,7 @@ pub const END_TO_END: [&str; 8] = [
     "eviction",
     "dataplane_only",
     "policies",
+    "tunnel",
 ];
 
 impl Suite {
