@@ -186,7 +186,8 @@ pub async fn start(settings: Settings<'_>, client: Client, role: Role, parts: &m
             upstream_port: 53,
         };
         let source = dns::Source { index: dataplane.index(), complete: dataplane.synced_watch() };
-        let served = dns::run(settings, sockets, source, parts.shutdown());
+        let namespaces = dns::watch_namespaces(&on_node.client);
+        let served = dns::run(settings, sockets, source, namespaces, parts.shutdown());
         parts.spawn("cluster DNS", async move { served.await.context("cluster DNS failed") });
     }
     let (synced, datapath_synced) = watch::channel(false);

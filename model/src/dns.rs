@@ -7,11 +7,13 @@
 //! | `_<port>._<protocol>.<service>.<namespace>.svc` | `SRV` |
 //! | `<hostname>.<service>.<namespace>.svc` | `A`, `AAAA` of an endpoint; without a host name, its address with dashes |
 //! | `<a-b-c-d>.<namespace>.pod` | `A`, `AAAA`: the address that the name spells |
+//! | `<namespace>.svc`, `<namespace>.pod` | none; they exist as long as the namespace does |
 //! | `dns-version` | `TXT` |
 //! | the domain itself, `ns.dns` | `SOA`, `NS`; the addresses of cluster DNS |
 //!
-//! and `PTR` of service addresses and of ready endpoints of headless Services. As the specification says, a headless
-//! Service without a ready endpoint has no name; else a name that has records, or that leads to one that has, exists.
+//! and `PTR` of service addresses and of the ready endpoints of all Services, as CoreDNS has them. As the specification
+//! says, a headless Service without a ready endpoint has no name; else a name that has records, or that leads to one that
+//! has, exists.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +23,8 @@ use kelp_common::{Address, Cidr, SCTP, TCP, UDP};
 use crate::service::names::{Kind, NamedPort, NamedService};
 use crate::service::state::{EndpointState, SliceState};
 use crate::service::{Index, ObjectName};
+
+pub use namespaces::Namespaces;
 
 /// Version of the specification.
 pub const SPECIFICATION: &str = "1.1.0";
@@ -159,7 +163,7 @@ impl Zone {
 
     /// Answers a question. The name is absolute, without the final dot; case does not matter.
     #[must_use]
-    pub fn answer(&self, index: &Index, name: &str, kind: RecordType) -> Answer {
+    pub fn answer(&self, index: &Index, namespaces: &Namespaces, name: &str, kind: RecordType) -> Answer {
         let name = name.to_ascii_lowercase();
         let Some(rest) = self.below(&name) else {
             return match reverse::address(&name) {
@@ -176,19 +180,18 @@ impl Zone {
                 Answer::of(wanted.map(|address| Record::Address(*address)).collect())
             }
             ["dns-version" | "dns" | "svc" | "pod"] => Answer::NoData,
-            [_, "pod"] => Answer::NoData,
+            // A Service may be heard of before its namespace.
+            [.., namespace, "pod"] | [namespace, "svc"]
+                if !namespaces.may_have(namespace) && !index.names_in(namespace) =>
+            {
+                Answer::NoName
+            }
+            [_, "svc" | "pod"] => Answer::NoData,
             [pod, _, "pod"] => match address_in(pod) {
                 Some(address) if kind.wants_address(address) => Answer::of(vec![Record::Address(address)]),
                 Some(_) => Answer::NoData,
                 None => Answer::NoName,
             },
-            [namespace, "svc"] => {
-                if index.names_in(namespace) {
-                    Answer::NoData
-                } else {
-                    Answer::NoName
-                }
-            }
             [rest @ .., service, namespace, "svc"] => {
                 let name = ObjectName::new(namespace, service);
                 let Some(service) = index.named(&name) else { return Answer::NoName };
@@ -221,18 +224,23 @@ impl Zone {
     /// Names of an address.
     fn pointers(&self, index: &Index, address: IpAddr, kind: RecordType) -> Answer {
         let address = Address::from(address);
-        let names: BTreeSet<String> = match index.service_at(&address) {
-            Some(name) => [self.name_of(name)].into(),
+        // Those with a host name first: many clients use the first name only.
+        let names: BTreeSet<(bool, String)> = match index.service_at(&address) {
+            Some(name) => [(false, self.name_of(name))].into(),
             None => index
-                .slices_at(&address)
+                .slices_at(address)
+                .filter(|slice| index.named(&slice.service).is_some_and(NamedService::names_endpoints))
                 .flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)))
                 .filter(|(_, endpoint)| endpoint.ready && endpoint.address == address)
-                .map(|(slice, endpoint)| format!("{}.{}", hostname(endpoint), self.name_of(&slice.service)))
+                .map(|(slice, endpoint)| {
+                    let name = format!("{}.{}", hostname(endpoint), self.name_of(&slice.service));
+                    (endpoint.hostname.is_none(), name)
+                })
                 .collect(),
         };
         if !names.is_empty() {
             let wanted = names.into_iter().filter(|_| kind.wants(RecordType::Ptr));
-            return Answer::of(wanted.map(Record::Pointer).collect());
+            return Answer::of(wanted.map(|(_, name)| Record::Pointer(name)).collect());
         }
         let is_ours = self.ranges.iter().any(|range| range.contains(&address));
         if is_ours { Answer::NoName } else { Answer::NotOurs }
@@ -306,10 +314,15 @@ impl<'a> View<'a> {
 
     /// `<hostname>.<service>.<namespace>.svc`
     fn endpoint(&self, label: &str, kind: RecordType) -> Answer {
-        if matches!(self.service.kind, Kind::External(_)) {
+        if !self.service.names_endpoints() {
             return Answer::NoName;
         }
-        let own = self.ready().filter(|(_, endpoint)| hostname(endpoint).eq_ignore_ascii_case(label));
+        let spelled = address_in(label).map(Address::from);
+        let own = self.ready().filter(|(_, endpoint)| match &endpoint.hostname {
+            Some(name) => name.eq_ignore_ascii_case(label),
+            // However it is written: CoreDNS shortens IPv6 addresses.
+            None => spelled == Some(endpoint.address),
+        });
         let addresses: BTreeSet<IpAddr> = own.map(|(_, endpoint)| endpoint.address.into()).collect();
         if addresses.is_empty() {
             return Answer::NoName;
@@ -351,10 +364,13 @@ impl<'a> View<'a> {
     }
 }
 
-/// An ExternalName. One that looks like an address is none: it cannot be resolved (the field's documentation).
+/// An ExternalName. One that looks like an address is none: it cannot be resolved (the field's documentation), and has no
+/// name in CoreDNS.
 fn alias(name: &str) -> Answer {
-    let is_name = !name.is_empty() && name.parse::<IpAddr>().is_err();
-    Answer::of(is_name.then(|| Record::Alias(name.to_owned())).into_iter().collect())
+    if name.is_empty() || name.parse::<IpAddr>().is_ok() {
+        return Answer::NoName;
+    }
+    Answer::of(vec![Record::Alias(name.to_owned())])
 }
 
 /// The endpoint's part of its name: its host name, or its address with dashes.
@@ -395,6 +411,7 @@ fn protocol_of(label: &str) -> Option<u8> {
     }
 }
 
+mod namespaces;
 mod reverse;
 #[cfg(test)]
 mod tests;

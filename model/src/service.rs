@@ -31,7 +31,7 @@ use endpoints::{Endpoints, Site};
 pub use local_dns::LocalDns;
 use merge::Merged;
 pub use merge::Touched;
-use names::{NamedService, Names};
+use names::{Holders, NamedService, Names};
 use pods::PodState;
 pub use pods::{SOCKET_ANNOTATION, pod_addresses};
 pub use state::{ALGORITHM_ANNOTATION, WEIGHTS_ANNOTATION};
@@ -163,6 +163,7 @@ pub struct Index {
     /// Services and Pods (`true`) that changed since the last update.
     dirty: BTreeSet<(bool, ObjectName)>,
     names: Names,
+    holders: Holders,
     local_dns: Option<LocalDns>,
     balancing: Balancing,
 }
@@ -203,14 +204,14 @@ impl Index {
     /// Takes over a Service. Returns whether anything the dataplane looks at changed.
     pub fn apply_service(&mut self, service: &Service) -> bool {
         let Some(name) = name_of(&service.metadata) else { return false };
-        self.set_name(&name, NamedService::of(service));
+        self.names.set(&name, NamedService::of(service));
         self.put_service(name, service_state(service))
     }
 
     /// Forgets a Service. Returns whether it was known.
     pub fn delete_service(&mut self, service: &Service) -> bool {
         let Some(name) = name_of(&service.metadata) else { return false };
-        self.set_name(&name, None);
+        self.names.set(&name, None);
         self.put_service(name, None)
     }
 
@@ -232,11 +233,6 @@ impl Index {
                 self.names.set(&name, Some(named));
             }
         }
-        for (name, slice) in &self.slices {
-            if self.names.is_headless(&slice.service) {
-                self.names.add_slice(name, slice);
-            }
-        }
         changed
     }
 
@@ -246,23 +242,6 @@ impl Index {
             self.dirty.insert((false, name));
         }
         changed
-    }
-
-    /// Takes over the name of a Service.
-    fn set_name(&mut self, name: &ObjectName, service: Option<NamedService>) {
-        if !self.names.set(name, service) {
-            return;
-        }
-        let headless = self.names.is_headless(name);
-        for slice_name in self.by_service.get(name).into_iter().flatten() {
-            if let Some(slice) = self.slices.get(slice_name) {
-                if headless {
-                    self.names.add_slice(slice_name, slice);
-                } else {
-                    self.names.remove_slice(slice_name, slice);
-                }
-            }
-        }
     }
 
     /// Takes over an EndpointSlice. Returns whether anything the dataplane looks at changed.
@@ -275,9 +254,7 @@ impl Index {
         self.remove_slice(&name);
         self.dirty.insert((false, state.service.clone()));
         self.by_service.entry(state.service.clone()).or_default().insert(name.clone());
-        if self.names.is_headless(&state.service) {
-            self.names.add_slice(&name, &state);
-        }
+        self.holders.add(&name, &state);
         self.slices.insert(name, state);
         true
     }
@@ -305,7 +282,7 @@ impl Index {
 
     fn remove_slice(&mut self, name: &ObjectName) -> bool {
         let Some(old) = self.slices.remove(name) else { return false };
-        self.names.remove_slice(name, &old);
+        self.holders.remove(name, &old);
         self.dirty.insert((false, old.service.clone()));
         if let Some(names) = self.by_service.get_mut(&old.service) {
             names.remove(name);
@@ -419,9 +396,9 @@ impl Index {
         self.names.at(address)
     }
 
-    /// The slices of headless Services that hold an address.
-    pub(crate) fn slices_at(&self, address: &Address) -> impl Iterator<Item = &SliceState> {
-        self.names.slices_at(address).filter_map(|name| self.slices.get(name))
+    /// The slices that hold an address.
+    pub(crate) fn slices_at(&self, address: Address) -> impl Iterator<Item = &SliceState> {
+        self.holders.of(address).filter_map(|name| self.slices.get(name))
     }
 
     fn service(&self, name: &ObjectName, service: &ServiceState, desired: &mut Desired) {

@@ -1,12 +1,14 @@
 //! From a question to its answer.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use kelp_model::dns::{self, Answer, Zone};
+use kelp_model::dns::{self, Answer, Namespaces, Zone};
+use parking_lot::RwLock;
 use rand::seq::SliceRandom;
 
 use super::Source;
@@ -27,6 +29,7 @@ const SOA_TIMES: (i32, i32, i32) = (7200, 1800, 86_400);
 pub(super) struct Resolver {
     pub zone: Zone,
     pub source: Source,
+    pub namespaces: Arc<RwLock<Namespaces>>,
     pub forwarder: Forwarder,
 }
 
@@ -107,7 +110,8 @@ impl Resolver {
     /// Adds what the cluster's state says.
     fn known(&self, name: &Name, kind: RecordType, response: &mut Message) -> Result<Known, ProtoError> {
         let text = name.to_ascii();
-        let answer = self.zone.answer(&self.source.index.read(), text.trim_end_matches('.'), asked(kind));
+        let text = text.trim_end_matches('.');
+        let answer = self.zone.answer(&self.source.index.read(), &self.namespaces.read(), text, asked(kind));
         let record = |data| Record::from_rdata(name.clone(), TTL, data);
         match answer {
             Answer::NotOurs => return Ok(Known::Elsewhere),

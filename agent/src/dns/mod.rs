@@ -2,7 +2,7 @@
 //!
 //! | Task | Reads | Writes |
 //! |---|---|---|
-//! | [`run`] | questions over UDP and TCP, the dataplane's index, the node's resolv.conf | – (answers) |
+//! | [`run`] | questions over UDP and TCP, the dataplane's index, the watch of Namespaces, the node's resolv.conf | – (answers) |
 //!
 //! Names of the cluster are computed from the Services and EndpointSlices that the dataplane follows anyway
 //! ([`kelp_model::dns`]); other names are asked of the node's own servers (`forward`). The server listens at the node's
@@ -11,6 +11,7 @@
 mod answer;
 mod encode;
 mod forward;
+mod namespaces;
 mod serve;
 
 use std::io;
@@ -19,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures::Stream;
 use kelp_common::{Address, Cidr};
 use kelp_model::dns::Zone;
 use kelp_model::service::{Index, LocalDns, ObjectName};
@@ -31,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use answer::Resolver;
 use forward::Forwarder;
+pub use namespaces::{NamespaceEvent, watch_namespaces};
 
 /// Namespace and name of the Service of cluster DNS.
 pub const SERVICE: (&str, &str) = ("kube-system", "kube-dns");
@@ -141,7 +144,7 @@ impl Sockets {
     }
 }
 
-/// Answers until `shutdown`.
+/// Answers until `shutdown`. `namespaces` tells which there are; as long as it tells nothing, any may be there.
 ///
 /// # Errors
 /// A socket cannot be used.
@@ -149,15 +152,18 @@ pub async fn run(
     config: Config,
     sockets: Sockets,
     source: Source,
+    namespaces: impl Stream<Item = NamespaceEvent> + Send + 'static,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let own: Vec<IpAddr> = sockets.addresses()?.iter().map(SocketAddr::ip).collect();
     let clients = Clients::new(&config.clients, &own);
     let zone = Zone::new(&config.domain, config.servers.clone(), &config.ranges);
     let forwarder = Forwarder::new(config.resolv_conf, config.servers, config.upstream_port);
-    let resolver = Arc::new(Resolver { zone, source, forwarder });
+    let known = Arc::default();
+    let resolver = Arc::new(Resolver { zone, source, namespaces: Arc::clone(&known), forwarder });
     let server = Arc::new(serve::Server::new(resolver, clients));
     let mut tasks = JoinSet::new();
+    tasks.spawn(namespaces::follow(namespaces, known, shutdown.clone()));
     for socket in sockets.udp {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UdpSocket::from_std(socket)?;

@@ -18,6 +18,7 @@ struct World {
     address: SocketAddr,
     index: Arc<RwLock<Index>>,
     complete: watch::Sender<bool>,
+    namespaces: tokio::sync::mpsc::UnboundedSender<NamespaceEvent>,
     shutdown: CancellationToken,
     dir: tempfile::TempDir,
 }
@@ -52,9 +53,12 @@ impl World {
             resolv_conf: dir.path().join("resolv.conf"),
             upstream_port,
         };
-        let world = Self { address, index: index.clone(), complete, shutdown: shutdown.clone(), dir };
+        let (namespaces, mut events) = tokio::sync::mpsc::unbounded_channel();
+        let world =
+            Self { address, index: index.clone(), complete, namespaces, shutdown: shutdown.clone(), dir };
         world.set_servers(servers);
-        tokio::spawn(run(config, sockets, Source { index, complete: receiver }, shutdown));
+        let events = futures::stream::poll_fn(move |context| events.poll_recv(context));
+        tokio::spawn(run(config, sockets, Source { index, complete: receiver }, events, shutdown));
         world
     }
 
@@ -241,6 +245,38 @@ async fn names_of_the_cluster() {
     assert_eq!(show(&answer), "NoError aa web.ns.svc.cluster.local.");
     let answer = world.ask("dns-version.cluster.local", RecordType::TXT).await;
     assert_eq!(show(&answer), "NoError aa 1.1.0");
+}
+
+#[tokio::test]
+async fn namespaces_without_services_have_names() {
+    use kube::core::PartialObjectMeta;
+    use kube::runtime::watcher::Event;
+    let world = World::new(&[], 53);
+    let object = |name: &str| -> PartialObjectMeta<_> {
+        serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
+    };
+    let becomes = async |events: Vec<NamespaceEvent>, expected: [&str; 2]| {
+        events.into_iter().for_each(|event| world.namespaces.send(event).unwrap());
+        let look = async || {
+            let mut answers = Vec::new();
+            for name in ["a.svc.cluster.local", "b.svc.cluster.local"] {
+                answers.push(show(&world.ask(name, RecordType::A).await));
+            }
+            answers
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while look().await != expected {
+            assert!(Instant::now() < deadline, "{:?}, not {expected:?}", look().await);
+        }
+    };
+    let (yes, no) = ("NoError aa", "NXDomain aa");
+    becomes(vec![], [yes, yes]).await;
+    // A list that is not whole says nothing.
+    becomes(vec![Event::Init, Event::InitApply(object("c"))], [yes, yes]).await;
+    becomes(vec![Event::Init, Event::InitApply(object("a")), Event::InitDone], [yes, no]).await;
+    becomes(vec![Event::Apply(object("b")), Event::Delete(object("a"))], [no, yes]).await;
+    becomes(vec![Event::Init, Event::InitDone], [no, no]).await;
+    assert_eq!(show(&world.ask("c.svc.cluster.local", RecordType::A).await), no);
 }
 
 #[tokio::test]
@@ -479,7 +515,8 @@ async fn questions_wait_for_the_next_run_in_sockets_that_are_kept() {
         upstream_port: 53,
     };
     let source = Source { index: world.index.clone(), complete: world.complete.subscribe() };
-    tokio::spawn(run(config, sockets, source, world.shutdown.clone()));
+    let namespaces = futures::stream::pending();
+    tokio::spawn(run(config, sockets, source, namespaces, world.shutdown.clone()));
     let mut bytes = vec![0; 512];
     let length = client.recv(&mut bytes).await.unwrap();
     assert_eq!(show(&Message::from_vec(&bytes[..length]).unwrap()), "NoError aa 10.96.0.7");

@@ -64,13 +64,31 @@ fn index() -> Index {
             {"addresses": ["10.244.0.7"], "hostname": "c", "conditions": {"ready": false, "serving": true}},
         ]),
     ));
-    let six = json!([{"addresses": ["fd00:10:244::5"], "hostname": "a", "conditions": {"ready": true}}]);
+    let six = json!([
+        {"addresses": ["fd00:10:244::5"], "hostname": "a", "conditions": {"ready": true}},
+        {"addresses": ["fd00:10:244::1:0"], "conditions": {"ready": true}},
+    ]);
     index.apply_slice(&slice("peers-6", "peers", "IPv6", six));
     let unready = json!([{"addresses": ["10.244.0.8"], "conditions": {"ready": false}}]);
     index.apply_slice(&slice("idle-4", "idle", "IPv4", unready));
-    let behind = json!([{"addresses": ["10.244.0.9"], "hostname": "w", "conditions": {"ready": true}}]);
+    let behind = json!([
+        {"addresses": ["10.244.0.9"], "hostname": "w", "conditions": {"ready": true}},
+        {"addresses": ["10.244.0.5"], "conditions": {"ready": true}},
+        {"addresses": ["10.244.0.10"], "conditions": {"ready": true}},
+    ]);
     index.apply_slice(&slice("web-4", "web", "IPv4", behind));
+    // Slices of what has no endpoints in DNS.
+    let stray = json!([{"addresses": ["10.244.0.11"], "conditions": {"ready": true}}]);
+    for service in ["out", "absent"] {
+        index.apply_slice(&slice(&format!("{service}-4"), service, "IPv4", stray.clone()));
+    }
     index
+}
+
+fn namespaces() -> Namespaces {
+    let mut namespaces = Namespaces::default();
+    namespaces.reset(["empty".to_owned()]);
+    namespaces
 }
 
 fn show(answer: Answer) -> Vec<String> {
@@ -94,7 +112,7 @@ fn show(answer: Answer) -> Vec<String> {
 
 #[track_caller]
 fn asks(name: &str, kind: RecordType, expected: &[&str]) {
-    assert_eq!(show(zone().answer(&index(), name, kind)), expected, "{name} {kind:?}");
+    assert_eq!(show(zone().answer(&index(), &namespaces(), name, kind)), expected, "{name} {kind:?}");
 }
 
 use RecordType::{A, Aaaa, Any, Cname, Ns, Ptr, Soa, Srv, Txt};
@@ -110,6 +128,7 @@ fn services() {
     asks("web.other.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("none.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("w.web.ns.svc.cluster.local", A, &["10.244.0.9"]);
+    asks("10-244-0-10.web.ns.svc.cluster.local", A, &["10.244.0.10"]);
     asks("x.web.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("a.b.c.web.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     let web = "web.ns.svc.cluster.local";
@@ -124,7 +143,8 @@ fn services() {
     asks("_._tcp.one.ns.svc.cluster.local", Srv, &["NXDOMAIN"]);
     asks("_tcp.one.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("one.ns.svc.cluster.local", Srv, &["100 80 one.ns.svc.cluster.local"]);
-    let Answer::Records { additional, .. } = zone().answer(&index(), &format!("_http._tcp.{web}"), Srv)
+    let Answer::Records { additional, .. } =
+        zone().answer(&index(), &namespaces(), &format!("_http._tcp.{web}"), Srv)
     else {
         panic!("no records");
     };
@@ -135,19 +155,26 @@ fn services() {
 #[test]
 fn headless_services() {
     asks("peers.ns.svc.cluster.local", A, &["10.244.0.5", "10.244.0.6"]);
-    asks("peers.ns.svc.cluster.local", Aaaa, &["fd00:10:244::5"]);
+    asks("peers.ns.svc.cluster.local", Aaaa, &["fd00:10:244::5", "fd00:10:244::1:0"]);
     asks("a.peers.ns.svc.cluster.local", A, &["10.244.0.5"]);
     asks("A.peers.ns.svc.cluster.local", Aaaa, &["fd00:10:244::5"]);
     asks("10-244-0-6.peers.ns.svc.cluster.local", A, &["10.244.0.6"]);
     asks("10-244-0-6.peers.ns.svc.cluster.local", Aaaa, &["NODATA"]);
     asks("10-244-0-5.peers.ns.svc.cluster.local", A, &["NXDOMAIN"]);
+    for six in ["fd00-10-244-0-0-0-1-0", "fd00-10-244--1-0", "FD00-0010-244--1-0"] {
+        asks(&format!("{six}.peers.ns.svc.cluster.local"), Aaaa, &["fd00:10:244::1:0"]);
+    }
     asks("c.peers.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("idle.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("_http._tcp.idle.ns.svc.cluster.local", Srv, &["NXDOMAIN"]);
     asks(
         "_http._tcp.peers.ns.svc.cluster.local",
         Srv,
-        &["50 8080 10-244-0-6.peers.ns.svc.cluster.local", "50 8080 a.peers.ns.svc.cluster.local"],
+        &[
+            "33 8080 10-244-0-6.peers.ns.svc.cluster.local",
+            "33 8080 a.peers.ns.svc.cluster.local",
+            "33 8080 fd00-10-244-0-0-0-1-0.peers.ns.svc.cluster.local",
+        ],
     );
     asks("_udp.peers.ns.svc.cluster.local", A, &["NXDOMAIN"]);
 }
@@ -156,13 +183,13 @@ fn headless_services() {
 fn other_names() {
     asks("out.ns.svc.cluster.local", A, &["→ www.Example.com"]);
     asks("out.ns.svc.cluster.local", Cname, &["→ www.Example.com"]);
-    asks("odd.ns.svc.cluster.local", A, &["NODATA"]);
+    asks("odd.ns.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("x.out.ns.svc.cluster.local", A, &["NXDOMAIN"]);
-    asks("10-244-0-5.any.pod.cluster.local", A, &["10.244.0.5"]);
-    asks("10-244-0-5.any.pod.cluster.local", Aaaa, &["NODATA"]);
-    asks("fd00-10-244--5.any.pod.cluster.local", Aaaa, &["fd00:10:244::5"]);
-    asks("300-1-1-1.any.pod.cluster.local", A, &["NXDOMAIN"]);
-    asks("any.pod.cluster.local", A, &["NODATA"]);
+    asks("10-244-0-5.ns.pod.cluster.local", A, &["10.244.0.5"]);
+    asks("10-244-0-5.ns.pod.cluster.local", Aaaa, &["NODATA"]);
+    asks("fd00-10-244--5.ns.pod.cluster.local", Aaaa, &["fd00:10:244::5"]);
+    asks("300-1-1-1.ns.pod.cluster.local", A, &["NXDOMAIN"]);
+    asks("ns.pod.cluster.local", A, &["NODATA"]);
     asks("dns-version.cluster.local", Txt, &["\"1.1.0\""]);
     asks("dns-version.cluster.local", A, &["NODATA"]);
     asks("cluster.local", Soa, &["SOA"]);
@@ -171,8 +198,6 @@ fn other_names() {
     asks("ns.dns.cluster.local", A, &["10.96.0.10"]);
     asks("dns.cluster.local", A, &["NODATA"]);
     asks("svc.cluster.local", A, &["NODATA"]);
-    asks("ns.svc.cluster.local", A, &["NODATA"]);
-    asks("other.svc.cluster.local", A, &["NXDOMAIN"]);
     asks("x.cluster.local", A, &["NXDOMAIN"]);
     asks("notcluster.local", A, &["elsewhere"]);
     asks("example.com", A, &["elsewhere"]);
@@ -180,17 +205,62 @@ fn other_names() {
     assert!(zone().contains("x.CLUSTER.local") && !zone().contains("x.notcluster.local"));
 }
 
+/// A namespace has names of its own as long as it is there, or something in it is.
+#[test]
+fn namespaces_without_services() {
+    for kind in TYPES {
+        for (name, expected) in [
+            ("ns.svc.cluster.local", "NODATA"),
+            ("empty.svc.cluster.local", "NODATA"),
+            ("EMPTY.svc.cluster.local", "NODATA"),
+            ("other.svc.cluster.local", "NXDOMAIN"),
+            ("x.empty.svc.cluster.local", "NXDOMAIN"),
+            ("ns.pod.cluster.local", "NODATA"),
+            ("empty.pod.cluster.local", "NODATA"),
+            ("other.pod.cluster.local", "NXDOMAIN"),
+            ("10-244-0-5.other.pod.cluster.local", "NXDOMAIN"),
+            ("a.10-244-0-5.ns.pod.cluster.local", "NXDOMAIN"),
+        ] {
+            asks(name, kind, &[expected]);
+        }
+    }
+    asks("10-244-0-5.empty.pod.cluster.local", A, &["10.244.0.5"]);
+    let (zone, index, mut namespaces) = (zone(), index(), Namespaces::default());
+    let ask = |namespaces: &Namespaces, name: &str| {
+        let pod = format!("10-0-0-1.{name}.pod.cluster.local");
+        let [svc, pod] = [format!("{name}.svc.cluster.local"), pod]
+            .map(|name| show(zone.answer(&index, namespaces, &name, A)).remove(0));
+        format!("{svc} {pod}")
+    };
+    // Before the list nothing is known to be absent; what the watch tells meanwhile is not the whole.
+    assert_eq!(ask(&namespaces, "other"), "NODATA 10.0.0.1");
+    namespaces.add("new");
+    namespaces.remove("old");
+    assert_eq!(ask(&namespaces, "other"), "NODATA 10.0.0.1");
+    namespaces.reset(["old".to_owned()]);
+    assert_eq!([ask(&namespaces, "new"), ask(&namespaces, "old")], ["NXDOMAIN NXDOMAIN", "NODATA 10.0.0.1"]);
+    namespaces.add("new");
+    namespaces.remove("old");
+    assert_eq!([ask(&namespaces, "new"), ask(&namespaces, "old")], ["NODATA 10.0.0.1", "NXDOMAIN NXDOMAIN"]);
+    namespaces.reset([]);
+    assert_eq!([ask(&namespaces, "new"), ask(&namespaces, "ns")], ["NXDOMAIN NXDOMAIN", "NODATA 10.0.0.1"]);
+}
+
 #[test]
 fn names_of_addresses() {
     asks("7.0.96.10.in-addr.arpa", Ptr, &["web.ns.svc.cluster.local"]);
     asks("7.0.96.10.in-addr.arpa", A, &["NODATA"]);
-    asks("5.0.244.10.in-addr.arpa", Ptr, &["a.peers.ns.svc.cluster.local"]);
+    // An endpoint of two Services: the name that somebody gave it comes first.
+    let both = ["a.peers.ns.svc.cluster.local", "10-244-0-5.web.ns.svc.cluster.local"];
+    asks("5.0.244.10.in-addr.arpa", Ptr, &both);
+    asks("9.0.244.10.in-addr.arpa", Ptr, &["w.web.ns.svc.cluster.local"]);
+    asks("10.0.244.10.in-addr.arpa", Ptr, &["10-244-0-10.web.ns.svc.cluster.local"]);
     asks("6.0.244.10.in-addr.arpa", Ptr, &["10-244-0-6.peers.ns.svc.cluster.local"]);
     let six = "5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.4.4.2.0.0.1.0.0.0.0.d.f.ip6.arpa";
     asks(six, Ptr, &["a.peers.ns.svc.cluster.local"]);
-    // Not ready; of a Service with an address of its own; nobody's; not the cluster's.
+    // Not ready; of what has no endpoints; nobody's; not the cluster's.
     asks("7.0.244.10.in-addr.arpa", Ptr, &["NXDOMAIN"]);
-    asks("9.0.244.10.in-addr.arpa", Ptr, &["NXDOMAIN"]);
+    asks("11.0.244.10.in-addr.arpa", Ptr, &["NXDOMAIN"]);
     asks("9.9.96.10.in-addr.arpa", Ptr, &["NXDOMAIN"]);
     asks("1.2.0.192.in-addr.arpa", Ptr, &["elsewhere"]);
     asks("0.96.10.in-addr.arpa", Ptr, &["elsewhere"]);
@@ -198,30 +268,34 @@ fn names_of_addresses() {
 
 #[test]
 fn names_follow_the_objects() {
-    let (zone, mut index) = (zone(), index());
+    let (zone, namespaces, mut index) = (zone(), namespaces(), index());
     let name = "peers.ns.svc.cluster.local";
-    let pointer = "5.0.244.10.in-addr.arpa";
+    let pointer = "6.0.244.10.in-addr.arpa";
     // From headless to an address, to another name, and back.
     index.apply_service(&service("peers", json!({"clusterIP": "10.96.0.20", "ports": [{"port": 80}]})));
-    assert_eq!(show(zone.answer(&index, name, A)), ["10.96.0.20"]);
-    assert_eq!(show(zone.answer(&index, pointer, Ptr)), ["NXDOMAIN"]);
-    assert_eq!(show(zone.answer(&index, "20.0.96.10.in-addr.arpa", Ptr)), [name]);
+    assert_eq!(show(zone.answer(&index, &namespaces, name, A)), ["10.96.0.20"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, pointer, Ptr)), [format!("10-244-0-6.{name}")]);
+    assert_eq!(show(zone.answer(&index, &namespaces, "20.0.96.10.in-addr.arpa", Ptr)), [name]);
     index.apply_service(&service("peers", json!({"type": "ExternalName", "externalName": "a.b"})));
-    assert_eq!(show(zone.answer(&index, name, A)), ["→ a.b"]);
-    assert_eq!(show(zone.answer(&index, "20.0.96.10.in-addr.arpa", Ptr)), ["NXDOMAIN"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, name, A)), ["→ a.b"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, pointer, Ptr)), ["NXDOMAIN"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, "20.0.96.10.in-addr.arpa", Ptr)), ["NXDOMAIN"]);
     index.apply_service(&service("peers", json!({"clusterIP": "None"})));
-    assert_eq!(show(zone.answer(&index, name, A)), ["10.244.0.5", "10.244.0.6"]);
-    assert_eq!(show(zone.answer(&index, pointer, Ptr)), ["a.peers.ns.svc.cluster.local"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, name, A)), ["10.244.0.5", "10.244.0.6"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, pointer, Ptr)), [format!("10-244-0-6.{name}")]);
     index.reset_slices(&[]);
-    assert_eq!(show(zone.answer(&index, name, A)), ["NXDOMAIN"]);
-    assert_eq!(show(zone.answer(&index, pointer, Ptr)), ["NXDOMAIN"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, name, A)), ["NXDOMAIN"]);
+    assert_eq!(show(zone.answer(&index, &namespaces, pointer, Ptr)), ["NXDOMAIN"]);
     // An address that moved to another Service before its former one was seen to go.
     index.apply_service(&service("heir", json!({"clusterIP": "10.96.0.7"})));
     index.delete_service(&service("web", json!({})));
-    assert_eq!(show(zone.answer(&index, "7.0.96.10.in-addr.arpa", Ptr)), ["heir.ns.svc.cluster.local"]);
+    assert_eq!(
+        show(zone.answer(&index, &namespaces, "7.0.96.10.in-addr.arpa", Ptr)),
+        ["heir.ns.svc.cluster.local"]
+    );
     index.reset_services(&[]);
     for name in ["heir.ns.svc.cluster.local", "ns.svc.cluster.local", "7.0.96.10.in-addr.arpa"] {
-        assert_eq!(show(zone.answer(&index, name, A)), ["NXDOMAIN"], "{name}");
+        assert_eq!(show(zone.answer(&index, &namespaces, name, A)), ["NXDOMAIN"], "{name}");
     }
 }
 
@@ -293,7 +367,7 @@ proptest! {
 
     #[test]
     fn answers_agree_with_each_other_and_with_a_fresh_index(changes in changes()) {
-        let zone = zone();
+        let (zone, namespaces) = (zone(), namespaces());
         let mut index = Index::new("here");
         let (mut services, mut slices) = (Vec::<Service>::new(), Vec::<EndpointSlice>::new());
         for change in &changes {
@@ -325,9 +399,9 @@ proptest! {
         second.reset_slices(&slices);
         second.reset_services(&services);
         for name in names() {
-            let answers: Vec<Answer> = TYPES.iter().map(|kind| zone.answer(&index, &name, *kind)).collect();
+            let answers: Vec<Answer> = TYPES.iter().map(|kind| zone.answer(&index, &namespaces, &name, *kind)).collect();
             for other in [&first, &second] {
-                let others: Vec<Answer> = TYPES.iter().map(|kind| zone.answer(other, &name, *kind)).collect();
+                let others: Vec<Answer> = TYPES.iter().map(|kind| zone.answer(other, &namespaces, &name, *kind)).collect();
                 prop_assert_eq!(&answers, &others, "{}", name);
             }
             // A name exists for all types or for none.
@@ -336,14 +410,14 @@ proptest! {
             if absent == 0 && name.ends_with("local") {
                 let mut above = name.as_str();
                 while let Some((_, parent)) = above.split_once('.').filter(|(_, p)| p.ends_with("cluster.local")) {
-                    prop_assert_ne!(zone.answer(&index, parent, A), Answer::NoName, "{} above {}", parent, name);
+                    prop_assert_ne!(zone.answer(&index, &namespaces, parent, A), Answer::NoName, "{} above {}", parent, name);
                     above = parent;
                 }
             }
             for answer in answers {
                 let Answer::Records { records, additional } = answer else { continue };
                 for (name, address) in &additional {
-                    let back = zone.answer(&index, name, Any);
+                    let back = zone.answer(&index, &namespaces, name, Any);
                     let Answer::Records { records, .. } = back else { panic!("{name} does not exist") };
                     prop_assert!(records.contains(&Record::Address(*address)), "{name}");
                 }
@@ -354,7 +428,7 @@ proptest! {
                         }
                         Record::Pointer(target) => {
                             let address = reverse::address(&name).unwrap();
-                            let Answer::Records { records, .. } = zone.answer(&index, &target, Any) else {
+                            let Answer::Records { records, .. } = zone.answer(&index, &namespaces, &target, Any) else {
                                 panic!("{target} does not exist");
                             };
                             prop_assert!(records.contains(&Record::Address(address)), "{target}");
@@ -368,6 +442,6 @@ proptest! {
 
     #[test]
     fn no_name_is_too_odd(name in r"[a-z0-9_.\\ÄA-Z-]{0,80}(\.(ns\.)?(svc|pod)\.cluster\.local|\.arpa)?", kind in 0..TYPES.len()) {
-        let _ = zone().answer(&index(), &name, TYPES[kind]);
+        let _ = zone().answer(&index(), &namespaces(), &name, TYPES[kind]);
     }
 }

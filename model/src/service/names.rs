@@ -70,6 +70,11 @@ impl NamedService {
         });
         Some(Self { kind, ports: ports.collect() })
     }
+
+    /// Whether its endpoints have names below its own.
+    pub fn names_endpoints(&self) -> bool {
+        !matches!(self.kind, Kind::External(_))
+    }
 }
 
 /// All Services with a name, and whose an address is.
@@ -78,17 +83,11 @@ pub(super) struct Names {
     services: BTreeMap<ObjectName, NamedService>,
     /// While an address moves from one Service to another, both may have it.
     addresses: BTreeMap<Address, BTreeSet<ObjectName>>,
-    /// Addresses in slices of headless Services, and these slices.
-    endpoints: BTreeMap<Address, BTreeSet<ObjectName>>,
 }
 
 impl Names {
     pub fn get(&self, name: &ObjectName) -> Option<&NamedService> {
         self.services.get(name)
-    }
-
-    pub fn is_headless(&self, name: &ObjectName) -> bool {
-        self.get(name).is_some_and(|service| service.kind == Kind::Headless)
     }
 
     /// Whether any Service of a namespace has a name.
@@ -102,14 +101,8 @@ impl Names {
         self.addresses.get(address)?.first()
     }
 
-    /// The slices of headless Services that hold an address.
-    pub fn slices_at(&self, address: &Address) -> impl Iterator<Item = &ObjectName> {
-        self.endpoints.get(address).into_iter().flatten()
-    }
-
-    /// Takes over a Service, or forgets it. Returns whether it became headless or ceased to be.
-    pub fn set(&mut self, name: &ObjectName, service: Option<NamedService>) -> bool {
-        let was = self.is_headless(name);
+    /// Takes over a Service, or forgets it.
+    pub fn set(&mut self, name: &ObjectName, service: Option<NamedService>) {
         if let Some(NamedService { kind: Kind::Cluster(addresses), .. }) = self.services.remove(name) {
             for address in addresses {
                 if let Some(names) = self.addresses.get_mut(&address) {
@@ -128,25 +121,31 @@ impl Names {
             }
             self.services.insert(name.clone(), service);
         }
-        was != self.is_headless(name)
     }
+}
 
-    /// Takes over the endpoints of a slice of a headless Service.
-    pub fn add_slice(&mut self, name: &ObjectName, slice: &SliceState) {
-        for endpoint in &slice.endpoints {
-            self.endpoints.entry(endpoint.address).or_default().insert(name.clone());
-        }
+/// Which slices hold an address: of hundreds of thousands of endpoints, so an entry is small.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Holders(BTreeSet<(Address, Arc<ObjectName>)>);
+
+impl Holders {
+    /// Takes over the endpoints of a slice.
+    pub fn add(&mut self, name: &ObjectName, slice: &SliceState) {
+        let name = Arc::new(name.clone());
+        self.0.extend(slice.endpoints.iter().map(|endpoint| (endpoint.address, name.clone())));
     }
 
     /// Forgets the endpoints of a slice.
-    pub fn remove_slice(&mut self, name: &ObjectName, slice: &SliceState) {
+    pub fn remove(&mut self, name: &ObjectName, slice: &SliceState) {
+        let name = Arc::new(name.clone());
         for endpoint in &slice.endpoints {
-            if let Some(slices) = self.endpoints.get_mut(&endpoint.address) {
-                slices.remove(name);
-                if slices.is_empty() {
-                    self.endpoints.remove(&endpoint.address);
-                }
-            }
+            self.0.remove(&(endpoint.address, name.clone()));
         }
+    }
+
+    /// The slices that hold an address.
+    pub fn of(&self, address: Address) -> impl Iterator<Item = &ObjectName> {
+        let first = (address, Arc::new(ObjectName::new("", "")));
+        self.0.range(first..).take_while(move |(held, _)| *held == address).map(|(_, name)| &**name)
     }
 }
