@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use kelp_tests::Cluster;
 use nix::mount::{MsFlags, mount};
+use serde_json::{Value, json};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 
@@ -25,6 +26,8 @@ fn messages() -> Result<()> {
     ensure!(error.contains("unknown field \"spec.containers[0].imagge\""), "{error}");
     let error = cluster.kubectl_fails(&["get", "pod", "missing"])?;
     ensure!(error.contains("Error from server (NotFound): pods \"missing\" not found"), "{error}");
+
+    network(&cluster)?;
 
     let reason = "jsonpath={.status.containerStatuses[0].state.waiting.reason}";
     cluster.apply(&pod("never", "kelp/absent:1", ",\"imagePullPolicy\":\"Never\""))?;
@@ -56,6 +59,38 @@ fn messages() -> Result<()> {
     // Nothing else broke.
     cluster.apply(&pod("good", "kelp/hello:dev", ",\"imagePullPolicy\":\"Never\""))?;
     cluster.wait("pod/good", "condition=Ready", 60)
+}
+
+/// What the dataplane could not serve is refused by the API already, in upstream's words.
+fn network(cluster: &Cluster) -> Result<()> {
+    let refused = |object: Value| cluster.apply(&object.to_string()).unwrap_or_else(|e| format!("{e:#}"));
+    let service = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}})
+    };
+    cluster.apply(&service("first").to_string())?;
+    let error = refused(service("second"));
+    let expected = "spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated";
+    ensure!(error.contains(expected), "{error}");
+
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "broken"},
+        "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/99"}}]}]}});
+    let error = refused(policy);
+    let expected =
+        "spec.ingress[0].from[0].ipBlock.cidr: Invalid value: \"10.0.0.0/99\": must be a valid CIDR value";
+    ensure!(error.contains(expected), "{error}");
+
+    let slice = |addresses: Vec<String>| {
+        let endpoints: Vec<Value> =
+            addresses.into_iter().map(|address| json!({"addresses": [address]})).collect();
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "many"},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": []})
+    };
+    let error = refused(slice((0..1001).map(|n| format!("10.244.{}.{}", n / 250, n % 250 + 1)).collect()));
+    ensure!(error.contains("endpoints: Too many: 1001: must have at most 1000 items"), "{error}");
+    let error = refused(slice(vec!["127.0.0.1".to_owned()]));
+    ensure!(error.contains("endpoints[0].addresses[0]: Invalid value: \"127.0.0.1\""), "{error}");
+    Ok(())
 }
 
 /// A full disk: writes fail with one clear message, reads and pods go on, and writes work again once there is space.

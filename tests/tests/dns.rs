@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result, ensure};
 use kelp_tests::kubelet::import_images;
-use kelp_tests::{Cluster, sandbox_enter};
+use kelp_tests::{Cluster, eventually, sandbox_enter};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -210,10 +210,16 @@ fn every_form(world: &World, pod: &str) -> Result<()> {
         ("soa", "cluster.local", "ns.dns.cluster.local"),
         ("cname", "outside.default.svc.cluster.local", "canonical name = www.known.test"),
         ("a", "none.default.svc.cluster.local", "NXDOMAIN"),
+        ("a", "nowhere.svc.cluster.local", "NXDOMAIN"),
+        ("a", "10-244-0-1.nowhere.pod.cluster.local", "NXDOMAIN"),
     ] {
         let found = world.run(pod, &format!("nslookup -type={kind} {name}"))?;
         ensure!(found.contains(expected), "{pod}: {kind} of {name} is {found}");
     }
+    // A namespace without any Service: there are no records, and nslookup says nothing.
+    let found = world.run(pod, "nslookup -type=a kube-node-lease.svc.cluster.local 2>&1")?;
+    let expected = |line: &str| line.is_empty() || line.contains("10.96.0.10");
+    ensure!(found.contains("10.96.0.10") && found.lines().all(expected), "{pod}: {found}");
     Ok(())
 }
 
@@ -288,6 +294,66 @@ fn taken_over(world: &World) -> Result<()> {
     world.cluster.kubectl(&["delete", "-n", "kube-system", "pod", "theirs"])?;
     for pod in ["one", "two", "packets"] {
         world.becomes(pod, "web.default.svc.cluster.local", &own)?;
+    }
+    Ok(())
+}
+
+/// A pod whose egress policy allows questions of cluster DNS, as such policies are written, gets names and no
+/// connections, until it is allowed those too.
+#[test]
+fn names_without_connections() -> Result<()> {
+    let world = World::new("t-dns-egress", 2)?;
+    let nodes: Vec<String> = (1..=2).map(|number| world.cluster.node(number).name()).collect();
+    let mut server = pod("server", json!({"app": "server"}), json!({"nodeName": nodes[1]}));
+    server["spec"]["containers"][0]["command"] = json!([
+        "sh",
+        "-c",
+        "mkdir /www && echo hello > /www/index.html && exec busybox httpd -f -p 8080 -h /www"
+    ]);
+    server["spec"]["containers"][0]["readinessProbe"] =
+        json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1});
+    let dns = json!({"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}],
+        "ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]});
+    let policy = |egress: Value| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "asks"},
+            "spec": {"podSelector": {"matchLabels": {"app": "asks"}}, "policyTypes": ["Egress"], "egress": egress}})
+    };
+    world.apply(&[
+        policy(json!([dns])),
+        server,
+        service(
+            "server",
+            json!({"selector": {"app": "server"}, "ports": [{"port": 80, "targetPort": 8080}]}),
+        ),
+    ])?;
+    let mut packets = pod("packets", json!({"app": "asks"}), json!({"nodeName": nodes[0]}));
+    packets["metadata"]["annotations"] = json!({"kelp.dev/socket-translation": "disabled"});
+    let tcp = json!({"nodeName": nodes[0], "dnsConfig": {"options": [{"name": "use-vc"}]}});
+    world.apply(&[
+        pod("sockets", json!({"app": "asks"}), json!({"nodeName": nodes[0]})),
+        pod("tcp", json!({"app": "asks"}), tcp),
+        packets,
+        pod("free", json!({}), json!({"nodeName": nodes[0]})),
+    ])?;
+    let askers = ["sockets", "tcp", "packets"];
+    for name in askers.into_iter().chain(["free", "server"]) {
+        world.cluster.wait(&format!("pod/{name}"), "condition=Ready", 60)?;
+    }
+    let expected = world.service_addresses("server")?;
+    let call = "timeout 2 bash -c \"exec 3<>/dev/tcp/server/80 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3\"";
+    let reaches = |pod: &str| Ok::<_, anyhow::Error>(world.run(pod, call)?.trim_end().ends_with("hello"));
+    eventually("a pod without policies connects", || Ok(reaches("free")?.then_some(())))?;
+    for name in askers {
+        world.becomes(name, "server", &expected)?;
+        world.becomes(name, "elsewhere.known.test", &set(OUTSIDE))?;
+        ensure!(!reaches(name)?, "{name} connects");
+    }
+    let to_server =
+        json!({"to": [{"podSelector": {"matchLabels": {"app": "server"}}}], "ports": [{"port": 8080}]});
+    world.apply(&[policy(json!([dns, to_server]))])?;
+    for name in askers {
+        eventually(&format!("{name} connects"), || Ok(reaches(name)?.then_some(())))?;
     }
     Ok(())
 }

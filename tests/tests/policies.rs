@@ -2,9 +2,10 @@
 
 use anyhow::{Result, anyhow, ensure};
 use kelp_tests::kubelet::import_images;
-use kelp_tests::{Cluster, eventually};
+use kelp_tests::{Cluster, eventually, sandbox_enter};
 use serde_json::{Value, json};
 use std::path::Path;
+use xtask::command::output;
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
 /// Pods that call, with their namespace, label and node.
@@ -86,8 +87,20 @@ fn policy(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name}, "spec": spec})
 }
 
+/// What a command prints on a node.
+fn words(world: &World, node: u32, words: &[&str]) -> Result<String> {
+    output(&mut sandbox_enter(&world.cluster.node(node), words))
+}
+
+/// The rules of a node in nftables, which newer iptables keeps its own in, and the tables of older ones.
+fn rules(world: &World, node: u32) -> Result<String> {
+    let older = "cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null || true";
+    let found = words(world, node, &["nft", "list", "ruleset"])? + &words(world, node, &["sh", "-c", older])?;
+    Ok(found.trim().to_owned())
+}
+
 /// Ingress by pods, namespaces and blocks, and egress, at the pod's addresses of both families and through its Service;
-/// the node's probes pass all the time, and what is allowed again works again.
+/// the node's probes pass all the time, and what is allowed again works again. No node has a rule of iptables or nftables for all that.
 #[test]
 fn pods_reach_each_other_as_the_policies_say() -> Result<()> {
     let world = World::new()?;
@@ -99,10 +112,12 @@ fn pods_reach_each_other_as_the_policies_say() -> Result<()> {
         "web",
         1,
         json!({"command": ["sh", "-c", "mkdir /www && echo hello > /www/index.html && exec busybox httpd -f -p 8080 -h /www"],
+            "ports": [{"containerPort": 8080, "hostPort": 8088}],
             "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1, "failureThreshold": 1}}),
     );
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-        "spec": {"selector": {"role": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
+        "spec": {"type": "NodePort", "selector": {"role": "web"},
+            "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]}});
     let callers =
         CALLERS.map(|(name, namespace, label, node)| world.pod(name, namespace, label, node, json!({})));
     world.apply(&[web, service])?;
@@ -164,6 +179,22 @@ fn pods_reach_each_other_as_the_policies_say() -> Result<()> {
         ),
     ])?;
     world.becomes("egress", &addresses, &["stranger-near", "stranger-far", "guest"])?;
+
+    // By the node's own address, which to the outside of the cluster is what its pods have.
+    let node = cluster.field(
+        &format!("node/{}", cluster.node(1).name()),
+        r#"{.status.addresses[?(@.type=="InternalIP")].address}"#,
+    )?;
+    let node = node.split_whitespace().next().unwrap_or_default();
+    let ports = [(node.to_owned(), 8088), (node.to_owned(), 30080)];
+    world.becomes("hostPort and NodePort", &ports, &["stranger-near", "stranger-far", "guest"])?;
+    for number in 1..=2 {
+        ensure!(rules(&world, number)?.is_empty(), "node {number} has rules: {}", rules(&world, number)?);
+    }
+    // What would be there is seen.
+    words(&world, 2, &["nft", "add", "table", "inet", "somebody"])?;
+    ensure!(rules(&world, 2)?.contains("somebody"), "a table is not seen");
+    words(&world, 2, &["nft", "delete", "table", "inet", "somebody"])?;
 
     ensure!(ready()? == ready_since, "the node's probes pass all the time");
     cluster.kubectl(&["delete", "networkpolicy", "--all"])?;

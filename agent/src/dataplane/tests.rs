@@ -1,6 +1,7 @@
 //! End-to-end: real programs, real sockets, a node in network namespaces.
 
 mod attached;
+mod bad_input;
 mod bandwidth;
 mod dsr;
 mod foreign;
