@@ -1,37 +1,90 @@
 //! `/metrics`: kube-proxy's names for what both do, `kelp_` for the rest.
 
 use std::fmt::Write;
+use std::marker::PhantomData;
 
 use kelp_common::maps::{counter, xdp};
 
 use super::status::State;
 
-/// Upper bounds of kube-proxy's histograms of durations, seconds: 1 ms doubled 15 times.
-const BOUNDS: [f64; 15] = [
-    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
-];
-
-/// How often something took how long.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Histogram {
-    buckets: [u64; BOUNDS.len()],
-    sum: f64,
-    count: u64,
+/// Upper bounds of the buckets of a histogram, seconds.
+pub trait Bounds {
+    /// In increasing order.
+    const BOUNDS: &'static [f64];
 }
 
-impl Histogram {
+/// kube-proxy's bounds for what it does itself: 1 ms doubled 14 times.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Work;
+
+impl Bounds for Work {
+    const BOUNDS: &'static [f64] = &[
+        0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192,
+        16.384,
+    ];
+}
+
+/// kube-proxy's bounds for what takes the whole cluster: a quarter and half of a second, each second up to a minute, each five
+/// seconds up to two, each half minute up to five.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Programming;
+
+/// See [`Programming`].
+const PROGRAMMING: [f64; 80] = {
+    let mut bounds = [0.25; 80];
+    bounds[1] = 0.5;
+    let mut at = 2;
+    while at < bounds.len() {
+        bounds[at] = bounds[at - 1]
+            + match at {
+                2 => 0.5,
+                3..=61 => 1.0,
+                62..=73 => 5.0,
+                _ => 30.0,
+            };
+        at += 1;
+    }
+    bounds
+};
+
+impl Bounds for Programming {
+    const BOUNDS: &'static [f64] = &PROGRAMMING;
+}
+
+/// How often something took how long.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Histogram<B: Bounds = Work> {
+    buckets: Vec<u64>,
+    sum: f64,
+    count: u64,
+    bounds: PhantomData<B>,
+}
+
+impl<B: Bounds> Default for Histogram<B> {
+    fn default() -> Self {
+        Self { buckets: vec![0; B::BOUNDS.len()], sum: 0.0, count: 0, bounds: PhantomData }
+    }
+}
+
+impl<B: Bounds> Histogram<B> {
     /// Counts one duration, seconds.
     pub fn observe(&mut self, seconds: f64) {
-        for (bucket, bound) in self.buckets.iter_mut().zip(BOUNDS) {
-            *bucket += u64::from(seconds <= bound);
+        for (bucket, bound) in self.buckets.iter_mut().zip(B::BOUNDS) {
+            *bucket += u64::from(seconds <= *bound);
         }
         self.sum += seconds;
         self.count += 1;
     }
 
+    /// How many durations were counted.
+    #[cfg(test)]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     fn write(&self, out: &mut String, name: &str, help: &str) {
         head(out, name, help, "histogram");
-        for (bucket, bound) in self.buckets.iter().zip(BOUNDS) {
+        for (bucket, bound) in self.buckets.iter().zip(B::BOUNDS) {
             let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {bucket}");
         }
         let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", self.count);
@@ -65,6 +118,16 @@ pub(super) fn text(
         &mut out,
         "kubeproxy_sync_proxy_rules_duration_seconds",
         "[ALPHA] SyncProxyRules latency in seconds",
+    );
+    state.full_sync.write(
+        &mut out,
+        "kubeproxy_sync_full_proxy_rules_duration_seconds",
+        "[ALPHA] SyncProxyRules latency in seconds for full resyncs",
+    );
+    state.partial_sync.write(
+        &mut out,
+        "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+        "[ALPHA] SyncProxyRules latency in seconds for partial resyncs",
     );
     state.programming.write(
         &mut out,
@@ -155,6 +218,12 @@ pub(super) fn text(
             bare(state.stale_flows as f64),
         ),
         (
+            "kelp_dataplane_sync_failures_total",
+            "How often the service maps could not be written",
+            "counter",
+            bare(state.failures as f64),
+        ),
+        (
             "kelp_dataplane_closed_sockets_total",
             "UDP sockets that were told that their endpoint is gone",
             "counter",
@@ -205,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_histogram_counts_up_to_its_bounds() {
-        let mut histogram = Histogram::default();
+        let mut histogram = Histogram::<Work>::default();
         for seconds in [0.001, 0.003, 100.0] {
             histogram.observe(seconds);
         }
@@ -221,6 +290,42 @@ mod tests {
             "x_count 3",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+    }
+
+    /// The bounds are those that kube-proxy's source names, part by part.
+    #[test]
+    fn programming_is_measured_by_the_bounds_of_the_service_level() {
+        let linear =
+            |first: f64, step: f64, count: u32| (0..count).map(move |at| first + step * f64::from(at));
+        let expected = linear(0.25, 0.25, 2)
+            .chain(linear(1.0, 1.0, 59))
+            .chain(linear(60.0, 5.0, 12))
+            .chain(linear(120.0, 30.0, 7));
+        assert_eq!(Programming::BOUNDS, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn names_of_kube_proxy() {
+        let text = text(&State::default(), &[], &[], &[]);
+        for name in [
+            "sync_proxy_rules_duration_seconds",
+            "sync_full_proxy_rules_duration_seconds",
+            "sync_partial_proxy_rules_duration_seconds",
+            "sync_proxy_rules_last_timestamp_seconds",
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "network_programming_duration_seconds",
+            "sync_proxy_rules_endpoint_changes_pending",
+            "sync_proxy_rules_endpoint_changes_total",
+            "sync_proxy_rules_service_changes_pending",
+            "sync_proxy_rules_service_changes_total",
+            "sync_proxy_rules_no_local_endpoints_total",
+            "proxy_healthz_total",
+            "proxy_livez_total",
+            "conntrack_reconciler_sync_duration_seconds",
+            "conntrack_reconciler_deleted_entries_total",
+        ] {
+            assert!(text.contains(&format!("# TYPE kubeproxy_{name} ")), "{name} is missing");
         }
     }
 

@@ -290,6 +290,11 @@ impl<D: Datapath> Reconciler<D> {
         if !self.listed() || !self.dirty {
             return Ok(Outcome::default());
         }
+        self.write().inspect_err(|_| self.reports.status.sync_failed())
+    }
+
+    /// Writes what changed.
+    fn write(&mut self) -> Result<Outcome, DatapathError> {
         let started = std::time::Instant::now();
         let fresh = self.actual.is_none();
         // On a failure `actual` stays unknown, and the maps are read again.
@@ -322,17 +327,23 @@ impl<D: Datapath> Reconciler<D> {
         self.incomplete = outcome.skipped > 0;
         self.dirty = self.incomplete;
         let datagrams = whole || touched.frontends.iter().any(|key| key.protocol == UDP);
-        self.report(datagrams, &outcome, started.elapsed());
+        self.report(datagrams, &outcome, whole, started.elapsed());
         Ok(outcome)
     }
 
-    /// Tells what was written; `datagrams` when where they go may have changed.
-    fn report(&mut self, datagrams: bool, outcome: &Outcome, elapsed: Duration) {
+    /// Tells what was written; `datagrams` when where they go may have changed, `whole` when everything was compared.
+    fn report(&mut self, datagrams: bool, outcome: &Outcome, whole: bool, elapsed: Duration) {
         let index = self.index.read();
         let (reports, desired) = (&self.reports, index.current());
         let (now, triggers) = (Timestamp::now(), std::mem::take(&mut self.triggers));
         let programmed = triggers.into_iter().map(|at| now.duration_since(at).as_secs_f64());
-        reports.status.synced(elapsed, programmed, desired.without_local_endpoints, outcome.skipped == 0);
+        reports.status.synced(
+            elapsed,
+            whole,
+            programmed,
+            desired.without_local_endpoints,
+            outcome.skipped == 0,
+        );
         for map in &outcome.full {
             reports.status.full(map);
             reports.events.map_full(map, outcome.skipped);

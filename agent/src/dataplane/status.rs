@@ -10,7 +10,7 @@ use kelp_model::plan::Actual;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::metrics::Histogram;
+use super::metrics::{Histogram, Programming};
 
 /// How long a change may wait to be written before the node counts as unhealthy: twice kube-proxy's sync period.
 const LATE: Duration = Duration::from_secs(60);
@@ -35,7 +35,13 @@ pub(super) struct State {
     /// Whether load balancers may send traffic here; unknown before the Node was seen.
     pub eligible: Option<bool>,
     pub sync: Histogram,
-    pub programming: Histogram,
+    /// Those of [`Self::sync`] that compared everything.
+    pub full_sync: Histogram,
+    /// Those of [`Self::sync`] that looked at what changed.
+    pub partial_sync: Histogram,
+    /// Syncs that failed.
+    pub failures: u64,
+    pub programming: Histogram<Programming>,
     pub endpoint_changes: (u64, u64),
     pub service_changes: (u64, u64),
     pub without_local_endpoints: (usize, usize),
@@ -73,16 +79,24 @@ impl Status {
         state.waiting.get_or_insert_with(Instant::now);
     }
 
-    /// What came was written; `complete` is false when something did not fit.
+    /// The maps could not be written.
+    pub fn sync_failed(&self) {
+        self.state.lock().failures += 1;
+    }
+
+    /// What came was written; `whole` when everything was compared, `complete` is false when something did not fit.
     pub fn synced(
         &self,
         elapsed: Duration,
+        whole: bool,
         programmed: impl Iterator<Item = f64>,
         without_local_endpoints: (usize, usize),
         complete: bool,
     ) {
         let mut state = self.state.lock();
-        state.sync.observe(elapsed.as_secs_f64());
+        let seconds = elapsed.as_secs_f64();
+        state.sync.observe(seconds);
+        if whole { &mut state.full_sync } else { &mut state.partial_sync }.observe(seconds);
         for seconds in programmed {
             state.programming.observe(seconds.max(0.0));
         }
@@ -231,9 +245,9 @@ mod tests {
         status.state.lock().waiting = Instant::now().checked_sub(LATE);
         assert!(!status.is_healthy());
         assert!(!status.healthz(&[]).0 && !status.livez(&[]).0);
-        status.synced(Duration::ZERO, std::iter::empty(), (0, 0), false);
+        status.synced(Duration::ZERO, true, std::iter::empty(), (0, 0), false);
         assert!(!status.is_healthy(), "something is still missing");
-        status.synced(Duration::ZERO, std::iter::empty(), (0, 0), true);
+        status.synced(Duration::ZERO, true, std::iter::empty(), (0, 0), true);
         let (good, answer) = status.healthz(&["IPv4", "IPv6"]);
         assert!(good);
         assert_eq!(answer["status"]["IPv6"]["healthy"], json!(true));

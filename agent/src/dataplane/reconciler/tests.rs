@@ -83,7 +83,9 @@ fn a_failure_at_any_step_is_made_good() {
     for successes in 0..12 {
         let fake = FakeDatapath::default();
         let faulty = FaultyDatapath { inner: fake.clone(), successes: Some(successes) };
-        let mut reconciler = Reconciler::new("here", faulty);
+        let reports = Reports::default();
+        let status = reports.status.clone();
+        let mut reconciler = Reconciler::with_reports("here", faulty, reports);
         list(
             &mut reconciler,
             vec![service("a", "10.96.0.2"), service("b", "10.96.0.3")],
@@ -104,6 +106,12 @@ fn a_failure_at_any_step_is_made_good() {
         run(&mut reconciler);
         assert_eq!(counts(&fake), [1]);
         assert_eq!(failures, 1, "the fault happened, and once");
+        let state = status.state();
+        assert_eq!(state.failures, 1, "and is counted");
+        // Everything is compared at the beginning and after the fault; how long it took is measured by what it was.
+        assert_ne!(state.full_sync, crate::dataplane::metrics::Histogram::default());
+        let both = [&state.full_sync, &state.partial_sync].map(|histogram| histogram.count());
+        assert_eq!(both.iter().sum::<u64>(), state.sync.count());
     }
 }
 
