@@ -15,6 +15,20 @@ pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 3);
 /// The service that leads to it.
 pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
+/// The pod that serves on the other node.
+pub const FAR_SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
+/// The service that leads to that.
+pub const FAR_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
+/// The service with node ports, which leads to the pod on this node.
+pub const OUTER_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 2);
+/// The node.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+/// The other node.
+pub const FAR_NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
+/// The client that is no part of the cluster, on the network of the nodes.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// What lies between a port of a service and its node port.
+pub const NODE_PORTS: u16 = 21_000;
 /// Port where every byte comes back, over TCP and UDP.
 pub const ECHO: u16 = 9001;
 /// Port of one request a connection.
@@ -58,11 +72,11 @@ fn cpu() -> Duration {
     Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
 }
 
-/// Starts servers in a pod, at ports that lie `step` after the usual; their threads end with the process.
-pub fn serve(net: &Net, step: u16) -> Result<()> {
-    let listen = |port: u16| net.run(|| Ok(TcpListener::bind((SERVER, port + step))?));
+/// Starts servers in a pod with this address, at ports that lie `step` after the usual; their threads end with the process.
+pub fn serve(net: &Net, address: Ipv4Addr, step: u16) -> Result<()> {
+    let listen = |port: u16| net.run(|| Ok(TcpListener::bind((address, port + step))?));
     let (echo, once, sink) = (listen(ECHO)?, listen(ONCE)?, listen(SINK)?);
-    let datagrams = net.run(|| Ok(UdpSocket::bind((SERVER, ECHO + step))?))?;
+    let datagrams = net.run(|| Ok(UdpSocket::bind((address, ECHO + step))?))?;
     std::thread::spawn(move || {
         for mut stream in echo.incoming().flatten() {
             let _ = stream.set_nodelay(true);

@@ -15,9 +15,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::json;
 
-use crate::drive::{ECHO, SERVICE};
+use crate::drive::{ECHO, NODE as NODE_ADDRESS, SERVICE};
 use crate::net::Net;
-use crate::world;
+use crate::world::{self, Way};
 
 /// Longest time until a program answers, and until all rules are there.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -75,7 +75,7 @@ impl KubeProxy {
         this.spawn(host, proxy, "kube-proxy")?;
         this.wait("kube-proxy", || {
             client.run(|| {
-                let address = SocketAddr::new(SERVICE.into(), ECHO);
+                let address = SocketAddr::new(SERVICE.into(), ECHO + Way::Packet.step());
                 TcpStream::connect_timeout(&address, Duration::from_secs(1)).map(drop).map_err(Into::into)
             })
         })?;
@@ -119,7 +119,7 @@ fn write(kubeconfig: &Path, services: usize) -> Result<()> {
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": NODE},
             "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]},
-            "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]},
+            "status": {"addresses": [{"type": "InternalIP", "address": NODE_ADDRESS}]},
         }))?;
         Api::all(client.clone()).create(&PostParams::default(), &node).await?;
         let api: Api<Service> = Api::default_namespaced(client.clone());

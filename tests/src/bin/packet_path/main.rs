@@ -1,7 +1,8 @@
-//! What a service address costs: requests, connections, first packets and throughput from a pod to another on the same
-//! node, by the pod's address, through a ClusterIP translated in the socket, and through one translated packet by packet;
-//! beside rules of kube-proxy's shape in iptables and nftables, and kube-proxy itself where its path is given. And what
-//! passes through a node to a backend of another one, by XDP and by the classifier ([`xdp`]).
+//! What a service address costs: requests, connections, first packets and throughput from a pod to another, on the same node
+//! and on the next, by the pod's address, through a ClusterIP translated in the socket, and through one translated packet by
+//! packet; and from a client outside the cluster, by the pod's address and through a NodePort. Beside it rules of kube-proxy's
+//! shape in iptables and nftables, and kube-proxy itself where its path is given. And what passes through a node to a backend
+//! of another one, by XDP and by the classifier ([`xdp`]).
 //!
 //! Everything happens in network namespaces without an uplink, with the agent's own dataplane. The ways are measured in
 //! turn in every round, so that a slow moment of the machine hits all of them; tables and plot show medians.
@@ -54,32 +55,85 @@ struct Options {
     out: Option<PathBuf>,
 }
 
-/// What is measured: a way to the service on a node.
+/// What is measured: a way to a server, in one of the worlds.
 struct Column {
     title: &'static str,
     world: usize,
     way: Way,
 }
 
-fn columns(options: &Options) -> Vec<Column> {
+/// Ways that begin and end at the same places, the first column without a service.
+struct Place {
+    title: &'static str,
+    stem: &'static str,
+    columns: Vec<Column>,
+}
+
+/// The columns of a place: by the server's own address; by a service that Kelp translates in the socket, and packet by
+/// packet; and by one that rules translate.
+fn columns(
+    options: &Options,
+    plain: (&'static str, Way),
+    socket: Option<Way>,
+    service: (Titles, Way),
+) -> Vec<Column> {
     let column = |title, world, way| Column { title, world, way };
-    let mut columns = vec![
-        column("pod address", 0, Way::Pod),
-        column("ClusterIP, socket path", 0, Way::Socket),
-        column("ClusterIP, packet path", 0, Way::Packet),
-    ];
+    let (titles, way) = service;
+    let mut columns = vec![column(plain.0, 0, plain.1)];
+    columns.extend(socket.map(|way| column("ClusterIP, socket path", 0, way)));
+    columns.push(column(titles[0], 0, way));
+    let mut worlds = 1;
     if !options.alone {
-        columns.push(column("pod address, iptables node", 1, Way::Pod));
-        columns.push(column("ClusterIP, iptables", 1, Way::Packet));
-        columns.push(column("pod address, nftables node", 2, Way::Pod));
-        columns.push(column("ClusterIP, nftables", 2, Way::Packet));
+        columns.push(column("pod address, iptables node", 1, plain.1));
+        columns.push(column(titles[1], 1, way));
+        columns.push(column("pod address, nftables node", 2, plain.1));
+        columns.push(column(titles[2], 2, way));
+        worlds = 3;
     }
-    let first = columns.iter().map(|column| column.world).max().unwrap_or(0) + 1;
     if options.kube_proxy.is_some() {
-        columns.push(column("ClusterIP, kube-proxy iptables", first, Way::Packet));
-        columns.push(column("ClusterIP, kube-proxy nftables", first + 1, Way::Packet));
+        columns.push(column(titles[3], worlds, way));
+        columns.push(column(titles[4], worlds + 1, way));
     }
     columns
+}
+
+/// Titles of columns of one service: by Kelp, by rules of iptables and nftables, and by kube-proxy with both.
+type Titles = [&'static str; 5];
+
+const CLUSTER_IP: Titles = [
+    "ClusterIP, packet path",
+    "ClusterIP, iptables",
+    "ClusterIP, nftables",
+    "ClusterIP, kube-proxy iptables",
+    "ClusterIP, kube-proxy nftables",
+];
+const NODE_PORT: Titles = [
+    "NodePort",
+    "NodePort, iptables",
+    "NodePort, nftables",
+    "NodePort, kube-proxy iptables",
+    "NodePort, kube-proxy nftables",
+];
+
+fn places(options: &Options) -> [Place; 3] {
+    let pod = |way| ("pod address", way);
+    [
+        Place {
+            title: "pod → pod on one node",
+            stem: "packet-path",
+            columns: columns(options, pod(Way::Pod), Some(Way::Socket), (CLUSTER_IP, Way::Packet)),
+        },
+        Place {
+            title: "pod → pod on another node",
+            stem: "packet-path-across",
+            columns: columns(options, pod(Way::FarPod), Some(Way::FarSocket), (CLUSTER_IP, Way::FarPacket)),
+        },
+        Place {
+            title: "client outside the cluster → pod on the node",
+            stem: "packet-path-node-port",
+            columns: columns(options, pod(Way::OutsidePod), None, (NODE_PORT, Way::NodePort)),
+        },
+    ]
 }
 
 fn main() -> Result<()> {
@@ -95,22 +149,29 @@ fn main() -> Result<()> {
     if options.xdp {
         return Ok(());
     }
-    let columns = columns(&options);
-    let mut results = Results::new(columns.iter().map(|column| column.title.to_owned()).collect());
+    let mut places = places(&options).map(|place| {
+        let titles = place.columns.iter().map(|column| column.title.to_owned()).collect();
+        let results = Results::new(place.title, place.stem, titles);
+        (place, results)
+    });
     for services in &options.services {
         let services = (*services).max(1);
-        measure(&options, services, &columns, &mut results)?;
-        println!("{}", results.table(services));
-        // What was measured is kept, also when a later part fails.
-        results.write(&out)?;
+        measure(&options, services, &mut places)?;
+        for (_, results) in &places {
+            println!("{}", results.table(services));
+            // What was measured is kept, also when a later part fails.
+            results.write(&out)?;
+        }
     }
-    for path in results.write(&out)? {
-        println!("{}", path.display());
+    for (_, results) in &places {
+        for path in results.write(&out)? {
+            println!("{}", path.display());
+        }
     }
     Ok(())
 }
 
-fn measure(options: &Options, services: usize, columns: &[Column], results: &mut Results) -> Result<()> {
+fn measure(options: &Options, services: usize, places: &mut [(Place, Results)]) -> Result<()> {
     let mut worlds = vec![World::kelp(services)?];
     if !options.alone {
         for kind in [Rules::Iptables, Rules::Nftables] {
@@ -136,13 +197,16 @@ fn measure(options: &Options, services: usize, columns: &[Column], results: &mut
     }
     let length = Duration::from_millis(options.milliseconds);
     for round in 0..=options.rounds {
-        for (number, column) in columns.iter().enumerate() {
-            let Some(world) = worlds.get(column.world) else { continue };
-            let values =
-                world.run(column.way, length).with_context(|| format!("measure {}", column.title))?;
-            // The first round warms caches and neighbours.
-            for (metric, value) in values.into_iter().filter(|_| round > 0) {
-                results.add(services, metric, number, value);
+        for (place, results) in &mut *places {
+            for (number, column) in place.columns.iter().enumerate() {
+                let Some(world) = worlds.get(column.world) else { continue };
+                let values = world
+                    .run(column.way, length)
+                    .with_context(|| format!("measure {}: {}", place.title, column.title))?;
+                // The first round warms caches and neighbours.
+                for (metric, value) in values.into_iter().filter(|_| round > 0) {
+                    results.add(services, metric, number, value);
+                }
             }
         }
     }

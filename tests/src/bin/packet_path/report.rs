@@ -61,6 +61,10 @@ impl Metric {
 /// All measured values: by the number of services, what was measured, and the column.
 #[derive(Debug, Default)]
 pub struct Results {
+    /// From where to where.
+    title: String,
+    /// Begins the names of the files.
+    stem: String,
     columns: Vec<String>,
     values: BTreeMap<(usize, Metric, usize), Vec<f64>>,
 }
@@ -73,9 +77,9 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 impl Results {
-    /// Nothing yet; the first column is the baseline.
-    pub fn new(columns: Vec<String>) -> Self {
-        Self { columns, values: BTreeMap::new() }
+    /// Nothing yet; the first column is the baseline. Files will be named `stem.md` and so on.
+    pub fn new(title: &str, stem: &str, columns: Vec<String>) -> Self {
+        Self { title: title.to_owned(), stem: stem.to_owned(), columns, values: BTreeMap::new() }
     }
 
     /// Adds a value.
@@ -92,7 +96,8 @@ impl Results {
     pub fn table(&self, services: usize) -> String {
         let rounds = self.of(services, Metric::TcpRequests, 0).len();
         let mut out = format!(
-            "\npod → pod on one node, {services} services, medians of {rounds} rounds (lowest–highest), × the baseline\n\n| |"
+            "\n{}, {services} services, medians of {rounds} rounds (lowest–highest), × the first column\n\n| |",
+            self.title
         );
         for column in &self.columns {
             let _ = write!(out, " {column} |");
@@ -139,7 +144,7 @@ impl Results {
         }
     }
 
-    /// Writes `packet-path.{md,svg,json}` into a directory; returns their paths.
+    /// Writes a table, a plot and all values into a directory; returns the paths of the files.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -156,13 +161,13 @@ impl Results {
             })
             .collect();
         let files = [
-            ("packet-path.md", tables),
-            ("packet-path.svg", svg("number of services", &panels.map(|metric| self.panel(metric)))),
-            ("packet-path.json", json!({"benchmark": "packet-path", "results": values}).to_string()),
+            ("md", tables),
+            ("svg", svg("number of services", &panels.map(|metric| self.panel(metric)))),
+            ("json", json!({"benchmark": self.stem, "way": self.title, "results": values}).to_string()),
         ];
         let mut written = Vec::new();
-        for (name, text) in files {
-            let path = dir.join(name);
+        for (kind, text) in files {
+            let path = dir.join(format!("{}.{kind}", self.stem));
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
             written.push(path);
         }
@@ -176,7 +181,7 @@ mod tests {
 
     #[test]
     fn ratios_are_to_the_first_column() {
-        let mut results = Results::new(vec!["pod".to_owned(), "service".to_owned()]);
+        let mut results = Results::new("a → b", "a-b", vec!["pod".to_owned(), "service".to_owned()]);
         for value in [100.0, 300.0, 200.0] {
             results.add(1, Metric::TcpRequests, 0, value);
             results.add(1, Metric::TcpRequests, 1, value / 2.0);

@@ -15,6 +15,8 @@ pub struct Port {
     pub protocol: &'static str,
     /// The endpoint.
     pub backend: (Ipv4Addr, u16),
+    /// Port of every node that leads there too.
+    pub node_port: Option<u16>,
 }
 
 const PODS: &str = "10.244.0.0/16";
@@ -25,7 +27,9 @@ pub fn iptables(ports: &[Port]) -> String {
     let mut chains = String::new();
     let mut services = String::new();
     let mut rest = String::new();
-    for (number, Port { address, port, protocol, backend: (to, to_port) }) in ports.iter().enumerate() {
+    for (number, Port { address, port, protocol, backend: (to, to_port), node_port }) in
+        ports.iter().enumerate()
+    {
         let (service, endpoint) = (format!("SVC-{number:016}"), format!("SEP-{number:016}"));
         let _ = writeln!(chains, ":{service} - [0:0]\n:{endpoint} - [0:0]");
         let to_service = format!("-d {address}/32 -p {protocol} -m {protocol} --dport {port}");
@@ -38,6 +42,13 @@ pub fn iptables(ports: &[Port]) -> String {
             rest,
             "-A {endpoint} -p {protocol} -m {protocol} -j DNAT --to-destination {to}:{to_port}"
         );
+        if let Some(node_port) = node_port {
+            let external = format!("EXT-{number:016}");
+            let _ = writeln!(chains, ":{external} - [0:0]");
+            let to_node = format!("-p {protocol} -m {protocol} --dport {node_port}");
+            let _ = writeln!(rest, "-A NODEPORTS {comment} {to_node} -j {external}");
+            let _ = writeln!(rest, "-A {external} {comment} -j MARK-MASQ\n-A {external} -j {service}");
+        }
     }
     format!(
         "*nat\n:SERVICES - [0:0]\n:NODEPORTS - [0:0]\n:POSTROUTE - [0:0]\n:MARK-MASQ - [0:0]\n{chains}\
@@ -65,8 +76,11 @@ pub fn iptables(ports: &[Port]) -> String {
 pub fn nftables(ports: &[Port]) -> String {
     let mut chains = String::new();
     let mut elements = Vec::new();
+    let mut node_ports = String::new();
     let mut cluster_ips: Vec<String> = Vec::new();
-    for (number, Port { address, port, protocol, backend: (to, to_port) }) in ports.iter().enumerate() {
+    for (number, Port { address, port, protocol, backend: (to, to_port), node_port }) in
+        ports.iter().enumerate()
+    {
         let (service, endpoint) = (format!("service-{number}"), format!("endpoint-{number}"));
         elements.push(format!("{address} . {protocol} . {port} : goto {service}"));
         let address_text = address.to_string();
@@ -80,6 +94,17 @@ pub fn nftables(ports: &[Port]) -> String {
              chain {service} {{\n ip daddr {address} {protocol} dport {port} ip saddr != {PODS} jump \
              mark-for-masquerade\n numgen random mod 1 vmap {{ 0 : goto {endpoint} }}\n}}"
         );
+        if let Some(node_port) = node_port {
+            let separator = if node_ports.is_empty() { "" } else { ", " };
+            let _ = write!(node_ports, "{separator}{protocol} . {node_port} : goto external-{number}");
+            let _ = writeln!(
+                chains,
+                "chain external-{number} {{\n jump mark-for-masquerade\n goto {service}\n}}"
+            );
+        }
+    }
+    if !node_ports.is_empty() {
+        node_ports = format!(" elements = {{ {node_ports} }}\n");
     }
     // A map cannot name a chain before it is there.
     format!(
@@ -90,7 +115,7 @@ pub fn nftables(ports: &[Port]) -> String {
          chain reject-chain {{\n reject\n}}\n{chains}\
          set cluster-ips {{\n type ipv4_addr\n elements = {{ {} }}\n}}\n\
          map unserved {{\n type ipv4_addr . inet_proto . inet_service : verdict\n}}\n\
-         map node-ports {{\n type inet_proto . inet_service : verdict\n}}\n\
+         map node-ports {{\n type inet_proto . inet_service : verdict\n{node_ports}}}\n\
          map service-ips {{\n type ipv4_addr . inet_proto . inet_service : verdict\n elements = {{ {} }}\n}}\n\
          chain services {{\n ip daddr . meta l4proto . th dport vmap @service-ips\n \
          fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @node-ports\n}}\n\
@@ -117,6 +142,7 @@ mod tests {
         port: 80,
         protocol: "tcp",
         backend: (Ipv4Addr::new(10, 244, 0, 3), 8080),
+        node_port: None,
     };
 
     #[test]
@@ -134,5 +160,18 @@ mod tests {
             text.contains("{ 10.96.0.2 . tcp . 80 : goto service-0, 10.96.0.2 . tcp . 81 : goto service-1 }")
         );
         assert!(text.contains("elements = { 10.96.0.2 }"), "an address once");
+    }
+
+    #[test]
+    fn node_ports_lead_to_chains_of_their_own() {
+        let port = Port { node_port: Some(30_080), ..PORT };
+        let text = iptables(&[PORT, port]);
+        assert_eq!(text.matches("-A NODEPORTS ").count(), 1);
+        assert!(text.contains("--dport 30080 -j EXT-0000000000000001\n"), "{text}");
+        let text = nftables(&[port, Port { port: 81, node_port: Some(30_081), ..PORT }]);
+        assert!(
+            text.contains(" elements = { tcp . 30080 : goto external-0, tcp . 30081 : goto external-1 }\n"),
+            "{text}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Nodes to measure: two pods behind Kelp's dataplane, or behind the host's own stack with rules.
+//! Nodes to measure: two pods behind Kelp's dataplane, or behind the host's own stack with rules; another node with a pod, and
+//! a client outside the cluster on the network of both.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,13 +17,13 @@ use kube::runtime::watcher::Event;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::drive::{CLIENT, ECHO, ONCE, PORT_STEP, SERVER, SERVICE, SINK, measure, serve};
+use crate::drive::{
+    CLIENT, ECHO, FAR_NODE, FAR_SERVER, FAR_SERVICE, NODE, NODE_PORTS, ONCE, OUTER_SERVICE, OUTSIDE,
+    PORT_STEP, SERVER, SERVICE, SINK, measure, serve,
+};
 use crate::net::{Net, pod};
 use crate::report::Metric;
 use crate::rules::{self, Port};
-
-/// Ways of one node, by their numbers.
-const WAYS: u16 = 3;
 
 /// How the client reaches the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,60 @@ pub enum Way {
     Socket = 1,
     /// The service's address, translated in every packet.
     Packet = 2,
+    /// The address of a pod of another node.
+    FarPod = 3,
+    /// The address of a service of that pod, translated in the system call.
+    FarSocket = 4,
+    /// The same, translated in every packet.
+    FarPacket = 5,
+    /// The pod's address, from outside the cluster.
+    OutsidePod = 6,
+    /// The node's address and a node port, from outside the cluster.
+    NodePort = 7,
+}
+
+impl Way {
+    const ALL: [Self; 8] = [
+        Self::Pod,
+        Self::Socket,
+        Self::Packet,
+        Self::FarPod,
+        Self::FarSocket,
+        Self::FarPacket,
+        Self::OutsidePod,
+        Self::NodePort,
+    ];
+
+    /// What its ports lie after the usual.
+    pub fn step(self) -> u16 {
+        self as u16 * PORT_STEP
+    }
+
+    /// The address that the client uses.
+    fn address(self) -> Ipv4Addr {
+        match self {
+            Self::Pod | Self::OutsidePod => SERVER,
+            Self::Socket | Self::Packet => SERVICE,
+            Self::FarPod => FAR_SERVER,
+            Self::FarSocket | Self::FarPacket => FAR_SERVICE,
+            Self::NodePort => NODE,
+        }
+    }
+
+    /// The service that it needs, and who is behind it.
+    fn service(self) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        match self {
+            Self::Pod | Self::OutsidePod | Self::FarPod => None,
+            Self::Socket | Self::Packet => Some((SERVICE, SERVER)),
+            Self::FarSocket | Self::FarPacket => Some((FAR_SERVICE, FAR_SERVER)),
+            Self::NodePort => Some((OUTER_SERVICE, SERVER)),
+        }
+    }
+
+    /// Whether the client is a pod of the node.
+    fn is_of_pod(self) -> bool {
+        !matches!(self, Self::OutsidePod | Self::NodePort)
+    }
 }
 
 /// Which rules the host's stack has.
@@ -44,14 +99,16 @@ pub enum Rules {
     Nftables,
 }
 
-/// A node with two pods, of which the second serves.
+/// A node with two pods, of which the second serves, and another node with a third, which serves too.
 pub struct World {
     /// Dropped first: programs go before the devices that they are attached to.
-    kelp: Option<Kelp>,
+    kelp: Vec<Kelp>,
     client: Net,
     host: Net,
-    /// Kept alive: devices go with their namespace.
-    _server: Net,
+    outside: Net,
+    server: Net,
+    far_host: Net,
+    far_server: Net,
 }
 
 /// A running dataplane.
@@ -77,28 +134,34 @@ impl Drop for Kelp {
     }
 }
 
-impl World {
-    /// A node with Kelp's dataplane and this many services.
-    pub fn kelp(services: usize) -> Result<Self> {
-        let tag = format!("kelp-bench-{}", std::process::id());
+impl Kelp {
+    /// The dataplane of a node with this number: its pods' addresses are 10.244.NUMBER.0/24.
+    fn start(
+        number: u8,
+        host: &Net,
+        node: Ipv4Addr,
+        pods: &[(&Net, &str, Ipv4Addr)],
+        changes: Vec<Change>,
+    ) -> Result<Self> {
+        let tag = format!("kelp-bench-{}-{number}", std::process::id());
         let cgroup = cgroup2_mount()?.join(&tag);
         let bpf_directory = Path::new("/sys/fs/bpf").join(&tag);
         fs::create_dir(&cgroup).context("make a cgroup")?;
         fs::write(cgroup.join("cgroup.type"), "threaded").context("make a threaded cgroup")?;
-        let (host, client, server) = (Net::new()?, Net::new()?, Net::new()?);
-        let endpoints = [pod(&host, &client, "pod1", CLIENT)?, pod(&host, &server, "pod2", SERVER)?];
-        serve_all(&server)?;
+        let endpoints = pods.iter().map(|(net, device, address)| pod(host, net, device, *address));
+        let endpoints = endpoints.collect::<Result<Vec<_>>>()?;
         let config = Config {
             node_name: "here".to_owned(),
-            pod_cidrs: vec![(IpAddr::from([10, 244, 0, 0]), 24)],
+            node_addresses: vec![node.into()],
+            uplink: Some("uplink".to_owned()),
+            pod_cidrs: vec![(IpAddr::from([10, 244, number, 0]), 24)],
             cgroup: cgroup.clone(),
             bpf_directory: bpf_directory.clone(),
             ..Config::default()
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         // The stream never ends, as that of an API does not.
-        let changes =
-            futures::StreamExt::chain(futures::stream::iter(objects(services)?), futures::stream::pending());
+        let changes = futures::StreamExt::chain(futures::stream::iter(changes), futures::stream::pending());
         let dataplane = host.run(|| {
             runtime.block_on(async {
                 let dataplane =
@@ -110,18 +173,75 @@ impl World {
                 Ok(dataplane)
             })
         })?;
-        let kelp = Some(Kelp { cgroup, bpf_directory, _agent: (runtime, dataplane) });
-        Ok(Self { kelp, client, host, _server: server })
+        Ok(Self { cgroup, bpf_directory, _agent: (runtime, dataplane) })
+    }
+}
+
+impl World {
+    /// Namespaces and the network of the nodes; no pod is connected yet.
+    fn unconnected() -> Result<Self> {
+        let [client, host, outside, server, far_host, far_server] = [(); 6].map(|()| Net::new());
+        let (host, outside, far_host) = (host?, outside?, far_host?);
+        outside.ip("link add lan type bridge")?;
+        outside.ip("link set lan up")?;
+        outside.ip(&format!("address add {OUTSIDE}/24 dev lan"))?;
+        for (net, wire, node, number, other) in
+            [(&host, "wire", NODE, 0, FAR_NODE), (&far_host, "wire1", FAR_NODE, 1, NODE)]
+        {
+            outside.ip(&format!("link add {wire} type veth peer name uplink netns {}", net.path()))?;
+            outside.ip(&format!("link set {wire} master lan"))?;
+            outside.ip(&format!("link set {wire} up"))?;
+            net.ip(&format!("address add {node}/24 dev uplink"))?;
+            net.ip("link set uplink up")?;
+            net.ip(&format!("route add default via {OUTSIDE}"))?;
+            net.ip(&format!("route add 10.244.{}.0/24 via {other}", 1 - number))?;
+            net.run(|| Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
+            outside.ip(&format!("route add 10.244.{number}.0/24 via {node}"))?;
+        }
+        let kelp = Vec::new();
+        Ok(Self { kelp, client: client?, host, outside, server: server?, far_host, far_server: far_server? })
     }
 
-    /// A node whose stack forwards; nothing translates yet.
+    fn serve(&self) -> Result<()> {
+        Way::ALL.into_iter().try_for_each(|way| {
+            serve(&self.server, SERVER, way.step())?;
+            serve(&self.far_server, FAR_SERVER, way.step())
+        })
+    }
+
+    /// The pods of the node, and that of the other.
+    fn pods(&self) -> ([(&Net, &'static str, Ipv4Addr); 2], [(&Net, &'static str, Ipv4Addr); 1]) {
+        (
+            [(&self.client, "pod1", CLIENT), (&self.server, "pod2", SERVER)],
+            [(&self.far_server, "pod1", FAR_SERVER)],
+        )
+    }
+
+    /// Nodes with Kelp's dataplane and this many services.
+    pub fn kelp(services: usize) -> Result<Self> {
+        let mut world = Self::unconnected()?;
+        let (near, far) = world.pods();
+        let kelp = vec![
+            Kelp::start(0, &world.host, NODE, &near, objects(self::services(services)?))?,
+            Kelp::start(1, &world.far_host, FAR_NODE, &far, objects(Vec::new()))?,
+        ];
+        world.kelp = kelp;
+        world.serve()?;
+        Ok(world)
+    }
+
+    /// Nodes whose stacks forward; nothing translates yet.
     pub fn plain() -> Result<Self> {
-        let (host, client, server) = (Net::new()?, Net::new()?, Net::new()?);
-        pod(&host, &client, "pod1", CLIENT)?;
-        pod(&host, &server, "pod2", SERVER)?;
-        host.run(|| Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
-        serve_all(&server)?;
-        Ok(Self { kelp: None, client, host, _server: server })
+        let world = Self::unconnected()?;
+        let (near, far) = world.pods();
+        for (net, device, address) in near {
+            pod(&world.host, net, device, address)?;
+        }
+        for (net, device, address) in far {
+            pod(&world.far_host, net, device, address)?;
+        }
+        world.serve()?;
+        Ok(world)
     }
 
     /// A node with rules for this many services; returns how long it took to load them, too.
@@ -148,22 +268,21 @@ impl World {
 
     /// One measurement of everything.
     pub fn run(&self, way: Way, length: Duration) -> Result<Vec<(Metric, f64)>> {
-        self.client.run(|| {
+        let from = if way.is_of_pod() { &self.client } else { &self.outside };
+        from.run(|| {
             // Sockets of the packet path are those outside the cgroup; a pod's own are inside.
-            if let Some(kelp) = self.kelp.as_ref().filter(|_| way != Way::Packet) {
+            let inside = way.is_of_pod() && !matches!(way, Way::Packet | Way::FarPacket);
+            if let Some(kelp) = self.kelp.first().filter(|_| inside) {
                 // SAFETY: no preconditions.
                 let thread = unsafe { libc::syscall(libc::SYS_gettid) };
                 fs::write(kelp.cgroup.join("cgroup.threads"), thread.to_string())?;
             }
-            ensure!(self.kelp.is_some() || way != Way::Socket, "sockets are translated by Kelp only");
-            let address = if way == Way::Pod { SERVER } else { SERVICE };
-            measure(address, way as u16 * PORT_STEP, length)
+            let sockets = matches!(way, Way::Socket | Way::FarSocket);
+            ensure!(!self.kelp.is_empty() || !sockets, "sockets are translated by Kelp only");
+            let step = way.step() + if way == Way::NodePort { NODE_PORTS } else { 0 };
+            measure(way.address(), step, length)
         })
     }
-}
-
-fn serve_all(server: &Net) -> Result<()> {
-    (0..WAYS).try_for_each(|way| serve(server, way * PORT_STEP))
 }
 
 /// The mount point of the cgroup2 hierarchy.
@@ -179,10 +298,16 @@ fn cgroup2_mount() -> Result<PathBuf> {
         .context("no cgroup2 is mounted: mount one at /sys/fs/cgroup/unified")
 }
 
-/// Ports of the measured service.
-fn measured_ports() -> impl Iterator<Item = (u16, &'static str)> {
+/// Ports of the services that are measured: the way, the port and its protocol.
+fn measured_ports() -> impl Iterator<Item = (Way, u16, &'static str)> {
     let kinds = [(ECHO, "tcp"), (ONCE, "tcp"), (SINK, "tcp"), (ECHO, "udp")];
-    (0..WAYS).flat_map(move |way| kinds.map(|(port, protocol)| (port + way * PORT_STEP, protocol)))
+    let ways = Way::ALL.into_iter().filter(|way| way.service().is_some());
+    ways.flat_map(move |way| kinds.map(|(port, protocol)| (way, port + way.step(), protocol)))
+}
+
+/// The port of the node that leads to a port, too.
+fn node_port(way: Way, port: u16) -> Option<u16> {
+    (way == Way::NodePort).then_some(port + NODE_PORTS)
 }
 
 /// Address and endpoint of another service, from number 1; nobody has the endpoint.
@@ -191,39 +316,42 @@ fn other(number: usize) -> (Ipv4Addr, Ipv4Addr) {
     (Ipv4Addr::from(u32::from(SERVICE) + number), Ipv4Addr::from(0x0af4_1000 + number))
 }
 
-/// Ports of all services, the measured one amid the others: rules are walked in their order.
+/// Ports of all services, the measured ones amid the others: rules are walked in their order.
 pub fn ports(services: usize) -> Vec<Port> {
     let mut all: Vec<Port> = (1..services.max(1))
         .map(|number| {
             let (address, backend) = other(number);
-            Port { address, port: 80, protocol: "tcp", backend: (backend, 8080) }
+            Port { address, port: 80, protocol: "tcp", backend: (backend, 8080), node_port: None }
         })
         .collect();
-    let own = measured_ports().map(|(port, protocol)| Port {
-        address: SERVICE,
-        port,
-        protocol,
-        backend: (SERVER, port),
+    let own = measured_ports().filter_map(|(way, port, protocol)| {
+        let (address, backend) = way.service()?;
+        Some(Port { address, port, protocol, backend: (backend, port), node_port: node_port(way, port) })
     });
     let middle = all.len() / 2;
     all.splice(middle..middle, own);
     all
 }
 
-/// The Service and the EndpointSlice of each.
+/// The Service and the EndpointSlice of each: this many, and those of other ways.
 pub fn services(count: usize) -> Result<Vec<(Service, EndpointSlice)>> {
-    let mut all = Vec::new();
-    for number in 0..count.max(1) {
-        let name = format!("s{number}");
-        let (address, backend, ports): (_, _, Vec<_>) = if number == 0 {
-            let own = measured_ports().map(|(port, protocol)| {
-                json!({"name": format!("{port}-{protocol}"), "port": port, "protocol": protocol.to_uppercase()})
-            });
-            (SERVICE, SERVER, own.collect())
-        } else {
-            let (address, backend) = other(number);
-            (address, backend, vec![json!({"name": "p", "port": 80, "targetPort": 8080, "protocol": "TCP"})])
-        };
+    let measured = [("s0", SERVICE), ("far", FAR_SERVICE), ("outer", OUTER_SERVICE)].map(|(name, address)| {
+        let own = || measured_ports().filter(move |(way, ..)| way.service().is_some_and(|(own, _)| own == address));
+        let backend = own().find_map(|(way, ..)| way.service()).map(|(_, backend)| backend);
+        let ports: Vec<_> = own()
+            .map(|(way, port, protocol)| {
+                json!({"name": format!("{port}-{protocol}"), "port": port, "protocol": protocol.to_uppercase(),
+                    "nodePort": node_port(way, port)})
+            })
+            .collect();
+        (name.to_owned(), address, backend, ports)
+    });
+    let others = (1..count.max(1)).map(|number| {
+        let (address, backend) = other(number);
+        let ports = vec![json!({"name": "p", "port": 80, "targetPort": 8080, "protocol": "TCP"})];
+        (format!("s{number}"), address, Some(backend), ports)
+    });
+    let all = measured.into_iter().chain(others).map(|(name, address, backend, ports)| {
         let behind: Vec<_> = ports
             .iter()
             .map(|port| {
@@ -231,9 +359,10 @@ pub fn services(count: usize) -> Result<Vec<(Service, EndpointSlice)>> {
                 json!({"name": port["name"], "port": to, "protocol": port["protocol"]})
             })
             .collect();
+        let kind = if address == OUTER_SERVICE { "NodePort" } else { "ClusterIP" };
         let service = serde_json::from_value(json!({
             "metadata": {"namespace": "default", "name": name},
-            "spec": {"clusterIP": address, "clusterIPs": [address], "ports": ports},
+            "spec": {"type": kind, "clusterIP": address, "clusterIPs": [address], "ports": ports},
         }))?;
         let slice = serde_json::from_value(json!({
             "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": name}},
@@ -241,19 +370,19 @@ pub fn services(count: usize) -> Result<Vec<(Service, EndpointSlice)>> {
             "ports": behind,
             "endpoints": [{"addresses": [backend], "conditions": {"ready": true}}],
         }))?;
-        all.push((service, slice));
-    }
-    Ok(all)
+        Ok((service, slice))
+    });
+    all.collect()
 }
 
 /// The same as what an API tells.
-fn objects(count: usize) -> Result<Vec<Change>> {
-    let (services, slices): (Vec<_>, Vec<_>) = services(count)?.into_iter().unzip();
+fn objects(all: Vec<(Service, EndpointSlice)>) -> Vec<Change> {
+    let (services, slices): (Vec<_>, Vec<_>) = all.into_iter().unzip();
     let mut changes = vec![Change::Service(Event::Init)];
     changes.extend(services.into_iter().map(|service| Change::Service(Event::InitApply(service))));
     changes.extend([Change::Service(Event::InitDone), Change::Slice(Event::Init)]);
     changes.extend(slices.into_iter().map(|slice| Change::Slice(Event::InitApply(slice))));
     changes.push(Change::Slice(Event::InitDone));
     changes.extend(Change::of_a_bare_node());
-    Ok(changes)
+    changes
 }
