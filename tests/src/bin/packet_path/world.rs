@@ -99,6 +99,9 @@ pub enum Rules {
     Nftables,
 }
 
+/// A pod: its namespace, its device on the host, its address.
+type PodOf<'a> = (&'a Net, &'static str, Ipv4Addr);
+
 /// A node with two pods, of which the second serves, and another node with a third, which serves too.
 pub struct World {
     /// Dropped first: programs go before the devices that they are attached to.
@@ -140,7 +143,7 @@ impl Kelp {
         number: u8,
         host: &Net,
         node: Ipv4Addr,
-        pods: &[(&Net, &str, Ipv4Addr)],
+        pods: &[PodOf<'_>],
         changes: Vec<Change>,
     ) -> Result<Self> {
         let tag = format!("kelp-bench-{}-{number}", std::process::id());
@@ -210,7 +213,7 @@ impl World {
     }
 
     /// The pods of the node, and that of the other.
-    fn pods(&self) -> ([(&Net, &'static str, Ipv4Addr); 2], [(&Net, &'static str, Ipv4Addr); 1]) {
+    fn pods(&self) -> ([PodOf<'_>; 2], [PodOf<'_>; 1]) {
         (
             [(&self.client, "pod1", CLIENT), (&self.server, "pod2", SERVER)],
             [(&self.far_server, "pod1", FAR_SERVER)],
