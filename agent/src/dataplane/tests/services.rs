@@ -221,7 +221,7 @@ fn monitors_and_load_balancers_are_told_how_it_is() {
     for line in [
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 0",
         "kelp_dataplane_map_entries{map=\"BACKENDS_V1\"} 2",
-        "kelp_dataplane_map_capacity{map=\"FLOWS_V1\"} 131072",
+        "kelp_dataplane_map_capacity{map=\"FLOWS_V1\"} 262144",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
     }
