@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use harness::{Cluster, eventually, settings};
 use k8s_openapi::api::autoscaling::v1::Scale;
-use k8s_openapi::api::core::v1::{Event, Pod, ReplicationController, ResourceQuota};
+use k8s_openapi::api::core::v1::{Event, Pod, ReplicationController, ResourceQuota, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -48,6 +49,16 @@ async fn a_controller_adopts_releases_replaces_and_scales() -> Result<()> {
     let loose = json!({"metadata": {"name": "loose", "labels": {"app": "w"}},
         "spec": {"containers": [{"name": "c", "image": "app:1"}], "terminationGracePeriodSeconds": 1}});
     cluster.create::<Pod>(loose).await?;
+    // A controller that has not heard of the pod makes two of its own, and may then keep either. All controllers hear of pods
+    // at the same place, so one that has heard of it is enough.
+    let service =
+        json!({"metadata": {"name": "w"}, "spec": {"selector": {"app": "w"}, "ports": [{"port": 80}]}});
+    cluster.create::<Service>(service).await?;
+    eventually("the pod is an endpoint", || async {
+        let slices: Vec<EndpointSlice> = cluster.list("kubernetes.io/service-name=w").await?;
+        Ok(slices.iter().any(|s| s.endpoints.as_ref().is_some_and(|e| !e.is_empty())).then_some(()))
+    })
+    .await?;
     cluster.create::<ReplicationController>(controller("w", 2)).await?;
     let rc = settled(&cluster, "w", 2).await?;
     let pods: Vec<Pod> = cluster.list("app=w").await?;
