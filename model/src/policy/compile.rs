@@ -14,6 +14,7 @@ use super::object::{
 use super::ports::{PortSet, prefixes};
 use super::range::Range;
 use super::rules::{ActiveRule, Class, Table, TableKey};
+use super::stages::{Change, in_stages};
 use super::{EndpointPolicy, Op};
 use crate::service::ObjectName;
 
@@ -374,15 +375,18 @@ impl Compiler {
         let former = self.wanted_keys(&moved, &mut plan);
         self.classify(&dirty, &mut plan);
         self.fill_tables(&mut plan);
+        let mut changes = Vec::new();
         for (uid, old) in former {
-            let now = self.policy_of(&uid);
-            if old != now.as_ref().map(|now| [now.ingress, now.egress]) {
-                plan.endpoints.extend(now.map(Op::SetEndpoint));
+            if let Some(new) = self.policy_of(&uid)
+                && old != Some([new.ingress, new.egress])
+            {
+                changes.push(Change { old, new });
             }
             for table in old.into_iter().flatten().filter(|table| *table != 0) {
                 self.keys.give_back(table);
             }
         }
+        plan.endpoints = in_stages(changes);
         self.retire(&mut plan);
         plan.into_ops()
     }

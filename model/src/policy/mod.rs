@@ -22,6 +22,7 @@ mod object;
 mod ports;
 mod range;
 mod rules;
+mod stages;
 
 pub use compile::{Compiler, Problem, TablePolicies};
 pub use explain::{End, Explanation, Reason, RuleName, explain};
