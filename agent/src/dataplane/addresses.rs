@@ -4,16 +4,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use futures::StreamExt;
 use futures::TryStreamExt;
 use kelp_common::Address;
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::{Handle, MulticastGroup};
 use tokio_util::sync::CancellationToken;
 
 use super::DatapathError;
+use super::changes::Changes;
 use super::kernel::failed;
 use super::maps::Table;
 
@@ -26,22 +26,13 @@ pub(super) struct NodeAddresses {
 }
 
 /// Told of changes by the kernel.
-pub(super) struct Watch {
-    handle: Handle,
-    changes: futures::channel::mpsc::UnboundedReceiver<(
-        NetlinkMessage<RouteNetlinkMessage>,
-        rtnetlink::sys::SocketAddr,
-    )>,
-}
+pub(super) struct Watch(Changes);
 
 impl Watch {
     /// Listens in the network namespace of the calling thread, as long as this lives.
     pub fn open() -> Result<Self, DatapathError> {
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (connection, handle, changes) =
-            rtnetlink::new_multicast_connection(&groups).map_err(failed("watch the node's addresses"))?;
-        tokio::spawn(connection);
-        Ok(Self { handle, changes })
+        Changes::open(&groups, "watch the node's addresses").map(Self)
     }
 }
 
@@ -52,7 +43,7 @@ impl NodeAddresses {
 
     /// Writes the addresses as they are now.
     pub async fn write(&self, watch: &Watch) -> Result<(), DatapathError> {
-        let mut list = watch.handle.address().get().execute();
+        let mut list = watch.0.handle.address().get().execute();
         let mut own = Vec::new();
         while let Some(message) = list.try_next().await.map_err(failed("list the node's addresses"))? {
             // The local address of a point-to-point device is its own, the other one the peer's.
@@ -88,13 +79,8 @@ impl NodeAddresses {
     /// Follows the kernel until `shutdown`.
     pub async fn run(self, mut watch: Watch, shutdown: CancellationToken) {
         let work = async {
-            while let Some((message, _)) = watch.changes.next().await {
-                // Changes come in bursts; one look at the whole is enough for all that are here.
-                let mut matters = is_change(&message);
-                while let Ok((message, _)) = watch.changes.try_recv() {
-                    matters |= is_change(&message);
-                }
-                if matters && let Err(error) = self.write(&watch).await {
+            while watch.0.next(is_change).await.is_some() {
+                if let Err(error) = self.write(&watch).await {
                     tracing::warn!(error = %super::chain(&error), "the node's addresses not written");
                 }
             }

@@ -18,6 +18,7 @@
 //! established and new connections go on; only changes wait for the next agent.
 
 mod addresses;
+mod changes;
 pub mod collector;
 pub mod config;
 pub mod events;

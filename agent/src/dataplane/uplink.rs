@@ -3,14 +3,15 @@
 
 use std::io;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::{Handle, MulticastGroup};
 use tokio_util::sync::CancellationToken;
 
 use super::DatapathError;
+use super::changes::Changes;
 use super::kernel::failed;
 use super::sys;
 
@@ -57,35 +58,18 @@ impl Uplink {
 }
 
 /// Told of changes by the kernel.
-pub(crate) struct Watch {
-    handle: Handle,
-    changes: futures::channel::mpsc::UnboundedReceiver<(
-        NetlinkMessage<RouteNetlinkMessage>,
-        rtnetlink::sys::SocketAddr,
-    )>,
-}
+pub(crate) struct Watch(Changes);
 
 impl Watch {
     /// Listens in the network namespace of the calling thread, as long as this lives.
     pub fn open() -> Result<Self, DatapathError> {
-        let (connection, handle, changes) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-            .map_err(failed("watch the uplink"))?;
-        tokio::spawn(connection);
-        Ok(Self { handle, changes })
+        Changes::open(&[MulticastGroup::Link], "watch the uplink").map(Self)
     }
 
     /// Tells the MTU of the device with this index whenever it may have changed, until `shutdown`.
     pub async fn run(mut self, ifindex: u32, mut tell: impl FnMut(u32), shutdown: CancellationToken) {
         let work = async {
-            while let Some((message, _)) = self.changes.next().await {
-                // Changes come in bursts; one look is enough for all that are here.
-                let mut matters = is_about(&message, ifindex);
-                while let Ok((message, _)) = self.changes.try_recv() {
-                    matters |= is_about(&message, ifindex);
-                }
-                if !matters {
-                    continue;
-                }
+            while self.0.next(|message| is_about(message, ifindex)).await.is_some() {
                 match self.mtu(ifindex).await {
                     Ok(mtu) => tell(mtu),
                     Err(error) => {
@@ -98,7 +82,7 @@ impl Watch {
     }
 
     async fn mtu(&self, ifindex: u32) -> Result<u32, DatapathError> {
-        let link = self.handle.link().get().match_index(ifindex).execute().try_next().await;
+        let link = self.0.handle.link().get().match_index(ifindex).execute().try_next().await;
         let link = link.map_err(failed("look at the uplink"))?;
         let mtu = link.iter().flat_map(|link| &link.attributes).find_map(|attribute| match attribute {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
